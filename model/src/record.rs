@@ -231,6 +231,9 @@ pub struct NodeInfo {
     /// Keys of the configuration in force that its agent, an older one, does not know.
     #[serde(default)]
     pub unknown_settings: Vec<String>,
+    /// What it has less of than it was registered with, a line each.
+    #[serde(default)]
+    pub hardware_drift: Vec<String>,
 }
 
 /// A partition.

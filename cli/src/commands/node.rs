@@ -57,6 +57,8 @@ struct Machine {
     drift: Vec<String>,
     /// Keys of the configuration that its agent does not know.
     unknown_settings: Vec<String>,
+    /// What it has less of than it was registered with, a line each.
+    hardware_drift: Vec<String>,
 }
 
 impl Machine {
@@ -77,6 +79,7 @@ impl Machine {
             },
             drift: Vec::new(),
             unknown_settings: Vec::new(),
+            hardware_drift: Vec::new(),
         }
     }
 
@@ -95,6 +98,7 @@ impl Machine {
             connected: Some(agent.connected),
             drift: Vec::new(),
             unknown_settings: Vec::new(),
+            hardware_drift: Vec::new(),
         }
     }
 }
@@ -145,6 +149,7 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
                 if let Some(machine) = all.iter_mut().find(|m| m.name == node.name) {
                     machine.drift = node.drift;
                     machine.unknown_settings = node.unknown_settings;
+                    machine.hardware_drift = node.hardware_drift;
                 }
             }
             if json {
@@ -155,6 +160,12 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
                 for line in &machine.drift {
                     out::complain(&format!(
                         "berth: warning: {} differs from the controller: {line}",
+                        machine.name
+                    ));
+                }
+                for line in &machine.hardware_drift {
+                    out::complain(&format!(
+                        "berth: warning: {} has come back with less: {line}",
                         machine.name
                     ));
                 }

@@ -192,6 +192,7 @@ fn node(name: &str) -> NodeInfo {
         free_memory: 0,
         drift: vec![],
         unknown_settings: vec![],
+        hardware_drift: vec![],
     }
 }
 

@@ -20,6 +20,7 @@ mod pace;
 mod parts;
 mod place;
 mod rows;
+mod shrunk;
 mod snapshot;
 mod spec;
 mod store;
@@ -32,8 +33,8 @@ pub use job::{View, job_info};
 pub use pace::Pace;
 pub use parts::Parts;
 pub use rows::{
-    Allocation, AuditRow, Awaited, Hold, JobResult, JobRow, MemberRow, MetaRow, NodeRow, Phase, ROW_VERSION,
-    Restored, Run, SpecRow, StepNode, StepResult, StepRow, TokenRow,
+    Allocation, AuditRow, Awaited, Hold, JobResult, JobRow, MemberRow, MetaRow, NodeRow, NodeSize, Phase,
+    ROW_VERSION, Restored, Run, SpecRow, StepNode, StepResult, StepRow, TokenRow,
 };
 pub use snapshot::Snapshot;
 pub use store::{CommitError, Committed, PayloadKey, Store, Stored, Write, commit, fill_payload};

@@ -344,7 +344,13 @@ impl Node {
             free_memory: self.reported_free_memory,
             drift: self.drift.clone(),
             unknown_settings: self.unknown_settings.clone(),
+            hardware_drift: self.less(),
         }
+    }
+
+    /// What it has less of than it was registered with, a line each.
+    pub(crate) fn less(&self) -> Vec<String> {
+        crate::shrunk::missing(self.row.registered, &self.row.hardware)
     }
 }
 

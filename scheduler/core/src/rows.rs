@@ -307,6 +307,22 @@ pub struct NodeRow {
     /// Why the cluster itself keeps new work from it, beside what an administrator made of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub causes: BTreeMap<Cause, CauseNote>,
+    /// What it was registered with, while it has less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered: Option<NodeSize>,
+}
+
+/// How much a node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSize {
+    /// Cores.
+    pub cores: u64,
+    /// CPUs of all of them.
+    pub cpus: u64,
+    /// Memory in MiB.
+    pub memory: u64,
+    /// GPUs, those that do not work among them.
+    pub gpus: u64,
 }
 
 /// A cause, while it lasts.

@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 mod common;
 
+use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
 use berth_model::link::{FromAgent, ToAgent, Trouble};
 use berth_model::request::*;
 use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition};
+use berth_sched_core::{Cluster, CoreConfig, Write};
 use common::*;
 
 fn says(w: &mut World, troubles: Vec<Trouble>) {
@@ -172,4 +174,49 @@ fn an_older_agent_that_does_not_know_a_rule_takes_no_jobs_until_it_does() {
     assert_eq!(condition(&w), NodeCondition::default());
     assert_eq!(w.state(waits), JobState::Running);
     assert!(node(&w).unknown_settings.is_empty());
+}
+
+#[test]
+fn a_node_that_comes_back_with_less_is_shown_until_it_is_whole_or_taken_as_it_is() {
+    let mut w = World::small();
+    let drift = |w: &World| w.core.snapshot().node(&NodeName::from("n1")).unwrap().hardware_drift;
+    let log = |w: &World| {
+        let entry = |write: &Write| match write {
+            Write::AddAudit(row) => Some(format!("{}: {}", row.user, row.what)),
+            _ => None,
+        };
+        w.writes.iter().filter_map(entry).collect::<Vec<_>>()
+    };
+    assert!(drift(&w).is_empty());
+    let less = || hardware(2, 1, 3000, 1);
+    w.hello("n1", "second", less(), vec![], vec![]);
+    let told = [
+        "registered with 4 cores, now 2",
+        "registered with 4000 MiB of memory, now 3000",
+        "registered with 2 GPUs, now 1",
+    ];
+    assert_eq!(drift(&w), told);
+    let entry = format!("berth: node n1 has come back with less: {}", told.join("; "));
+    assert_eq!(log(&w), [entry.clone()]);
+    // It works with what it has.
+    assert_eq!(condition(&w), NodeCondition::default());
+    // It is on record, and said once, whichever agent and controller there is.
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    w.core = Cluster::restore(config, Term(2), stored(&w.writes), w.now).unwrap();
+    assert_eq!(drift(&w), told);
+    w.hello("n1", "second", less(), vec![], vec![]);
+    assert_eq!((drift(&w), log(&w)), (told.map(str::to_string).to_vec(), vec![entry]));
+    // Some of it is back, then all.
+    w.hello("n1", "third", hardware(4, 1, 4000, 1), vec![], vec![]);
+    assert_eq!(drift(&w), ["registered with 2 GPUs, now 1"]);
+    w.hello("n1", "fourth", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert!(drift(&w).is_empty());
+    assert_eq!(log(&w).len(), 2);
+    // An administrator takes it as it is.
+    w.hello("n1", "fifth", less(), vec![], vec![]);
+    assert_eq!(drift(&w), told);
+    set(&mut w, NodeStateChange::Resume, None);
+    assert!(drift(&w).is_empty());
+    w.hello("n1", "fifth", less(), vec![], vec![]);
+    assert!(drift(&w).is_empty());
 }

@@ -318,6 +318,7 @@ fn members_and_tokens_survive_and_the_log_is_read_from_its_end() {
         agent_version: "1".into(),
         condition: Default::default(),
         causes: Default::default(),
+        registered: None,
     };
     let mut store = SqliteStore::open(dir.path()).unwrap();
     let mut writes = vec![

@@ -176,6 +176,7 @@ pub fn node(name: &str, cpu: u64, condition: NodeCondition) -> NodeInfo {
         free_memory: 21202,
         drift: vec![],
         unknown_settings: vec![],
+        hardware_drift: vec![],
     }
 }
 

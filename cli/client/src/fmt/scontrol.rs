@@ -267,6 +267,7 @@ pub fn node(n: &NodeInfo, view: &View) -> Vec<String> {
         lines.push(format!("Reason={reason} [{user}@{}]", at(view, n.condition.reason_time, "Unknown")));
     }
     lines.extend(n.drift.iter().map(|line| format!("IdentityDrift={line}")));
+    lines.extend(n.hardware_drift.iter().map(|line| format!("HardwareDrift={line}")));
     if !n.unknown_settings.is_empty() {
         lines.push(format!("UnknownSettings={}", n.unknown_settings.join(",")));
     }
@@ -511,6 +512,10 @@ mod tests {
         let other = NodeInfo { drift, ..sample_node("n8", 0, drained("x")) };
         let text = record(&node(&other, &view(0)), false);
         assert!(text.contains("\n   IdentityDrift=user ann: uid 7 here and 8 at the controller\n"), "{text}");
+        let hardware_drift = vec!["registered with 8 cores, now 4".to_string()];
+        let other = NodeInfo { hardware_drift, ..sample_node("n8", 0, drained("x")) };
+        let text = record(&node(&other, &view(0)), false);
+        assert!(text.contains("\n   HardwareDrift=registered with 8 cores, now 4\n"), "{text}");
         let mut other = sample_node("n8", 0, drained("x"));
         let gpu = |index, fault: Option<&str>| GresDevice {
             name: "gpu".into(),

@@ -63,6 +63,8 @@ impl Cluster {
                 NodeStateChange::Resume | NodeStateChange::Idle => {
                     (c.down, c.drain, c.fail) = (false, false, false);
                     c.reboot = None;
+                    // It is to work with what it has.
+                    node.row.registered = None;
                     // What is still wrong is told again; what its agent does not know it knows no better now.
                     node.row.causes.retain(|cause, _| *cause == Cause::Settings);
                 }

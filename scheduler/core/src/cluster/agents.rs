@@ -6,6 +6,7 @@ use crate::event::Effect;
 use crate::job::Progress;
 use crate::node::{Link, Node, is_by_file, is_same_file, told_drift};
 use crate::rows::{NodeRow, Phase, ROW_VERSION};
+use crate::shrunk;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepPhase};
@@ -283,7 +284,16 @@ impl Cluster {
                 ..n.row.condition.clone()
             }),
             causes: known.map(|n| n.row.causes.clone()).unwrap_or_default(),
+            registered: match known {
+                Some(n) if n.held.is_empty() => {
+                    shrunk::registered(n.row.registered, &n.row.hardware, &hello.hardware)
+                }
+                Some(n) => n.row.registered,
+                None => None,
+            },
         };
+        let less = shrunk::missing(row.registered, &row.hardware);
+        let news = !less.is_empty() && known.is_some_and(|n| n.less() != less);
         match known {
             None => {
                 let node = Node::new(row, &self.config, self.clock);
@@ -310,6 +320,9 @@ impl Cluster {
             }
         }
         self.out.nodes.insert(name.clone());
+        if news {
+            self.note_own(format!("node {name} has come back with less: {}", less.join("; ")));
+        }
     }
 
     /// Brings the agent's steps and the cluster's into agreement.

@@ -43,6 +43,7 @@ pub(super) fn node(i: usize, threads: &[u32], memory: u64, gpus: u32) -> Node {
         agent_version: String::new(),
         condition: NodeCondition::default(),
         causes: Default::default(),
+        registered: None,
     };
     Node::new(row, &CoreConfig::new(&Config::default()).unwrap(), Time(0))
 }
