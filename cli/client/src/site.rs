@@ -110,7 +110,8 @@ impl StateDir {
     fn joined(&self) -> Option<(MemberRole, String)> {
         let text = std::fs::read(self.run().join("joined.json")).ok()?;
         let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
-        let role = MemberRole::deserialize(value.get("role")?).ok()?;
+        let role = value.get("role").and_then(|role| MemberRole::deserialize(role).ok());
+        let role = role.unwrap_or(MemberRole::Compute);
         let (name, address) = (value.get("name")?.as_str()?, value.get("address")?.as_str()?);
         Some((role, format!("{name} of the cluster at {address}")))
     }
