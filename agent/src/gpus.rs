@@ -4,13 +4,14 @@
 use crate::after::{Before, busy};
 use crate::cdi::{self, Given};
 use crate::fabrics::Fabric;
-use crate::used::Used;
+use crate::used::{Used, is_known_to_kernel};
 use crate::{gres, imex};
 use berth_gpus::inject::{capabilities, missing, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
 use berth_gpus::{Found, Tree};
 use berth_model::ByteStr;
+use berth_model::devices::GPU;
 use berth_model::elf::NeedsGlibc;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_model::launch::{NodeShare, StepLaunch};
@@ -67,6 +68,15 @@ pub struct ByFiles {
     pub env: Vec<ByteStr>,
     /// Groups that the user is not in.
     pub groups: Vec<u32>,
+}
+
+/// Why a job does not begin.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sick {
+    /// The first GPU of its own that does not work, and what is wrong with it.
+    pub why: String,
+    /// All of the node's that do not.
+    pub faults: Vec<GpuFault>,
 }
 
 /// A GPU that a run left unfit, kept until it is free again.
@@ -164,14 +174,23 @@ impl Gpus {
 
     /// Why a job is not to begin with its GPUs: what the kernel says of them by now. The driver itself, which may take seconds, is asked
     /// every minute and after each job.
-    pub fn sick(&self, share: &NodeShare) -> Option<String> {
-        let devices: Vec<&GresDevice> = share.gres.iter().collect();
-        let GpuFault { index, why } = self.faults_by_kernel(&devices).into_iter().next()?;
-        // It is fenced by the next look, which need not be a minute away.
+    pub fn sick(&self, share: &NodeShare) -> Option<Sick> {
+        let devices: Vec<&GresDevice> =
+            share.gres.iter().filter(|device| is_known_to_kernel(device)).collect();
+        let mut faults = self.faults_by_kernel(&devices);
+        let GpuFault { index, why } = faults.first()?;
+        let why = format!("GPU {index} does not work any more: {why}; it is given to no other job");
+        // Where one is gone others may be, and who is sent to the next one comes back as soon.
+        let found = self.found.devices.iter().filter(|device| device.name == GPU);
+        let others: Vec<&GresDevice> = found
+            .filter(|device| {
+                is_known_to_kernel(device) && faults.iter().all(|fault| fault.index != device.index)
+            })
+            .collect();
+        faults.extend(self.faults_by_kernel(&others));
+        // It is looked at with the driver, too, which need not be a minute away.
         self.unfit.notify_one();
-        Some(format!(
-            "GPU {index} does not work any more: {why}; it is given to no other job: submit this one again"
-        ))
+        Some(Sick { why, faults })
     }
 
     /// Keeps what a run left unfit for the next agent. `before`: what was on GPUs before that run, by their indices.
@@ -467,6 +486,34 @@ mod tests {
         };
         let faults = gpus.faults_by_kernel(&[&well, &gone]);
         assert_eq!(faults.iter().map(|fault| fault.index).collect::<Vec<_>>(), [4]);
+    }
+
+    #[test]
+    fn a_job_that_is_not_to_begin_names_its_own_gpu_and_all_that_do_not_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let gpu = |index: u32, config: &[u8]| {
+            let bus = format!("0000:{index:02x}:00.0");
+            let device = dir.path().join("sys/bus/pci/devices").join(&bus);
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("config"), config).unwrap();
+            let (name, vendor) = (GPU.into(), Vendor::Intel);
+            GresDevice { name, index, bus: Some(bus), vendor, ..GresDevice::default() }
+        };
+        let devices = vec![gpu(0, &[0xff; 4]), gpu(1, &[0x86, 0x80, 0, 0]), gpu(2, &[0xff; 4])];
+        let gpus = Gpus {
+            tree: Tree::at(dir.path()),
+            found: Found { devices: devices.clone(), ..Found::default() },
+            configured: Configured::default(),
+            given: BTreeMap::new(),
+            helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
+            left: LeftFile::at(dir.path().join("left.json")),
+            unfit: Notify::new(),
+        };
+        let share = |gres: &[GresDevice]| NodeShare { gres: gres.to_vec(), ..NodeShare::default() };
+        assert_eq!(gpus.sick(&share(&devices[1..2])), None, "its own is well");
+        let sick = gpus.sick(&share(&devices[1..])).unwrap();
+        assert!(sick.why.starts_with("GPU 2 does not work any more"), "{sick:?}");
+        assert_eq!(sick.faults.iter().map(|fault| fault.index).collect::<Vec<_>>(), [2, 0]);
     }
 
     #[test]

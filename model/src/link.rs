@@ -34,7 +34,7 @@ pub struct GpusBusy {
     pub percent: u32,
 }
 
-/// A GPU that is to be given to nobody, found when a run left it.
+/// A GPU that is to be given to nobody, found when a run left it or was about to begin on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuFault {
     /// Its index.
@@ -108,7 +108,8 @@ pub enum FromAgent {
         /// GPUs that it left unfit for others.
         faults: Vec<GpuFault>,
     },
-    /// The prolog of a job failed on the node, and nothing of the job runs there. Repeated until the run is ended.
+    /// The prolog of a job failed on the node, or its GPUs do not work any more, and nothing of the job runs there. Repeated until the
+    /// run is ended.
     PrologFailed {
         /// Registration that this belongs to.
         session: Session,
@@ -116,8 +117,11 @@ pub enum FromAgent {
         job: JobId,
         /// Which run.
         attempt: Attempt,
-        /// Program, exit and last line.
+        /// Program, exit and last line; or the GPU and what is wrong with it.
         why: String,
+        /// GPUs that do not work any more: they are fenced, and the node goes on. None of a prolog that failed, for which the node is
+        /// drained.
+        faults: Vec<GpuFault>,
     },
     /// The program that was to reboot the machine failed. Told again when the wish is.
     RebootFailed {

@@ -417,14 +417,53 @@ fn a_job_does_not_begin_on_a_gpu_that_fell_off_the_bus_since_the_last_look() {
     let config = node.sandbox.work().join("tree/sys/bus/pci/devices/0000:80:00.0/config");
     fs::create_dir_all(config.parent().unwrap()).unwrap();
     fs::write(&config, [0xff; 64]).unwrap();
-    node.srun(&["--gres=gpu:2", "true"])
-        .fails()
-        .says(&["GPU 1 does not work any more", "it fell off the bus"]);
+    node.srun(&["--gres=gpu:2", "true"]).fails().says(&[
+        "GPU 1 does not work any more",
+        "it fell off the bus",
+        "submit this one again",
+    ]);
     let shown = || node.sandbox.cmd("scontrol").args(["show", "node"]).ok().text();
     let fenced = sandbox::wait(30, || shown().contains("GresFault=gpu:1(it fell off the bus").then_some(()));
     assert!(fenced.is_some(), "{}", shown());
     let text = node.srun(&["--gres=gpu:1", "sh", "-c", "ls /dev | grep nvidia"]).ok().text();
     assert_eq!(text.trim(), "nvidia241", "the other one works");
+    assert!(!shown().contains("DRAIN"), "{}", shown());
+}
+
+#[test]
+fn a_batch_job_whose_gpu_fell_off_the_bus_before_it_began_gets_the_other_one() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::start();
+    // Has one of the two.
+    let own = "#!/bin/sh\necho \"gpu $SLURM_JOB_GPUS.\"\n";
+    let first =
+        node.sandbox.sbatch(&["--mem=50", "--gres=gpu:1", "-o", "first"], &format!("{own}sleep 77006\n"));
+    node.sandbox.wait_file("first", ".", 30);
+    let has = node.sandbox.read("first");
+    let (sick, bus) = match has.trim() {
+        "gpu 0." => (1, "0000:80:00.0"),
+        "gpu 1." => (0, "0000:70:00.0"),
+        other => panic!("{other}"),
+    };
+    let config = node.sandbox.work().join("tree/sys/bus/pci/devices").join(bus).join("config");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    fs::write(&config, [0xff; 64]).unwrap();
+    let job = node.sandbox.sbatch(&["--requeue", "--mem=50", "--gres=gpu:1", "-o", "out"], own);
+    let show = || node.sandbox.cmd("scontrol").args(["show", "job", &job.to_string()]).ok().text();
+    let waits = || {
+        let text = show();
+        (text.contains("JobState=PENDING") && text.contains("Restarts=1")).then_some(())
+    };
+    assert!(sandbox::wait(30, waits).is_some(), "it does not wait again: {}", show());
+    let shown = node.sandbox.cmd("scontrol").args(["show", "node"]).ok().text();
+    assert!(shown.contains(&format!("GresFault=gpu:{sick}(it fell off the bus")), "{shown}");
+    assert!(!shown.contains("DRAIN"), "{shown}");
+    node.sandbox.cmd("scancel").arg(first.to_string()).ok();
+    node.sandbox.wait_state(job, "COMPLETED", 30);
+    assert_eq!(node.sandbox.read("out"), has);
+    assert!(show().contains("Restarts=1"), "{}", show());
 }
 
 /// A library of the driver's that was built against a glibc which nobody has.

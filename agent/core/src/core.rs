@@ -190,6 +190,7 @@ impl AgentCore {
                 SupervisorEvent::Gone => self.supervisor_ended(key, vanished(key, now), now),
             },
             AgentEvent::Prolog { job, attempt, result } => self.prolog((job, attempt), result, now),
+            AgentEvent::Unfit { job, attempt, why, faults } => self.unfit((job, attempt), why, faults, now),
             AgentEvent::JobRemoved { job, attempt, epilog, faults } => {
                 if let Some(run) = self.runs.remove(&(job, attempt)) {
                     self.over.add((job, attempt), epilog);

@@ -139,6 +139,18 @@ pub enum AgentEvent {
         /// Else program, exit and last line.
         result: Result<(), String>,
     },
+    /// GPUs of a run that is to begin do not work any more: the other answer to [`AgentEffect::MakeJob`], before any about its image or its
+    /// prolog. Nothing of it was made.
+    Unfit {
+        /// Which job.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// The GPU and what is wrong with it.
+        why: String,
+        /// Those of the node's that do not work, as far as that was seen.
+        faults: Vec<GpuFault>,
+    },
     /// No process of the run is left on the node, and its epilog has ended.
     JobRemoved {
         /// Which.
@@ -234,8 +246,8 @@ pub enum AgentEffect {
     Send(FromAgent),
     /// Keep the term across restarts of the agent, before any later effect.
     RememberTerm(Term),
-    /// The first step of a run of a job: make the job's parts (directories, cgroups, listener). A failure is
-    /// reported as the exit of the steps that are spawned, with a `launch_error`.
+    /// The first step of a run of a job: make the job's parts (directories, cgroups, listener), unless its GPUs do not work any more
+    /// ([`AgentEvent::Unfit`]). A failure is reported as the exit of the steps that are spawned, with a `launch_error`.
     MakeJob {
         /// Which.
         job: JobId,

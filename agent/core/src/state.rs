@@ -3,7 +3,7 @@
 use crate::event::StepTimers;
 use berth_model::ids::{Attempt, JobId, StepId};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
-use berth_model::link::EndCause;
+use berth_model::link::{EndCause, GpuFault};
 use berth_model::spec::WarnSignal;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
@@ -30,7 +30,7 @@ pub(crate) struct Run {
     pub(crate) limit_done: bool,
     /// The warning before the limit, until it was sent.
     pub(crate) warn: Option<(Time, WarnSignal)>,
-    /// The program that runs before anything of it.
+    /// The program that runs before anything of it, and whether it may begin.
     pub(crate) prolog: Prolog,
     /// Until when it goes on without another renewal; absent: for ever, or not known.
     pub(crate) lease: Option<Time>,
@@ -60,8 +60,18 @@ pub(crate) enum Prolog {
     Runs,
     /// It ended well, or there is none.
     Done,
-    /// It failed; when the controller is told again.
-    Failed(String, Time),
+    /// It failed, or the run's GPUs do not work any more: nothing of the run starts.
+    Failed(Unbegun),
+}
+
+/// Why nothing of a run starts.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Unbegun {
+    pub(crate) why: String,
+    /// GPUs that do not work any more.
+    pub(crate) faults: Vec<GpuFault>,
+    /// When the controller is told again.
+    pub(crate) again: Time,
 }
 
 /// How far a wish for a reboot is.

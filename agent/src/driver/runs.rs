@@ -3,6 +3,7 @@
 
 use super::{Driver, Input, Job, LEFT, MOST_PUT_OFF, Node};
 use crate::around::{Ended, Kind};
+use crate::gpus::Sick;
 use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::standby::PAUSE;
 use crate::used::{is_known_to_kernel, is_sampled};
@@ -11,6 +12,7 @@ use berth_agent_core::AgentEvent;
 use berth_gpus::imex::Imex;
 use berth_model::ids::{Attempt, JobId, StepKey};
 use berth_model::launch::StepLaunch;
+use berth_model::spec::JobKind;
 use berth_runtime::cgroup::Cgroup;
 use std::io::PipeReader;
 use std::sync::Arc;
@@ -37,7 +39,7 @@ impl Driver {
             epilog_done: false,
             epilog_failure: None,
         };
-        let mut next = None;
+        let (mut next, mut sick) = (None, None);
         let clearing = self.clearing.remove(&job);
         let made = tokio::task::block_in_place(|| -> Result<(), String> {
             if let Some((_, earlier)) = clearing {
@@ -45,7 +47,9 @@ impl Driver {
                 let _ = tokio::runtime::Handle::current().block_on(earlier);
             }
             let node = &self.node;
-            node.gpus.sick(&launch.job.share).map_or(Ok(()), Err)?;
+            if let Some(found) = node.gpus.sick(&launch.job.share) {
+                return Err(sick.insert(found).why.clone());
+            }
             // They are made while the rest is.
             let holder = node.holders.begin(launch)?;
             next = node.slots.take(job);
@@ -64,6 +68,12 @@ impl Driver {
         let failure = made.err();
         if let Some(why) = &failure {
             tracing::error!("job {job}: {why}");
+        }
+        if let Some(Sick { why, faults }) = sick {
+            // A batch job may go back to the queue, and it is the controller that knows whether this one does.
+            let hint = if launch.job.kind == JobKind::Batch { "" } else { ": submit this one again" };
+            let event = AgentEvent::Unfit { job, attempt, why: format!("{why}{hint}"), faults };
+            let _ = self.inputs.send(Input::Core(event));
         }
         if failure.is_none() && !record.gpus.is_empty() {
             let (node, record) = (Arc::clone(&self.node), record.clone());

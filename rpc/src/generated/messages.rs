@@ -3190,7 +3190,7 @@ pub struct GpuFault {
     #[prost(string, tag = "2")]
     pub why: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PrologFailed {
     #[prost(uint64, tag = "1")]
     pub session: u64,
@@ -3200,6 +3200,9 @@ pub struct PrologFailed {
     pub attempt: u32,
     #[prost(string, tag = "4")]
     pub why: ::prost::alloc::string::String,
+    /// GPUs that it was to begin on and that do not work any more: it is they that are fenced, and not the node.
+    #[prost(message, repeated, tag = "330")]
+    pub faults: ::prost::alloc::vec::Vec<GpuFault>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Trouble {

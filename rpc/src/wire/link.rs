@@ -158,12 +158,15 @@ impl Field<pb::FromAgent> for FromAgent {
                     faults: faults.put(),
                 })
             }
-            FromAgent::PrologFailed { session, job, attempt, why } => Kind::PrologFailed(pb::PrologFailed {
-                session: session.put(),
-                job: job.put(),
-                attempt: attempt.put(),
-                why: why.clone(),
-            }),
+            FromAgent::PrologFailed { session, job, attempt, why, faults } => {
+                Kind::PrologFailed(pb::PrologFailed {
+                    session: session.put(),
+                    job: job.put(),
+                    attempt: attempt.put(),
+                    why: why.clone(),
+                    faults: faults.put(),
+                })
+            }
             FromAgent::RebootFailed { session, since, why } => Kind::RebootFailed(pb::RebootFailed {
                 session: session.put(),
                 why: why.clone(),
@@ -243,12 +246,15 @@ impl Field<pb::FromAgent> for FromAgent {
                     faults: Field::get(faults)?,
                 }
             }
-            Kind::PrologFailed(pb::PrologFailed { session, job, attempt, why }) => FromAgent::PrologFailed {
-                session: Field::get(session)?,
-                job: Field::get(job)?,
-                attempt: Field::get(attempt)?,
-                why,
-            },
+            Kind::PrologFailed(pb::PrologFailed { session, job, attempt, why, faults }) => {
+                FromAgent::PrologFailed {
+                    session: Field::get(session)?,
+                    job: Field::get(job)?,
+                    attempt: Field::get(attempt)?,
+                    why,
+                    faults: Field::get(faults)?,
+                }
+            }
             Kind::ImagesHeld(pb::ImagesHeld { session, ask, digests }) => {
                 FromAgent::ImagesHeld { session: Field::get(session)?, ask, digests }
             }

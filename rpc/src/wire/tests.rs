@@ -409,6 +409,7 @@ impl Arbitrary for FromAgent {
                 job: Arbitrary::arbitrary(r),
                 attempt: Arbitrary::arbitrary(r),
                 why: Arbitrary::arbitrary(r),
+                faults: Arbitrary::arbitrary(r),
             },
             _ => FromAgent::Heartbeat {
                 session,

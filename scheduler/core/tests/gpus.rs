@@ -317,3 +317,105 @@ fn a_gpu_that_a_job_left_unfit_is_not_given_to_the_next_one() {
     w.hello("n1", "boot", hardware(4, 1, 8000, 2), vec![], vec![]);
     assert_eq!(w.state(second), JobState::Running);
 }
+
+fn wants_one(w: &mut World, name: &str, requeue: Option<bool>) -> JobId {
+    w.batch(name, |s| {
+        s.requeue = requeue;
+        s.resources.gres.insert(GresKey { name: "gpu".into(), kind: None }, 1);
+    })
+}
+
+/// The first GPU of a job on its first node.
+fn gpu_of(w: &World, job: JobId) -> u32 {
+    w.info(job).shares[0].gres[0].index
+}
+
+/// A node says that a run cannot begin: these GPUs do not work.
+fn cannot_begin(w: &mut World, node: &str, job: JobId, attempt: u32, gpus: &[u32]) {
+    let why = format!("GPU {} does not work any more: it fell off the bus", gpus[0]);
+    let fault = |index: &u32| GpuFault { index: *index, why: "it fell off the bus".into() };
+    let faults = gpus.iter().map(fault).collect();
+    w.tell(node, |session| FromAgent::PrologFailed { session, job, attempt: Attempt(attempt), why, faults });
+}
+
+/// Which GPUs of a node are fenced, and whether it is drained.
+fn fenced(w: &World, node: &str) -> (Vec<u32>, bool) {
+    let node = w.core.snapshot().node(&node.into()).unwrap();
+    let fenced = node.hardware.gres.iter().filter(|d| d.fault.is_some()).map(|d| d.index);
+    (fenced.collect(), node.condition.drain)
+}
+
+#[test]
+fn a_batch_job_that_cannot_begin_on_a_gpu_goes_to_another_and_is_held_where_that_has_no_end() {
+    let mut w = world(&Config::default(), &["n1"]);
+    let job = wants_one(&mut w, "a", Some(true));
+    let first = gpu_of(&w, job);
+    w.sent.clear();
+    // Twice: it is repeated.
+    cannot_begin(&mut w, "n1", job, 0, &[first]);
+    cannot_begin(&mut w, "n1", job, 0, &[first]);
+    assert_eq!(fenced(&w, "n1"), (vec![first], false));
+    assert!(w.sent.iter().any(|m| matches!(m, ToAgent::EndJob { job: ended, .. } if *ended == job)));
+    w.gone("n1", job, 0);
+    assert_eq!(
+        (w.state(job), w.info(job).attempt, gpu_of(&w, job)),
+        (JobState::Running, Attempt(1), 1 - first)
+    );
+    cannot_begin(&mut w, "n1", job, 1, &[1 - first]);
+    w.gone("n1", job, 1);
+    assert_eq!((w.state(job), w.info(job).reason.is_hold()), (JobState::Pending, false), "no GPU is left");
+    assert_eq!(fenced(&w, "n1"), (vec![0, 1], false));
+    // What is said once more of a run that is over fences nothing.
+    let well = || hardware(4, 1, 8000, 2);
+    w.hello("n1", "boot", well(), vec![], vec![]);
+    cannot_begin(&mut w, "n1", job, 1, &[first]);
+    assert_eq!(fenced(&w, "n1"), (vec![], false));
+    // GPUs that are well whenever they are looked at, but not when the job comes.
+    for attempt in 2..=5 {
+        w.hello("n1", "boot", well(), vec![], vec![]);
+        assert_eq!((w.state(job), w.info(job).attempt), (JobState::Running, Attempt(attempt)));
+        let own = gpu_of(&w, job);
+        cannot_begin(&mut w, "n1", job, attempt, &[own]);
+        w.gone("n1", job, attempt);
+    }
+    assert_eq!((w.state(job), w.info(job).reason), (JobState::Pending, Reason::JobHeldUser));
+}
+
+#[test]
+fn who_cannot_begin_on_a_gpu_and_does_not_wait_again_ends_with_the_node_and_the_reason() {
+    let mut w = world(&Config::default(), &["n1"]);
+    let batch = wants_one(&mut w, "a", Some(false));
+    let mut spec = job(JobKind::Run, "r");
+    spec.resources.gres.insert(GresKey { name: "gpu".into(), kind: None }, 1);
+    let run = w.submit(spec).unwrap();
+    for (job, hint) in [(batch, true), (run, false)] {
+        let own = gpu_of(&w, job);
+        cannot_begin(&mut w, "n1", job, 0, &[own]);
+        w.gone("n1", job, 0);
+        let info = w.info(job);
+        assert_eq!(info.state, JobState::Failed);
+        let Reason::LaunchFailed(text) = info.reason else { panic!("{:?}", info.reason) };
+        let expected = format!("node n1 could not begin the job: GPU {own} does not work any more");
+        assert!(text.starts_with(&expected), "{text}");
+        assert_eq!(text.ends_with("submit it again"), hint, "a client is told by its node: {text}");
+    }
+    assert_eq!(fenced(&w, "n1"), (vec![0, 1], false));
+}
+
+#[test]
+fn a_gpu_that_cannot_be_fenced_drains_its_node() {
+    let mut w = world(&Config::default(), &["n1"]);
+    let job = wants_one(&mut w, "a", Some(true));
+    cannot_begin(&mut w, "n1", job, 0, &[7]);
+    w.gone("n1", job, 0);
+    assert_eq!((fenced(&w, "n1"), w.state(job)), ((vec![], true), JobState::Pending));
+}
+
+#[test]
+fn what_each_node_of_a_job_says_of_its_gpus_stands() {
+    let mut w = world(&Config::default(), &["n1", "n2"]);
+    let job = wants(&mut w, "a", 2);
+    cannot_begin(&mut w, "n1", job, 0, &[0]);
+    cannot_begin(&mut w, "n2", job, 0, &[1]);
+    assert_eq!((fenced(&w, "n1"), fenced(&w, "n2")), ((vec![0], false), (vec![1], false)));
+}

@@ -13,7 +13,8 @@ const WHY: &str = "prolog /etc/prolog failed: exit code 3: no disk";
 
 fn fails(w: &mut World, node: &str, job: JobId, attempt: u32) {
     let why = WHY.to_string();
-    w.tell(node, |session| FromAgent::PrologFailed { session, job, attempt: Attempt(attempt), why });
+    let faults = vec![];
+    w.tell(node, |session| FromAgent::PrologFailed { session, job, attempt: Attempt(attempt), why, faults });
 }
 
 fn condition(w: &World, node: &str) -> NodeCondition {

@@ -2,7 +2,7 @@
 
 use super::{AgentCore, REPEAT};
 use crate::event::AgentEffect;
-use crate::state::{Ending, Prolog, RunKey};
+use crate::state::{Ending, Prolog, RunKey, Unbegun};
 use berth_model::ids::StepKey;
 use berth_model::link::{EndCause, FromAgent, SignalTarget};
 use berth_model::time::{Span, Time};
@@ -27,8 +27,8 @@ impl AgentCore {
             own.into_iter().flatten()
         });
         let runs = self.runs.values().flat_map(move |r| {
-            let again = match r.prolog {
-                Prolog::Failed(_, again) if told && !r.ending => Some(again),
+            let again = match &r.prolog {
+                Prolog::Failed(Unbegun { again, .. }) if told && !r.ending => Some(*again),
                 _ => None,
             };
             let limit = r.limit.filter(|_| !r.limit_done);
@@ -49,12 +49,13 @@ impl AgentCore {
             }
             let Some(run) = self.runs.get_mut(&run_key) else { continue };
             let (session, ending) = (self.session, run.ending);
-            if let Prolog::Failed(why, again) = &mut run.prolog
+            if let Prolog::Failed(Unbegun { why, faults, again }) = &mut run.prolog
                 && let Some(session) = session.filter(|_| !ending && *again <= now)
             {
                 *again = now + REPEAT;
-                let ((job, attempt), why) = (run_key, why.clone());
-                self.out.push(AgentEffect::Send(FromAgent::PrologFailed { session, job, attempt, why }));
+                let ((job, attempt), why, faults) = (run_key, why.clone(), faults.clone());
+                let told = FromAgent::PrologFailed { session, job, attempt, why, faults };
+                self.out.push(AgentEffect::Send(told));
             }
             if run.look.take_if(|at| *at <= now).is_some() {
                 run.look = Some(now + LOOK_AGAIN);

@@ -2,7 +2,7 @@
 
 use super::{AgentCore, REPEAT, SIGKILL, run_of};
 use crate::event::{AgentEffect, ProcessTarget};
-use crate::state::{Ending, Prolog, Run, RunKey, Step, made_up};
+use crate::state::{Ending, Prolog, Run, RunKey, Step, Unbegun, made_up};
 use berth_model::ids::{StepId, StepKey};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase};
 use berth_model::link::{EndCause, SignalTarget};
@@ -47,7 +47,9 @@ impl AgentCore {
             StepPhase::Exited(_) => return,
             StepPhase::Preparing(_) => {
                 self.out.push(AgentEffect::CancelImage { key });
-                if let Some(Run { prolog: Prolog::Failed(why, _), .. }) = self.runs.get(&run_of(key)) {
+                if let Some(Run { prolog: Prolog::Failed(Unbegun { why, .. }), .. }) =
+                    self.runs.get(&run_of(key))
+                {
                     let status = ExitStatus { code: 1, signal: 0 };
                     return self.exited(key, made_up(status, Some(why.clone()), now), now);
                 }

@@ -2,10 +2,10 @@
 
 use super::{AgentCore, SIGKILL, SOON, run_of};
 use crate::event::{AgentEffect, Fetched, ImageEvent, StepTimers};
-use crate::state::{Prolog, RunKey, Step, made_up};
+use crate::state::{Prolog, RunKey, Step, Unbegun, made_up};
 use berth_model::ids::StepKey;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
-use berth_model::link::{EndCause, Start};
+use berth_model::link::{EndCause, GpuFault, Start};
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 
@@ -98,7 +98,7 @@ impl AgentCore {
     pub(super) fn prolog(&mut self, run_key: RunKey, result: Result<(), String>, now: Time) {
         let Some(run) = self.runs.get_mut(&run_key).filter(|run| run.prolog == Prolog::Runs) else { return };
         if let Err(why) = result {
-            run.prolog = Prolog::Failed(why, now);
+            run.prolog = Prolog::Failed(Unbegun { why, faults: Vec::new(), again: now });
             return;
         }
         run.prolog = Prolog::Done;
@@ -110,6 +110,15 @@ impl AgentCore {
             if self.steps.get(&key).is_some_and(waits) {
                 self.spawn(key, now);
             }
+        }
+    }
+
+    /// The run's GPUs do not work any more, which was found before anything of it was made: as if its prolog had failed. What its prolog
+    /// comes to does not matter any more.
+    pub(super) fn unfit(&mut self, run_key: RunKey, why: String, faults: Vec<GpuFault>, now: Time) {
+        self.fence(&faults);
+        if let Some(run) = self.runs.get_mut(&run_key) {
+            run.prolog = Prolog::Failed(Unbegun { why, faults, again: now });
         }
     }
 

@@ -2,6 +2,8 @@
 
 use crate::node::*;
 use berth_agent_core::*;
+use berth_model::hardware::{GresDevice, Hardware};
+use berth_model::ids::{Session, Term};
 use berth_model::launch::*;
 use berth_model::link::*;
 use berth_model::time::Span;
@@ -91,6 +93,52 @@ fn a_job_whose_prolog_failed_waits_for_no_image() {
     n.say(end_job(EndCause::JobEnded));
     assert_eq!(n.count(|e| matches!(e, AgentEffect::CancelImage { .. })), 1, "it is still fetched");
     assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
+}
+
+#[test]
+fn nothing_of_a_run_starts_whose_gpus_do_not_work_whatever_its_prolog_says() {
+    for there in [false, true] {
+        let device = GresDevice { name: "gpu".into(), index: 1, ..GresDevice::default() };
+        let hardware = Hardware { gres: vec![device], ..Hardware::default() };
+        let mut n = Node::made(AgentConfig { prolog: there, hardware, ..config() }, vec![], vec![]);
+        n.start(start(BATCH, 3));
+        let fault = GpuFault { index: 1, why: "it fell off the bus".into() };
+        let (job, attempt) = JOB;
+        let faults = vec![fault.clone()];
+        n.event(AgentEvent::Unfit { job, attempt, why: "GPU 1 does not work any more".into(), faults });
+        prolog(&mut n, Ok(()));
+        n.event(AgentEvent::Image { key: BATCH, event: ImageEvent::Ready(None) });
+        let told = |n: &Node| {
+            n.count(|e| {
+                matches!(e, AgentEffect::Send(FromAgent::PrologFailed { why, faults, .. })
+                    if why.starts_with("GPU 1") && *faults == [fault.clone()])
+            })
+        };
+        assert_eq!((told(&n), n.spawns()), (1, 0));
+        // The message may be lost, and so may the connection.
+        n.later(Span::from_secs(6));
+        n.event(AgentEvent::Disconnected);
+        n.event(AgentEvent::Connected);
+        let says = |e: &AgentEffect| {
+            matches!(e, AgentEffect::Send(FromAgent::Hello { hardware, .. })
+                if hardware.gres.iter().any(|d| d.fault.as_deref() == Some("it fell off the bus")))
+        };
+        assert_eq!(n.count(says), 1, "the next Hello says it, too");
+        n.say(ToAgent::Welcome { term: Term(3), session: Session(2), heartbeat: Span::from_secs(10) });
+        n.later(Span::from_secs(6));
+        assert_eq!((told(&n), n.spawns()), (3, 0));
+        n.say(end_job(EndCause::Requeued));
+        n.later(Span::from_secs(20));
+        assert_eq!((told(&n), n.spawns()), (3, 0));
+        assert_eq!(n.count(|e| matches!(e, AgentEffect::RemoveJob { .. })), 1);
+        n.event(AgentEvent::JobRemoved { job, attempt, epilog: None, faults: vec![] });
+        let exits = n.seen.iter().find_map(|e| match e {
+            AgentEffect::Send(FromAgent::JobGone { steps, .. }) => Some(steps.clone()),
+            _ => None,
+        });
+        let Some([(BATCH, StepPhase::Exited(exit))]) = exits.as_deref() else { panic!("{exits:?}") };
+        assert!(exit.launch_error.as_ref().is_some_and(|why| why.starts_with("GPU 1")), "for the client");
+    }
 }
 
 #[test]

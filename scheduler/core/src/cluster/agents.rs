@@ -77,9 +77,9 @@ impl Cluster {
                     self.pulled(node, key, pull);
                 }
             }
-            FromAgent::PrologFailed { session, job, attempt, why } => {
+            FromAgent::PrologFailed { session, job, attempt, why, faults } => {
                 if self.heard(node, connection, session) {
-                    self.prolog_failed(node, job, attempt, &why);
+                    self.could_not_begin(node, job, attempt, &why, faults);
                 }
             }
             FromAgent::JobGone { session, job, attempt, steps, epilog, faults } => {

@@ -202,7 +202,7 @@ impl Cluster {
         }
     }
 
-    /// A run left GPUs that are to be given to nobody: before they are free.
+    /// A run left GPUs that are to be given to nobody, or could not begin on them: before they are free.
     pub(super) fn fence(&mut self, node: &NodeName, faults: Vec<GpuFault>) {
         let Some(n) = self.nodes.get_mut(node).map(Arc::make_mut).filter(|_| !faults.is_empty()) else {
             return;

@@ -1,13 +1,19 @@
-//! What comes of the administrator's programs on nodes: of a prolog or an epilog that failed.
+//! What comes of runs that a node could not begin or end as it should: of a prolog or an epilog that failed, and of GPUs that do not work.
 
 use super::Cluster;
 use super::ending::Verdict;
-use crate::node::CLUSTER;
+use crate::node::{CLUSTER, Node};
 use crate::rows::{Hold, Phase};
+use berth_model::devices::GPU;
 use berth_model::ids::{Attempt, JobId, NodeName};
-use berth_model::link::EndCause;
+use berth_model::link::{EndCause, GpuFault};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState, Reason};
+use std::sync::Arc;
+
+/// How often a batch job may have run before GPUs that do not work have it held: as often as Slurm requeues one by itself (MaxBatchRequeue).
+/// A fenced GPU is not given again; but one may be well at each look and not when a job comes.
+const MOST_RUNS: u32 = 5;
 
 impl Cluster {
     /// Nothing new starts on the node, and everybody can see why. A reason that is there already stays.
@@ -25,19 +31,36 @@ impl Cluster {
         self.out.nodes.insert(name.clone());
     }
 
-    /// The prolog of a run failed on a node. A batch job goes back to the queue: at its first run it waits for another node, later
-    /// it is held, so that a job whose fault it is does not drain one node after another.
-    pub(super) fn prolog_failed(&mut self, node: &NodeName, id: JobId, attempt: Attempt, why: &str) {
+    /// Nothing of a run could begin on a node: its prolog failed, for which the node is drained, or GPUs of its own do not work any more,
+    /// which are fenced. A batch job goes back to the queue. After a prolog it waits for another node at its first run and is held later, so
+    /// that a job whose fault it is does not drain one node after another; a GPU is not its fault, and it does not get the same one again.
+    pub(super) fn could_not_begin(
+        &mut self,
+        node: &NodeName,
+        id: JobId,
+        attempt: Attempt,
+        why: &str,
+        faults: Vec<GpuFault>,
+    ) {
         // It is told until the run is ended: of one that does not belong here everything is known.
         let holds = self.nodes.get(node).is_some_and(|n| n.held.contains_key(&(id, attempt)));
         let Some(job) = self.job(id).filter(|j| holds && j.row.attempt == attempt) else { return };
-        if !matches!(job.row.phase, Phase::Running(_)) {
-            return;
-        }
+        let runs = matches!(job.row.phase, Phase::Running(_));
         let batch = job.spec.spec.kind == JobKind::Batch;
         let requeue = batch && job.spec.spec.requeue.unwrap_or(self.config.requeue);
-        let text = format!("node {node} could not begin the job and was drained: {why}");
-        self.drain(node, why);
+        // Another of its nodes may have had it ended: what is said of this one's GPUs stands.
+        let fenced = self.fence_all(node, faults);
+        if !runs {
+            return;
+        }
+        let (what, most) = if fenced {
+            ("", MOST_RUNS)
+        } else {
+            self.drain(node, why);
+            (" and was drained", 1)
+        };
+        let again = if batch && fenced { "; submit it again" } else { "" };
+        let text = format!("node {node} could not begin the job{what}: {why}{again}");
         let verdict = Verdict {
             reason: Reason::LaunchFailed(text),
             exit: ExitStatus { code: 1, signal: 0 },
@@ -46,11 +69,22 @@ impl Cluster {
         };
         self.end_job(id, verdict);
         if requeue
-            && attempt.0 > 0
+            && attempt.0 >= most
             && let Some(job) = self.job_mut(id)
         {
             job.row.hold = Some(Hold::User);
         }
+    }
+
+    /// Fences GPUs that are said not to work. Whether the node has them all: what is not known cannot be kept from the next run.
+    fn fence_all(&mut self, node: &NodeName, faults: Vec<GpuFault>) -> bool {
+        let said: Vec<u32> = faults.iter().map(|fault| fault.index).collect();
+        self.fence(node, faults);
+        let is_fenced = |n: &Arc<Node>, index: u32| {
+            n.hardware.gres.iter().any(|d| d.name == GPU && d.index == index && d.fault.is_some())
+        };
+        let node = self.nodes.get(node).filter(|_| !said.is_empty());
+        node.is_some_and(|n| said.iter().all(|index| is_fenced(n, *index)))
     }
 
     /// The epilog of a run failed on a node: the run is over, the node takes nothing new.
