@@ -61,8 +61,17 @@ each_user! {
         sandbox.cmd_as(&Who::stranger(), "scontrol").args(["reboot", &sandbox.node()]).fails().says(&["administrator"]);
         if !who.is_root() {
             let sandbox = Sandbox::start(who);
-            sandbox.cmd("scontrol").args(["reboot", &sandbox.node()]).ok();
-            seen("a drained node", &sandbox, |s| s.contains("reboot failed: the agent is not root"));
+            let node = sandbox.node();
+            let refused = || {
+                let words = [node.as_str(), " cannot be rebooted", "user mode", "/sbin/reboot takes root", "programs.reboot"];
+                sandbox.cmd("scontrol").args(["reboot", &node]).fails().says(&words);
+                sandbox.cmd("scontrol").args(["reboot", "ASAP", "ALL"]).fails().says(&words);
+            };
+            refused();
+            // The file says nothing of the mode.
+            sandbox.cmd("scontrol").arg("reconfigure").ok();
+            refused();
+            assert_eq!(state(&sandbox), "idle|idle|none");
         }
     }
 }

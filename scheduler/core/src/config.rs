@@ -60,6 +60,8 @@ pub struct CoreConfig {
     pub told_within: Span,
     /// How silent nodes are powered off; absent: they are not.
     pub fence: Option<FenceRules>,
+    /// The controller is not root: the cluster is its user's alone, with that user's rights on the controller's machine.
+    pub user_mode: bool,
     /// What agents are told.
     pub for_agents: Arc<Config>,
 }
@@ -212,8 +214,15 @@ impl CoreConfig {
             // The program's own time, and some for its client to come and to say so.
             told_within: Span::from_secs(i64::from(config.programs.srun_prolog_seconds) + 30),
             fence: fence_rules(&config.programs),
+            user_mode: false,
             for_agents: Arc::new(config.for_agents()),
         })
+    }
+
+    /// That of a controller that is not root, or is: no file says it.
+    #[must_use]
+    pub fn in_user_mode(self, user_mode: bool) -> CoreConfig {
+        CoreConfig { user_mode, ..self }
     }
 
     /// The partition of that name.

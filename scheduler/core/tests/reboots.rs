@@ -8,6 +8,7 @@ use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::*;
 use berth_model::state::{ExitStatus, JobState, NextState, NodeCondition};
 use berth_model::time::{Span, Time};
+use berth_sched_core::{Cluster, CoreConfig};
 use common::*;
 
 fn reboot(w: &mut World, asap: bool, next: NextState) {
@@ -166,4 +167,30 @@ fn one_that_fails_or_stays_away_is_named() {
     // It comes after all, and nobody has to do anything.
     boots(&mut w, "another");
     assert_eq!(condition(&w), NodeCondition::default());
+}
+
+#[test]
+fn a_cluster_of_one_users_refuses_what_its_agent_cannot_do() {
+    let world = |reboot: &str| {
+        let mut config = Config::default();
+        config.programs.reboot = reboot.into();
+        let mut w = World::new(&config);
+        w.core = Cluster::new(CoreConfig::new(&config).unwrap().in_user_mode(true), Term(1));
+        w.node("n1", hardware(4, 1, 4000, 2));
+        w
+    };
+    for nodes in [vec![NodeName::from("n1")], vec![]] {
+        let mut w = world("/sbin/reboot");
+        let body = Request::RebootNodes { nodes, asap: true, next: NextState::Before, reason: None };
+        let refusal = w.request(actor(0), body).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Invalid);
+        assert!(
+            refusal.message.starts_with("n1 cannot") && refusal.message.contains("user mode"),
+            "{refusal}"
+        );
+        assert_eq!((told(&mut w), condition(&w)), (0, NodeCondition::default()));
+    }
+    let mut w = world("/home/me/reboot");
+    reboot(&mut w, false, NextState::Before);
+    assert_eq!(told(&mut w), 1, "it may do it");
 }

@@ -148,6 +148,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let config = load_config(&options.state_dir, options.config_path.as_deref())?;
     (options.in_force)(&config);
     let core_config = CoreConfig::new(&config).map_err(|e| ControllerError::Config(e.to_string()))?;
+    let core_config = core_config.in_user_mode(!options.system);
     let dir = StateDir::prepare(&options.state_dir)?;
     let store = SqliteStore::open(&dir.database())?;
     let logins = Logins::open(&dir.login_key())?;
@@ -170,7 +171,12 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
 
     let (stop, mut stopped) = watch::channel(false);
     let identities = Identities::new(Roles::of(&config));
-    let source = Source { file: options.config_path.clone(), read: options.read, in_force: options.in_force };
+    let source = Source {
+        file: options.config_path.clone(),
+        system: options.system,
+        read: options.read,
+        in_force: options.in_force,
+    };
     let controller = Arc::new(Controller::new(
         config,
         source,

@@ -66,6 +66,8 @@ pub(crate) struct Controller {
 pub(crate) struct Source {
     /// The file that was named at the start.
     pub(crate) file: Option<PathBuf>,
+    /// Whether the controller is root: no file says it.
+    pub(crate) system: bool,
     /// What reads and judges it.
     pub(crate) read: ReadConfig,
     /// What is told of the one in force.
@@ -256,6 +258,7 @@ impl Service for Controller {
             )));
         }
         let core = CoreConfig::new(&config).map_err(|e| invalid(e.to_string()))?;
+        let core = core.in_user_mode(!self.source.system);
         let request = self.shared.next_request();
         let (reply, answer) = oneshot::channel();
         let keep_records_days = config.keep_records_days;

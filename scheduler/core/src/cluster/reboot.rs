@@ -6,6 +6,7 @@ use crate::node::names;
 use crate::rows::NodeRow;
 use berth_model::ids::NodeName;
 use berth_model::link::ToAgent;
+use berth_model::programs::REBOOT;
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
 use berth_model::state::{Cause, NextState, Reboot};
 use berth_model::time::{Span, Time};
@@ -20,14 +21,31 @@ impl Cluster {
         reason: Option<String>,
     ) -> Result<Response, Refusal> {
         self.known_nodes(&nodes)?;
-        if self.config.for_agents.programs.reboot.is_empty() {
+        let program = &self.config.for_agents.programs.reboot;
+        if program.is_empty() {
             return Err(Refusal::new(
                 RefusalCode::Invalid,
                 "RebootProgram isn't defined: name one in programs.reboot of berth.toml",
             ));
         }
+        let usual = program.0 == REBOOT.as_bytes();
         if nodes.is_empty() {
             nodes = self.nodes.keys().cloned().collect();
+        }
+        // On machines that joined the agent is root.
+        let own = |name: &&NodeName| !self.members.contains_key(*name);
+        if self.config.user_mode
+            && usual
+            && let Some(name) = nodes.iter().find(own)
+        {
+            return Err(Refusal::new(
+                RefusalCode::Invalid,
+                format!(
+                    "{name} cannot be rebooted: this is one user's cluster (user mode), whose agent there is not root, and {REBOOT} \
+                     takes root. Reboot the machine yourself, or name a program that may do it in programs.reboot of berth.toml, such \
+                     as a script with sudo, and 'scontrol reconfigure'"
+                ),
+            ));
         }
         let (since, user) = (self.clock, actor.identity.user.clone());
         for name in &nodes {
