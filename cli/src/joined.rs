@@ -234,6 +234,38 @@ fn check_clock(ours: i64, theirs: i64, say: impl Fn(&str)) -> Result<(), Failure
     Ok(())
 }
 
+/// What came of a machine's word to the controller that it leaves.
+pub enum Told {
+    /// The cluster is done with it.
+    Left,
+    /// Jobs have something on it: why it stays.
+    Stays(String),
+    /// The controller took no note of it, or its answer was lost: why.
+    Unheard(String),
+}
+
+/// Tells the controller that this machine leaves.
+pub async fn tell(dir: &StateDir, joined: &Joined) -> Told {
+    let uplink = match joined.remote(dir) {
+        Ok(remote) => Uplink::Remote(remote),
+        Err(e) => return Told::Unheard(e.text),
+    };
+    // One that does not know a question closes the connection: first one that all know.
+    if let Err(e) = uplink.ask(Question::Clock).await {
+        return Told::Unheard(e.to_string());
+    }
+    match uplink.ask(Question::Leave).await {
+        Ok(Reply::Left) => Told::Left,
+        Ok(Reply::Stays(why)) => Told::Stays(why),
+        Ok(_) => Told::Unheard("its answer does not fit".into()),
+        Err(RpcError::Unreachable { .. }) => Told::Unheard(format!(
+            "the controller at {} answers, and not to this: it is of an earlier version, or was interrupted",
+            joined.address
+        )),
+        Err(e) => Told::Unheard(e.to_string()),
+    }
+}
+
 /// Forgets the cluster: key and certificate are gone, and with them the right to come back.
 ///
 /// # Errors

@@ -227,7 +227,7 @@ pub struct AuditInfo {
     pub at: Time,
     /// Who.
     pub uid: Uid,
-    /// Who, by name; of a machine that joined, the token with which it did.
+    /// Who, by name; of a machine that joined, the token with which it did; of one that exchanged its key or left, the machine.
     pub user: String,
     /// As what; not known of entries of versions before roles, and none of a machine.
     pub role: Option<Role>,

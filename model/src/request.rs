@@ -200,6 +200,14 @@ pub enum Request {
         /// The key by which it is to be known.
         new: KeyId,
     },
+    /// `berth leave`: a member says that it belongs to the cluster no longer. Sent by the server's shell, which has proof that
+    /// the member has the key.
+    Leave {
+        /// Which member.
+        name: NodeName,
+        /// The key by which it said so.
+        key: KeyId,
+    },
     /// `berth node approve`.
     ApproveMember {
         /// Which.

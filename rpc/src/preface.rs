@@ -85,6 +85,8 @@ pub enum Question {
     },
     /// The configuration in force.
     Settings,
+    /// I leave: be done with me. Whose key the connection shows is meant, and nobody can be named.
+    Leave,
 }
 
 /// Bytes, in JSON as hexadecimal digits.
@@ -118,6 +120,7 @@ impl std::fmt::Debug for Question {
             Question::Enrol { token, name, .. } => write!(f, "Enrol {{ token: {token:?}, name: {name} }}"),
             Question::Renew { .. } => f.write_str("Renew"),
             Question::Settings => f.write_str("Settings"),
+            Question::Leave => f.write_str("Leave"),
         }
     }
 }
@@ -145,6 +148,10 @@ pub enum Reply {
     },
     /// The configuration: [`berth_model::config::Config::told`].
     Settings(serde_json::Value),
+    /// It belongs to the cluster no longer.
+    Left,
+    /// It cannot leave yet, and why: jobs have something on it.
+    Stays(String),
     /// How nodes are reached; those that are not named are not reached but by the controller.
     Ways(Vec<StreamWay>),
 }
@@ -231,6 +238,7 @@ mod tests {
             Preface::Answer { answer: 5 },
             Preface::Question { question: Question::Clock },
             Preface::Question { question: Question::Renew { public: Hex(vec![0, 255]) } },
+            Preface::Question { question: Question::Leave },
             Preface::Client(peer),
         ];
         for preface in all {

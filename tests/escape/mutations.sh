@@ -461,6 +461,11 @@ if wanted core old-key; then
     attack core old-key a_key_is_renewed_by_who_has_the_old_one
 fi
 
+if wanted core leaving-key; then
+    change $m 'if member.key != *key {' 'if key.0.is_empty() {'
+    attack core leaving-key a_machine_leaves_by_its_own_key_alone_and_while_no_job_needs_it
+fi
+
 if wanted core removed-unheard; then
     change scheduler/core/src/cluster/agents.rs 'if self.departed.contains(name) {' 'if self.departed.contains(name) && hello.boot_id.is_empty() {'
     attack core removed-unheard a_removed_machine_is_cut_off_and_its_name_is_free

@@ -96,7 +96,6 @@ fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
     // Who joins for approval waits for it.
     hosts.root("n2", "berth").arg("down").ok();
     hosts.root("n2", "berth").arg("leave").ok();
-    hosts.root("head", "berth").args(["node", "remove", "n2"]).ok();
     let token = hosts.token("head", &["--approval"]);
     hosts.root("n2", "berth").args(["join", "10.77.0.1", &token, "--detach"]).ok();
     std::thread::sleep(Duration::from_secs(1));
@@ -220,6 +219,83 @@ fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root
     assert!(log.is_some(), "the removed machine is not told why it is refused");
     let audit = hosts.root("head", "berth").arg("audit").ok().text();
     assert!(audit.contains("n1 exchanged its key") && audit.contains("removed n2"), "{audit}");
+}
+
+/// The cluster is done with a machine that leaves, and stays so; jobs that need it are in the way, a controller out of reach is not.
+#[test]
+fn a_machine_that_leaves_is_gone_from_the_cluster_and_joins_again_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "n2", "front"]);
+    hosts.up("head", "");
+    let token = hosts.token("head", &["--uses", "2"]);
+    for node in ["n1", "n2"] {
+        hosts.join(node, &token);
+        hosts.wait_node(node, "idle", 20);
+    }
+    hosts.join("front", &hosts.token("head", &["--role", "login"]));
+    let nodes = || -> Vec<String> {
+        let listed = hosts.root("head", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
+        listed.lines().map(|line| line.trim().to_string()).collect()
+    };
+    let member = |name: &str| {
+        let listed = hosts.root("head", "berth").args(["node", "ls"]).ok().text();
+        listed.lines().any(|line| line.split_whitespace().next() == Some(name))
+    };
+    let berth = |host: &str, words: &[&str]| hosts.root(host, "berth").args(words).limit(60);
+    assert_eq!(nodes(), ["head", "n1", "n2"]);
+
+    // A step runs there, and its agent is away: the controller knows.
+    let job = hosts
+        .cmd("head", "sbatch")
+        .args(["--parsable", "-w", "n1", "-c1", "--mem=64M", "-o", "/dev/null"])
+        .args(["--wrap", "touch begun; exec sleep 300"])
+        .ok()
+        .text();
+    let begun = hosts.work().join("begun");
+    assert!(wait(20, || begun.exists().then_some(())).is_some(), "job {job} does not begin");
+    berth("n1", &["leave"]).fails().says(&["berth down"]);
+    berth("n1", &["down", "--keep-jobs"]).ok();
+    berth("n1", &["leave"]).fails().says(&[&format!("on n1: {job};"), "berth node remove --force n1"]);
+    assert_eq!(nodes(), ["head", "n1", "n2"]);
+    // It is what it was.
+    berth("n1", &["up", "--detach"]).ok();
+    hosts.cmd("head", "scancel").arg(&job).ok();
+    hosts.wait_node("n1", "idle", 30);
+
+    // What was cancelled takes a moment.
+    let down = || (berth("n1", &["down"]).run().rc == 0).then_some(());
+    assert!(wait(20, down).is_some(), "n1 does not go down");
+    let left = berth("n1", &["leave"]).ok();
+    assert!(left.text().starts_with("n1 left cluster '") && !left.err().contains("warning"), "{left}");
+    assert_eq!(nodes(), ["head", "n2"]);
+    assert!(!member("n1") && member("front"));
+    let log = hosts.root("head", "berth").args(["audit", "-n", "1"]).ok().text();
+    assert!(log.contains("node n1") && log.contains("n1 left the cluster with key "), "{log}");
+    berth("n1", &["leave"]).fails().says(&["joined no cluster"]);
+    berth("front", &["down"]).ok();
+    berth("front", &["leave"]).ok();
+    assert!(!member("front"));
+    // Its name is free.
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 20);
+    let told = hosts.cmd("head", "srun").args(["-w", "n1", "hostname"]).ok();
+    assert_eq!(told.text(), "n1", "{told}");
+
+    // Nobody hears of it: it has left all the same, and says what is left to do.
+    berth("n2", &["down"]).ok();
+    hosts.link("n2", false);
+    let left = berth("n2", &["leave"]).ok().says(&["10.77.0.1:7817", "berth node remove n2"]);
+    assert!(left.text().starts_with("n2 left cluster '"), "{left}");
+    hosts.link("n2", true);
+    assert_eq!(nodes(), ["head", "n1", "n2"]);
+    let removed = || hosts.root("head", "berth").args(["node", "remove", "n2"]).ok();
+    removed();
+    hosts.join("n2", &hosts.token("head", &[]));
+    hosts.wait_node("n2", "idle", 20);
+    // Nor is a machine kept that was removed before.
+    berth("n2", &["down"]).ok();
+    removed();
+    berth("n2", &["leave"]).ok().says(&["the cluster was not told"]);
+    assert_eq!(nodes(), ["head", "n1"]);
 }
 
 #[test]

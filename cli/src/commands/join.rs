@@ -1,7 +1,7 @@
 //! `berth join` and `berth leave`: makes this machine part of a cluster, and no part of it any more.
 
 use crate::daemon::{self, Part};
-use crate::joined::{self, Joined, Joining};
+use crate::joined::{self, Joined, Joining, Told};
 use crate::units;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
@@ -9,6 +9,7 @@ use berth_client::site::StateDir;
 use berth_model::NodeName;
 use berth_model::config::PORT;
 use berth_model::member::{MemberRole, MemberState};
+use berth_model::request::RefusalCode;
 use berth_trust::JoinToken;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -40,7 +41,9 @@ pub struct Args {
 
 /// Take this machine out of the cluster that it joined
 ///
-/// Its key is deleted. 'berth node remove' on the controller takes it out of the cluster's records.
+/// After 'berth down'. The controller takes it out of the cluster, as by 'berth node remove' there, and its key is deleted. While
+/// jobs have something on it, it stays. Where the controller cannot be reached, it leaves all the same, and 'berth node remove NAME'
+/// there does the rest.
 #[derive(Debug, clap::Args)]
 pub struct Leave {}
 
@@ -192,6 +195,13 @@ pub fn leave(_: &Leave, state: Option<&Path>) -> Outcome {
             joined.name
         )));
     }
+    // While there is a key to say it with.
+    let told = berth_client::block_on(async { Ok(joined::tell(&dir, &joined).await) })?;
+    let unheard = match told {
+        Told::Left => None,
+        Told::Unheard(why) => Some(why),
+        Told::Stays(why) => return Err(Failure::new(Kind::Refused(RefusalCode::WrongState), why)),
+    };
     joined::leave(&dir)?;
     if units::installed(Part::Agent, &dir) {
         units::systemctl(&["disable", "--quiet", "--now", units::name(Part::Agent)])?;
@@ -199,10 +209,14 @@ pub fn leave(_: &Leave, state: Option<&Path>) -> Outcome {
             units::systemctl(&["daemon-reload"])?;
         }
     }
-    out::print(&format!(
-        "{} left cluster '{}'. 'berth node remove {}' on the controller forgets it.\n",
-        joined.name, joined.cluster, joined.name
-    ))?;
+    out::print(&format!("{} left cluster '{}'.\n", joined.name, joined.cluster))?;
+    if let Some(why) = unheard {
+        let name = &joined.name;
+        out::complain(&format!(
+            "berth: warning: the cluster was not told ({why}): where 'berth node ls' on the controller still has {name}, \
+             'berth node remove {name}' there takes it out"
+        ));
+    }
     Ok(0)
 }
 

@@ -10,7 +10,7 @@ use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::*;
 use berth_model::request::*;
 use berth_model::spec::{JobKind, JobSelector, StepSpec};
-use berth_model::state::{JobState, Reason};
+use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::{Span, Time};
 use berth_sched_core::*;
 use common::*;
@@ -64,6 +64,10 @@ fn approve(name: &str) -> Request {
 
 fn remove(name: &str, force: bool) -> Request {
     Request::RemoveMember { name: name.into(), force }
+}
+
+fn leave(name: &str, of: u8) -> Request {
+    Request::Leave { name: name.into(), key: key(of) }
 }
 
 impl World {
@@ -229,9 +233,9 @@ fn tokens_are_made_within_bounds_and_by_administrators() {
         assert_eq!(denied.code, RefusalCode::Denied, "{denied}");
         assert!(denied.message.contains("only an administrator"), "{denied}");
     }
-    for request in [enrol(0, 1, "n1"), renew("n1", 1, 2)] {
+    for request in [enrol(0, 1, "n1"), renew("n1", 1, 2), leave("n1", 1)] {
         let denied = w.request(actor(1000), request).unwrap_err();
-        assert_eq!(denied.code, RefusalCode::Denied, "no client enrols anything: {denied}");
+        assert_eq!(denied.code, RefusalCode::Denied, "no client speaks for a machine: {denied}");
     }
     assert!(w.writes.is_empty());
     for edge in [SHORTEST_TTL, LONGEST_TTL] {
@@ -448,6 +452,48 @@ fn a_removed_machine_is_cut_off_and_its_name_is_free() {
 }
 
 #[test]
+fn a_machine_leaves_by_its_own_key_alone_and_while_no_job_needs_it() {
+    let mut w = empty();
+    w.root(token_with(0, |t| t.uses = 3)).unwrap();
+    w.joined(enrol(0, 1, "n1"));
+    w.joined(enrol(0, 2, "n2"));
+    w.node("n1", hardware(4, 1, 4000, 0));
+    w.node("n2", hardware(4, 1, 4000, 0));
+    let runs = w.batch("runs", |s| s.resources.node_list = vec!["n1".into()]);
+    assert_eq!(w.state(runs), JobState::Running);
+    // Another machine's key, and one that is nobody's.
+    for of in [2, 3] {
+        let text = w.refused(leave("n1", of), RefusalCode::Denied);
+        assert!(text.contains("n1 has another key"), "{text}");
+    }
+    w.refused(leave("n9", 1), RefusalCode::NotFound);
+    let text = w.refused(leave("n1", 1), RefusalCode::WrongState);
+    assert!(text.contains(&format!("on n1: {runs};")), "{text}");
+    assert!(text.contains("berth node remove --force n1"), "{text}");
+    assert!(w.cut.is_empty());
+    w.exited("n1", batch_key(runs, 0), ExitStatus::OK);
+    w.gone("n1", runs, 0);
+    assert_eq!(w.state(runs), JobState::Completed);
+    assert_eq!(w.root(leave("n1", 1)), Ok(Response::Done));
+    assert_eq!(w.cut, [NodeName::from("n1")]);
+    let entry = w.log().pop().unwrap();
+    let what = format!("n1 left the cluster with key {}", key(1).short());
+    assert_eq!((entry.user.as_str(), entry.role, entry.what), ("node n1", None, what));
+    let snapshot = w.core.snapshot();
+    assert!(snapshot.node(&"n1".into()).is_none() && snapshot.member(&"n1".into()).is_none());
+    assert!(snapshot.member_by_key(&key(1)).is_none() && snapshot.node(&"n2".into()).is_some());
+    let back = w.restored();
+    back.audit().unwrap();
+    assert!(back.snapshot().node(&"n1".into()).is_none());
+    // Said again it changes nothing, and with a token it is a member as any other.
+    w.refused(leave("n1", 1), RefusalCode::NotFound);
+    w.joined(enrol(0, 3, "n1"));
+    w.node("n1", hardware(4, 1, 4000, 0));
+    assert!(w.core.snapshot().node(&"n1".into()).is_some());
+    assert!(w.refused(leave("n1", 1), RefusalCode::Denied).contains("another key"));
+}
+
+#[test]
 fn the_controllers_own_node_is_removed_only_when_it_is_away() {
     let mut w = World::small();
     for force in [false, true] {
@@ -593,6 +639,7 @@ enum Act {
     Renew(u8, u8, u8),
     Approve(u8),
     Remove(u8),
+    Leave(u8, u8),
     Hello(u8),
     Wait(i64),
 }
@@ -606,6 +653,7 @@ fn act() -> impl Strategy<Value = Act> {
         3 => (few(), few(), few()).prop_map(|(n, a, b)| Act::Renew(n, a, b)),
         1 => few().prop_map(Act::Approve),
         2 => few().prop_map(Act::Remove),
+        3 => (few(), few()).prop_map(|(n, k)| Act::Leave(n, k)),
         1 => few().prop_map(Act::Hello),
         1 => (1..5000i64).prop_map(Act::Wait),
     ]
@@ -636,6 +684,7 @@ proptest! {
                 Act::Renew(n, a, b) => w.root(renew(&name(n), a, b)),
                 Act::Approve(n) => w.root(approve(&name(n))),
                 Act::Remove(n) => w.root(remove(&name(n), true)),
+                Act::Leave(n, k) => w.root(leave(&name(n), k)),
                 Act::Hello(n) => {
                     if w.core.snapshot().member(&name(n).as_str().into()).is_some() {
                         w.node(&name(n), hardware(1, 1, 100, 0));

@@ -217,6 +217,21 @@ impl Machines {
                     (None, _) => Err(denied("this machine has joined no cluster yet: 'berth join'")),
                 }
             }
+            Question::Leave => {
+                let Some(MemberInfo { name, .. }) = member else {
+                    return Err(denied("this machine has joined no cluster yet: 'berth join'"));
+                };
+                match ask_core(shared, inputs, Request::Leave { name: name.clone(), key }).await {
+                    Ok(_) => {
+                        tracing::info!("{name} left the cluster: it said so from {from}");
+                        Ok(Reply::Left)
+                    }
+                    Err(refusal) if refusal.code == RefusalCode::WrongState => {
+                        Ok(Reply::Stays(refusal.message))
+                    }
+                    Err(refusal) => Err(refusal),
+                }
+            }
             // Answered before.
             Question::Clock | Question::Settings => Err(denied("not for a machine that has not joined")),
         }

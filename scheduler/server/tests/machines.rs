@@ -88,6 +88,10 @@ impl Site {
         let remote = Arc::new(Remote::new(self.address.clone(), tls));
         Machine { uplink: Uplink::Remote(Arc::clone(&remote)), remote, own, authority }
     }
+
+    async fn members(&self) -> Vec<String> {
+        self.client.members().await.unwrap().into_iter().map(|member| member.name.0).collect()
+    }
 }
 
 fn peer(uid: u32, job: Option<u32>) -> Peer {
@@ -181,6 +185,56 @@ async fn a_removed_machines_connections_are_cut_and_its_key_is_refused() {
     });
     ended.await.unwrap();
     drop(front.remote);
+}
+
+/// What is answered to these bytes until the connection is closed.
+async fn said(site: &Site, machine: &Machine, bytes: &'static [u8]) -> Vec<u8> {
+    use std::io::{Read, Write};
+    let tls = berth_trust::client_config(&machine.own, &machine.authority, "controller").unwrap();
+    let address = site.address.clone();
+    let answered = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut tls = rustls::ClientConnection::new(tls, berth_trust::server_name()).unwrap();
+        let mut wire = rustls::Stream::new(&mut tls, &mut stream);
+        wire.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        // However it is closed.
+        let _ = wire.read_to_end(&mut answer);
+        answer
+    });
+    answered.await.unwrap()
+}
+
+/// It names nobody, so that whoever says it can mean no other machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_says_of_itself_alone_that_it_leaves() {
+    let site = site().await;
+    let n1 = site.machine(MemberRole::Compute, "n1").await;
+    let n2 = site.machine(MemberRole::Compute, "n2").await;
+    let front = site.machine(MemberRole::Login, "front").await;
+    assert_eq!(site.members().await, ["front", "n1", "n2"]);
+    // Who joined nothing has nothing to leave.
+    let (_, stranger, _) = site.stranger(&site.token(MemberRole::Compute).await);
+    let why = stranger.ask(Question::Leave).await.unwrap_err().to_string();
+    assert!(why.contains("joined no cluster"), "{why}");
+    // With a name it is no question: nothing is answered.
+    let answer = said(&site, &n2, b"{\"question\":{\"leave\":{\"name\":\"n1\"}}}\n").await;
+    assert_eq!(String::from_utf8_lossy(&answer), "");
+    assert_eq!(site.members().await, ["front", "n1", "n2"]);
+    assert_eq!(n2.uplink.ask(Question::Leave).await.unwrap(), Reply::Left);
+    assert_eq!(site.members().await, ["front", "n1"]);
+    n2.uplink.ask(Question::Leave).await.unwrap_err();
+    let entry = site.client.audit(Some(1)).await.unwrap().pop().unwrap();
+    assert_eq!(entry.user, "node n2");
+    assert!(entry.what.starts_with("n2 left the cluster with key "), "{}", entry.what);
+    // The others are what they were, and each may go.
+    AgentLink::connect(&n1.uplink, &NodeName("n1".into())).await.unwrap();
+    assert_eq!(front.uplink.ask(Question::Leave).await.unwrap(), Reply::Left);
+    assert_eq!(site.members().await, ["n1"]);
+    // The name is free.
+    site.machine(MemberRole::Compute, "n2").await;
+    assert_eq!(site.members().await, ["n1", "n2"]);
 }
 
 /// What somebody sees who shows this certificate for the machine's own key.

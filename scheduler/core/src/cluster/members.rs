@@ -33,6 +33,13 @@ fn same(a: &str, b: &str) -> bool {
     a.len() == b.len() && std::hint::black_box(differ) == 0
 }
 
+/// The first of them, and how many more there are.
+fn some_of(held: &[String]) -> String {
+    let more = held.len().saturating_sub(10);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", held.get(..10).unwrap_or(held).join(", "))
+}
+
 impl Cluster {
     pub(super) fn create_token(
         &mut self,
@@ -293,21 +300,66 @@ impl Cluster {
             );
             return refuse(RefusalCode::WrongState, text);
         }
-        let held: Vec<String> =
-            node.into_iter().flat_map(|n| n.held.keys()).map(|(id, _)| id.to_string()).collect();
+        let held = self.held_on(name);
         if !held.is_empty() && !force {
-            let more = held.len().saturating_sub(10);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let named = held.get(..10).unwrap_or(&held).join(", ");
             let text = format!(
-                "jobs have something on {name}: {named}{more}; drain it and wait, or give --force: they are lost then \
-                 (NODE_FAIL)"
+                "jobs have something on {name}: {}; drain it and wait, or give --force: they are lost then (NODE_FAIL)",
+                some_of(&held)
             );
             return refuse(RefusalCode::WrongState, text);
         }
+        self.take_out(name, format!("{} removed {name} from the cluster", actor.identity.user));
+        let mut what = format!("removed {name}");
+        if let Some(member) = &member {
+            what.push_str(&format!(" with key {}", member.key.short()));
+        }
+        if !held.is_empty() {
+            what.push_str(&format!(" with {} jobs on it", held.len()));
+        }
+        self.note(actor, what);
+        Ok(Response::Done)
+    }
+
+    /// A machine's own word that it belongs to the cluster no longer: good for itself alone, and while no job needs it.
+    pub(super) fn leave(&mut self, actor: &Actor, name: &NodeName, key: &KeyId) -> Result<Response, Refusal> {
+        let Some(member) = self.members.get(name) else {
+            let text = format!("{name} does not belong to this cluster (any more)");
+            return refuse(RefusalCode::NotFound, text);
+        };
+        // Whoever has it may be another machine by now.
+        if member.key != *key {
+            let text = format!("{name} has another key by now: what has the old one is not trusted any more");
+            return refuse(RefusalCode::Denied, text);
+        }
+        let held = self.held_on(name);
+        if !held.is_empty() {
+            let text = format!(
+                "jobs have something on {name}: {}; 'berth up' there and \
+                 'scontrol update NodeName={name} State=DRAIN Reason=...' on the controller let them end, and \
+                 'berth node remove --force {name}' on the controller gives them up (NODE_FAIL)",
+                some_of(&held)
+            );
+            return refuse(RefusalCode::WrongState, text);
+        }
+        self.take_out(name, format!("{name} left the cluster"));
+        // Whoever has a copy of the key can do that as well as the machine.
+        let what = format!("{name} left the cluster with key {}", key.short());
+        self.note_as(actor, format!("node {name}"), what);
+        Ok(Response::Done)
+    }
+
+    /// The jobs that have something on a node.
+    fn held_on(&self, name: &NodeName) -> Vec<String> {
+        let node = self.nodes.get(name);
+        node.into_iter().flat_map(|n| n.held.keys()).map(|(id, _)| id.to_string()).collect()
+    }
+
+    /// Takes a machine out of the books, as a member and as a node: its key is good for nothing any more, and its name is free.
+    fn take_out(&mut self, name: &NodeName, why: String) {
         self.fail_on_node(name);
-        let told =
-            self.exchange.revoked(name, member.as_ref().map(|member| member.key.0.clone()), self.clock);
+        let member = self.members.get(name).cloned();
+        let key = member.as_ref().map(|member| member.key.0.clone());
+        let told = self.exchange.revoked(name, key, self.clock);
         self.tell_peers(told);
         if self.nodes.remove(name).is_some() {
             self.out.nodes.remove(name);
@@ -316,21 +368,13 @@ impl Cluster {
         self.await_no_more(name);
         self.ahead.retain(|(node, ..)| node != name);
         self.looking.stale = true;
-        let mut what = format!("removed {name}");
-        if let Some(member) = &member {
+        if let Some(member) = member {
             self.members.remove(name);
             self.keys.remove(&member.key);
             self.departed.insert(name.clone());
             self.out.last.push(Write::DeleteMember(name.clone()));
-            what.push_str(&format!(" with key {}", member.key.short()));
         }
-        if !held.is_empty() {
-            what.push_str(&format!(" with {} jobs on it", held.len()));
-        }
-        let why = format!("{} removed {name} from the cluster", actor.identity.user);
         self.out.effects.push(Effect::CutOff { node: name.clone(), why });
-        self.note(actor, what);
-        Ok(Response::Done)
     }
 
     pub(super) fn restore_members(

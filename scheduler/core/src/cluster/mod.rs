@@ -268,6 +268,7 @@ impl Cluster {
                 self.enrol(&actor, &token, &hash, key, name, from)
             }
             Request::Renew { name, old, new } => self.renew(&actor, &name, &old, new),
+            Request::Leave { name, key } => self.leave(&actor, &name, &key),
             Request::ApproveMember { name } => self.approve_member(&actor, &name),
             Request::RemoveMember { name, force } => self.remove_member(&actor, &name, force),
             Request::Shutdown => self.note_shutdown(&actor),

@@ -40,7 +40,7 @@ fn needs(request: &Request) -> Needs {
         Request::ApproveMember { .. } => Needs::Rank(Rank::Administrator, "approves machines"),
         Request::RemoveMember { .. } => Needs::Rank(Rank::Administrator, "removes machines"),
         Request::Shutdown => Needs::Rank(Rank::Administrator, "stops the controller"),
-        Request::Enrol { .. } | Request::Renew { .. } => Needs::Shell,
+        Request::Enrol { .. } | Request::Renew { .. } | Request::Leave { .. } => Needs::Shell,
     }
 }
 
@@ -67,7 +67,8 @@ pub(super) fn check(actor: &Actor, request: &Request) -> Result<(), Refusal> {
         Needs::Rank(rank, what) => at_least(actor, rank, what),
         Needs::Shell if actor.is_administrator() && actor.inside.is_none() => Ok(()),
         Needs::Shell => {
-            Err(denied("Access/permission denied: machines join over the network, with 'berth join'"))
+            let text = "machines join and leave over the network, with 'berth join' and 'berth leave' there";
+            Err(denied(format!("Access/permission denied: {text}")))
         }
     }
 }
