@@ -368,8 +368,7 @@ impl Images {
 
     /// Whether so many bytes of blobs, twice that when unpacked, are more than there is room for.
     fn is_short_of(&self, store: &Store, bytes: u64) -> bool {
-        let wanted = Wanted { bytes: bytes.saturating_mul(2), pressing: false };
-        store.lacks_room(&room::rules(&self.config), wanted).unwrap_or(true)
+        store.lacks_room(&room::rules(&self.config), Wanted::to_fetch(bytes)).unwrap_or(true)
     }
 
     fn make_present<F: Fn(Option<u8>) + Sync>(

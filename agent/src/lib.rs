@@ -61,7 +61,7 @@ pub use mine::{ImagesAnswer, ListedImage};
 pub use paths::Paths;
 pub use peers::FindIdentity;
 pub use place::store_place;
-pub use room::kept_images;
+pub use room::{kept_images, rules as room_rules};
 pub use shown::hardware_in_words;
 pub use start::{
     AgentError, AgentOptions, Ended, ReadAgain, Running, Shutdown, holds_steps, host_name, is_connected,

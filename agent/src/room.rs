@@ -63,10 +63,9 @@ impl Room {
         Pull { room: self, digest: digest.clone() }
     }
 
-    /// So many bytes are about to be fetched, or were. Nobody waits for it. They are compressed and come to about twice as much.
+    /// So many bytes are about to be fetched, or were. Nobody waits for it.
     pub fn look(&self, bytes: u64) {
-        let wanted = Wanted { bytes: bytes.saturating_mul(2), pressing: false };
-        let _ = self.wants.send(Want { wanted, done: None });
+        let _ = self.wants.send(Want { wanted: Wanted::to_fetch(bytes), done: None });
     }
 
     /// What was given back and nobody has any more is to go: waits until it is gone, or cannot go yet.
@@ -80,8 +79,8 @@ impl Room {
     /// The disk is full: waits until something was removed, or nothing can be.
     pub fn press(&self) -> bool {
         let (done, said) = oneshot::channel();
-        let wanted = Wanted { bytes: 0, pressing: true };
-        self.wants.send(Want { wanted, done: Some(done) }).is_ok() && said.blocking_recv().unwrap_or(false)
+        let want = Want { wanted: Wanted::PRESSING, done: Some(done) };
+        self.wants.send(want).is_ok() && said.blocking_recv().unwrap_or(false)
     }
 }
 
@@ -156,7 +155,7 @@ pub async fn keep(
     mut wants: mpsc::UnboundedReceiver<Want>,
     inputs: mpsc::UnboundedSender<Input>,
 ) {
-    let mut pause = Duration::ZERO;
+    let (mut pause, mut told) = (Duration::ZERO, None);
     loop {
         let mut all = Vec::new();
         tokio::select! {
@@ -176,13 +175,20 @@ pub async fn keep(
         };
         let made = make(&images, &rules, wanted, &inputs).await;
         pause = if made.is_ok() { EVERY } else { AGAIN };
+        if made.is_ok() {
+            told = None;
+        }
         let removed = match made {
             Ok(made) => made.as_ref().is_some_and(|made| {
                 tell(made);
                 true
             }),
             Err(why) => {
-                tracing::warn!("images are to go from the store, and nothing is removed: {why}");
+                // It is tried again soon, and said once.
+                if told.as_ref() != Some(&why) {
+                    tracing::warn!("images are to go from the store, and nothing is removed: {why}");
+                }
+                told = Some(why);
                 false
             }
         };

@@ -5,7 +5,9 @@ use berth_tests::layout::{self, Layer};
 use berth_tests::sandbox::wait;
 use berth_tests::{Registry, Sandbox, Who, each_user};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 
 /// Bytes that do not compress.
 fn noise(bytes: usize) -> Vec<u8> {
@@ -14,17 +16,26 @@ fn noise(bytes: usize) -> Vec<u8> {
     noise
 }
 
-/// Pushes an image with 6 MiB of its own above a shared layer.
+/// Writes an image with 6 MiB of its own above a shared layer.
+fn write(directory: &Path, name: &str) {
+    let own = Layer::default().file("name", 0o644, name.as_bytes()).file("noise", 0o644, &noise(6 << 20));
+    layout::write(directory, vec![layout::busybox(), own], json!({}));
+}
+
+/// Pushes such an image.
 fn push(registry: &Registry, name: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
-    let own = Layer::default().file("name", 0o644, name.as_bytes()).file("noise", 0o644, &noise(6 << 20));
-    layout::write(directory.path(), vec![layout::busybox(), own], json!({}));
+    write(directory.path(), name);
     registry.push(directory.path(), &format!("team/{name}:1"), &[])
 }
 
-fn names(sandbox: &Sandbox) -> Vec<String> {
+fn list(sandbox: &Sandbox) -> Vec<Value> {
     let text = sandbox.cmd("berth").args(["image", "ls", "--json"]).ok().text();
-    let list: Vec<Value> = serde_json::from_str(&text).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn names(sandbox: &Sandbox) -> Vec<String> {
+    let list = list(sandbox);
     let name = |image: &Value| image["names"][0].as_str().unwrap_or_default().to_string();
     let short = |name: String| name.rsplit_once("team/").map_or(String::new(), |(_, n)| n.replace(":1", ""));
     list.iter().map(name).map(short).collect()
@@ -153,5 +164,120 @@ each_user! {
         sandbox.kill_9(sandbox.controller());
         prune().fails();
         assert_eq!(names(&sandbox), ["kept"]);
+    }
+}
+
+/// Has such an image in a directory, and pulls it into the caller's own store: where it is, its digest, and what was said.
+fn pull(sandbox: &Sandbox, name: &str) -> (PathBuf, String, String) {
+    let place = sandbox.work().join(name);
+    if !place.exists() {
+        write(&place, name);
+    }
+    let said = sandbox.cmd("berth").args(["image", "pull"]).arg(&place).limit(60).ok();
+    let text = said.text();
+    let digest = text.rsplit(' ').next().unwrap_or_default().to_string();
+    assert!(digest.starts_with("sha256:"), "{text}");
+    (place, digest, said.err())
+}
+
+fn digests(sandbox: &Sandbox) -> BTreeSet<String> {
+    list(sandbox).iter().map(|image| image["digest"].as_str().unwrap().to_string()).collect()
+}
+
+/// What is said in one line of images that went.
+const WENT: &str = "were removed from the store: ";
+
+/// Fourteen images of 6 MiB on a disk of 64 MiB where no cluster ever was: every pull succeeds and says what went for it, and what a
+/// running and a kept container need stays.
+fn a_workstation_goes_on(who: Who, rules: &str, why: &str) {
+    let sandbox = Sandbox::empty(who);
+    let disk = Disk::in_file(&sandbox.state().join("images"), store_owner(sandbox.who()), 64);
+    sandbox.write("../state/berth.toml", format!("[images]\nlayer_form = \"directory\"\n{rules}"));
+    let links = sandbox.state().parent().unwrap().join("bin");
+    sandbox.cmd("berth").args(["install-links", "--front-doors"]).arg(links).ok();
+    let (place, kept, _) = pull(&sandbox, "kept");
+    sandbox.cmd("enroot").args(["create", "--name", "box"]).arg(&place).ok();
+    std::fs::remove_dir_all(place).unwrap();
+    let (place, runs, _) = pull(&sandbox, "runs");
+    let command = sandbox.cmd("berth").arg("run").arg(&place).args(["sh", "-c", "echo up; cat; cat /name"]);
+    let mut running = command.limit(280).stdin_open().spawn();
+    running.wait_for("up", 60);
+    std::fs::remove_dir_all(place).unwrap();
+    let (first, one, _) = pull(&sandbox, "n0");
+    let (mut last, mut said) = (String::new(), String::new());
+    for n in 1..12 {
+        let (place, digest, told) = pull(&sandbox, &format!("n{n}"));
+        said += &told;
+        last = digest;
+        // What is there is found without a look at anything else.
+        let run = sandbox.cmd("berth").arg("run").arg(&place).args(["cat", "/name"]).ok();
+        assert_eq!(run.text(), format!("n{n}"));
+        assert!(!run.err().contains(WENT), "{run}");
+    }
+    let went: Vec<&str> = said.lines().filter(|line| line.contains(WENT)).collect();
+    assert!(went.iter().any(|line| line.contains("/n0") && line.contains(why)), "{said}");
+    let left = digests(&sandbox);
+    for stays in [&kept, &runs, &last] {
+        assert!(left.contains(stays), "{stays} is not among {left:?}");
+    }
+    assert!(!left.contains(&one) && left.len() < 12, "{left:?}");
+    let df = sandbox.cmd("berth").args(["image", "df"]).ok().text();
+    assert!(df.contains(why) && df.contains("after 90 days without use"), "{df}");
+    sandbox.cmd("berth").args(["image", "verify"]).limit(60).ok();
+    assert_eq!(sandbox.cmd("enroot").args(["start", "box", "cat", "/name"]).ok().text(), "kept");
+    running.close();
+    let ended = running.finish();
+    assert_eq!((ended.rc, ended.text().as_str()), (0, "up\nruns"), "{ended}");
+    // Now it may go; and what went comes again.
+    assert_eq!(
+        sandbox.cmd("berth").arg("run").arg(&first).args(["cat", "/name"]).limit(60).ok().text(),
+        "n0"
+    );
+    disk.unmount();
+}
+
+#[test]
+fn a_workstations_small_disk_is_kept_below_its_mark_as_root() {
+    a_workstation_goes_on(Who::root(), "", "its filesystem was");
+}
+
+#[test]
+fn a_workstations_small_disk_that_is_full_has_room_made_and_the_pull_goes_on_as_root() {
+    let rules = "high_watermark = 100\nlow_watermark = 100\n";
+    a_workstation_goes_on(Who::root(), rules, "an image could not be fetched for lack of space");
+}
+
+/// Only root makes the user's small disk.
+#[test]
+fn a_users_own_store_on_a_small_disk_is_kept_so_too_as_root() {
+    if berth_tests::machine::is_root() {
+        a_workstation_goes_on(Who::user(), "", "its filesystem was");
+        let rules = "high_watermark = 100\nlow_watermark = 100\n";
+        a_workstation_goes_on(Who::user(), rules, "an image could not be fetched for lack of space");
+    }
+}
+
+each_user! {
+    fn the_store_of_a_cluster_that_is_down_is_left_alone_while_jobs_wait(who) {
+        let mut sandbox = Sandbox::with_config(who, "[images]\nmax_size = \"12M\"\n");
+        let place = sandbox.work().join("waits");
+        write(&place, "waits");
+        let image = place.display().to_string();
+        assert_eq!(run(&sandbox, &image), "waits");
+        let job = hold(&sandbox, &image);
+        assert_eq!(sandbox.down().rc, 0);
+        let (_, other, said) = pull(&sandbox, "other");
+        assert!(!said.contains("removed"), "{said}");
+        assert!(digests(&sandbox).contains(&other) && digests(&sandbox).len() == 2);
+        // The agent knows what is needed, and one of the two is too many.
+        sandbox.up();
+        let one = wait(60, || (digests(&sandbox).len() == 1).then_some(()));
+        assert!(one.is_some() && !digests(&sandbox).contains(&other), "{:?}", digests(&sandbox));
+        sandbox.cmd("scancel").arg(job.to_string()).ok();
+        sandbox.wait_state(job, "CANCELLED", 60);
+        assert_eq!(sandbox.down().rc, 0);
+        let (_, last, said) = pull(&sandbox, "last");
+        assert!(said.contains(&format!("{WENT}it took more than images.max_size")), "{said}");
+        assert_eq!(digests(&sandbox), BTreeSet::from([last]));
     }
 }

@@ -197,13 +197,15 @@ fn import(args: &Import) -> Outcome {
         return Err(Failure::user(format!("{} exists already: remove it, or use --output", path.display())));
     }
     let pinned = manifest(&args.image)?;
-    local::fetch(&images::store(None)?, &args.image, &pinned, false, None)?;
+    let prepared = local::fetch(&images::store(None)?, &args.image, &pinned, false, None)?;
     let image = pinned.digest.to_string();
     local::save(
         &Container { door: "enroot", image, known: true, ..Container::default() },
         &path,
         SaveForm::Squashfs,
     )?;
+    // Until then another pull cannot have it removed.
+    drop(prepared);
     Ok(0)
 }
 
@@ -268,9 +270,11 @@ fn create(args: &Create) -> Outcome {
     if args.force && named::find(&state, &name)?.is_some() {
         named::remove(&state, &name)?;
     }
-    local::fetch(&images::store(None)?, &args.image, &pinned, false, None)?;
+    let prepared = local::fetch(&images::store(None)?, &args.image, &pinned, false, None)?;
     let container = named::Named { image: args.image.clone(), pinned, created: berth_client::now().secs() };
     named::create(&state, &name, &container)?;
+    // From then on the container keeps it.
+    drop(prepared);
     out::print(&format!("{name}\n")).map(|()| 0)
 }
 

@@ -1,6 +1,6 @@
 //! The root filesystem of a local container: from the caller's store, fetched where it is missing.
 
-use super::Container;
+use super::{Container, room};
 use crate::images::{self, Bar};
 use berth_client::error::Failure;
 use berth_images::{
@@ -34,7 +34,7 @@ pub fn pinned(image: &str, insecure: bool, state: Option<&Path>) -> Result<Resol
     resolve(&reference, &Credentials::from_env(), &options).map_err(|e| images::failed(&e))
 }
 
-/// Makes an image present.
+/// Makes an image present, in a store with room for it.
 pub fn fetch(
     store: &Store,
     name: &str,
@@ -55,13 +55,14 @@ pub fn ensure(
     progress: &dyn Progress,
     state: Option<&Path>,
 ) -> Result<PreparedImage, Failure> {
-    let prepared = match images::helpers(pinned, state)? {
+    let helpers = images::helpers(pinned, state)?;
+    let bring = |progress: &dyn Progress| match &helpers {
         Some(helpers) => helpers.ensure(store, pinned, progress),
         None => {
             images::open(pinned, state).and_then(|source| store.ensure(pinned, source.as_ref(), progress))
         }
     };
-    prepared.map_err(|e| images::failed(&e))
+    room::bring(store, &pinned.digest, progress, state, &bring).map_err(|e| images::failed(&e))
 }
 
 /// An image's layers and configuration; `None` for what is used where it is.

@@ -149,16 +149,20 @@ impl Store {
         }
         // The kernel may be another one than that for which it was imported.
         let Some(layers) = self.stack(&record) else { return Ok(None) };
-        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        let times = Timestamps { last_access: now, last_modification: now };
-        // Pruning by age and the choice of what goes for lack of room read it.
-        let _ = utimensat(&self.images, record_name(digest), &times, AtFlags::SYMLINK_NOFOLLOW);
+        self.note_use(digest);
         Ok(Some(PreparedImage {
             digest: record.digest,
             config: record.config,
             layers,
             guard: UseGuard(guard),
         }))
+    }
+
+    /// Notes that an image is used now: pruning by age and the choice of what goes for lack of room read it.
+    pub(super) fn note_use(&self, digest: &Digest) {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        let _ = utimensat(&self.images, record_name(digest), &times, AtFlags::SYMLINK_NOFOLLOW);
     }
 
     /// Guards an image that is in use, without preparing it: for an agent that adopts running containers.

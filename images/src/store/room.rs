@@ -42,6 +42,17 @@ pub struct Wanted {
     pub pressing: bool,
 }
 
+impl Wanted {
+    /// Something did not fit.
+    pub const PRESSING: Wanted = Wanted { bytes: 0, pressing: true };
+
+    /// So many bytes of layers are about to be fetched: they are compressed and come to about twice as much.
+    #[must_use]
+    pub fn to_fetch(bytes: u64) -> Wanted {
+        Wanted { bytes: bytes.saturating_mul(2), pressing: false }
+    }
+}
+
 /// What was removed to make room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
@@ -215,8 +226,8 @@ impl Store {
         Ok(since > 0 && self.list()?.iter().any(|image| image.last_used < since / NANOS))
     }
 
-    /// Removes images by the rules until there is room, but none of `needed` and none that is in use or being fetched. Layers
-    /// of a needed image that was only fetched in part stay, too.
+    /// Removes images by the rules until there is room, but none of `needed` and none that is in use or being fetched: these
+    /// count as used now where they would be too old. Layers of a needed image that was only fetched in part stay, too.
     ///
     /// # Errors
     /// The store cannot be read or written.
@@ -239,7 +250,7 @@ impl Store {
         let mut made = Collected { at: now, why, images: Vec::new(), layers: 0, bytes: 0 };
         let mut stay = needed.clone();
         for _ in 0..ROUNDS {
-            let images = self.candidates(&stay)?;
+            let images = self.candidates(&stay, since)?;
             let before = made.images.len();
             for digest in choose(&images, bytes, since) {
                 let names = self.image_record(&digest)?.map(|r| r.all_names()).unwrap_or_default();
@@ -269,16 +280,18 @@ impl Store {
         Ok(Some(made))
     }
 
-    fn candidates(&self, needed: &BTreeSet<Digest>) -> Result<Vec<Candidate>> {
+    fn candidates(&self, needed: &BTreeSet<Digest>, since: u64) -> Result<Vec<Candidate>> {
         let mut images = Vec::new();
         for record in self.records()? {
             let layers = self.layer_sizes(&record)?;
-            images.push(Candidate {
-                last_used: self.last_used(&record),
-                needed: needed.contains(&record.digest) || self.in_use(&record.digest)?,
-                digest: record.digest,
-                layers,
-            });
+            let needed = needed.contains(&record.digest) || self.in_use(&record.digest)?;
+            let mut last_used = self.last_used(&record);
+            if needed && last_used < since {
+                // What runs for that long is not to go as soon as it ends, and nobody looks at it again and again until then.
+                self.note_use(&record.digest);
+                last_used = self.last_used(&record);
+            }
+            images.push(Candidate { last_used, needed, digest: record.digest, layers });
         }
         Ok(images)
     }

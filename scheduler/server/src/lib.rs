@@ -122,6 +122,14 @@ pub enum ControllerError {
     },
 }
 
+/// Whether the records in a state directory, if there are any, have jobs that are not over: of a cluster that is down.
+///
+/// # Errors
+/// They cannot be read.
+pub fn has_unfinished_jobs(state_dir: &Path) -> Result<bool, ControllerError> {
+    Ok(berth_store::has_unfinished_jobs(&state_dir.join("db"))?)
+}
+
 /// Runs a controller until `shutdown` completes, an administrator asks for it, or SIGTERM or SIGINT comes.
 /// Steps run on without it.
 ///

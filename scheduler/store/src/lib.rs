@@ -9,6 +9,7 @@ mod checkpoint;
 mod content;
 mod encode;
 mod error;
+mod idle;
 mod lock;
 mod reader;
 mod schema;
@@ -17,6 +18,7 @@ mod writer;
 
 pub use content::Content;
 pub use error::StoreError;
+pub use idle::has_unfinished_jobs;
 pub use lock::DirectoryLock;
 pub use reader::{Reader, Stop};
 pub use space::Room;

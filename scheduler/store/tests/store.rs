@@ -27,7 +27,7 @@ use berth_sched_core::{
     PayloadKey, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepResult, StepRow, Tasks, TokenRow, Write,
     commit,
 };
-use berth_store::{DATABASE, Room, SqliteStore, StoreError};
+use berth_store::{DATABASE, Room, SqliteStore, StoreError, has_unfinished_jobs};
 use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -248,6 +248,30 @@ fn rows_survive_and_retired_jobs_stay_for_accounting_only() {
     assert_eq!(store.purge(Time(1_000), 10).unwrap(), 1);
     assert_eq!(all_jobs(&store, &AccountingQuery::default()), [1, 2]);
     assert_eq!(store.purge(Time(1_000), 10).unwrap(), 0);
+}
+
+#[test]
+fn whether_jobs_wait_is_seen_while_no_controller_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let waits = |writes: &[Write]| {
+        let mut store = SqliteStore::open(dir.path()).unwrap();
+        commit(&mut store, writes).unwrap();
+        drop(store);
+        has_unfinished_jobs(dir.path()).unwrap()
+    };
+    assert!(!has_unfinished_jobs(dir.path()).unwrap(), "where there is no cluster");
+    assert!(!dir.path().join(DATABASE).exists());
+    assert!(waits(&[spec(1), pending(1)]));
+    assert!(!waits(&[ended(1, 70)]));
+    let Write::PutJob(mut job) = ended(1, 70) else { unreachable!() };
+    let Phase::Ended { result, .. } = job.phase.clone() else { unreachable!() };
+    job.phase = Phase::Ending {
+        run: run(),
+        result,
+        left: std::iter::once(NodeName::from("n1")).collect(),
+        requeue: true,
+    };
+    assert!(waits(&[Write::PutJob(job)]), "it goes back to the queue");
 }
 
 fn entry(number: u64) -> AuditRow {

@@ -3,10 +3,12 @@
 use super::places::{Found, Places};
 use super::{document, table};
 use crate::images;
+use crate::local::room;
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_images::{DiskUsage, Error, RoomState, Store};
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// An image in the list, wherever it is.
 struct Row {
@@ -82,9 +84,15 @@ pub fn inspect(places: &Places, image: &str) -> Outcome {
 }
 
 /// Shows what images take.
-pub fn df(places: &Places, json: bool) -> Outcome {
+pub fn df(places: &Places, json: bool, state: Option<&Path>) -> Outcome {
     let own = match &places.own {
-        Some(store) => Some((store.df().map_err(|e: Error| images::failed(&e))?, store)),
+        Some(store) => {
+            let mut usage = store.df().map_err(|e: Error| images::failed(&e))?;
+            if let Some(rules) = room::rules(state)? {
+                usage.room.rules = Some(rules);
+            }
+            Some((usage, store))
+        }
         None => None,
     };
     let node = places.node.as_ref().map(|node| node.usage()).transpose()?;
@@ -122,7 +130,7 @@ fn own_store(usage: &DiskUsage, store: &Store) -> String {
         images::size(usage.free_bytes),
         store.root().display()
     );
-    text + &room(&usage.room)
+    text + &room_text(&usage.room)
 }
 
 fn value(of: &impl serde::Serialize) -> Result<Value, Failure> {
@@ -130,9 +138,9 @@ fn value(of: &impl serde::Serialize) -> Result<Value, Failure> {
 }
 
 /// By which rules room is kept, and what was last removed for it.
-fn room(room: &RoomState) -> String {
+fn room_text(room: &RoomState) -> String {
     let mut text = match &room.rules {
-        None => "room         is not kept: no cluster has run here; 'berth image prune' removes images\n"
+        None => "room         is kept by the agent of this machine's cluster, which has not run here yet\n"
             .to_string(),
         Some(rules) => {
             let mut parts = match rules.high_watermark {

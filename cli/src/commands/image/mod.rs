@@ -27,6 +27,9 @@ pub enum Args {
     ///
     /// A node fetches as you, with the logins that you have there, and counts it against your quota. What the name means is found
     /// out once, here.
+    ///
+    /// A store that no agent serves is kept from filling its disk as a node's is: where a pull needs room, and after it, images that
+    /// were not used for longest go, by what the berth.toml in the state directory says of images. Standard error tells which, and why.
     Pull {
         /// Image, such as debian:12, ghcr.io/team/app:1, or a path
         image: String,
@@ -148,7 +151,7 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         }
         Args::Ls { which, json, .. } => look::ls(&Places::find(which, state)?, json),
         Args::Inspect { which, image, .. } => look::inspect(&Places::find(which, state)?, &image),
-        Args::Df { which, json, .. } => look::df(&Places::find(which, state)?, json),
+        Args::Df { which, json, .. } => look::df(&Places::find(which, state)?, json, state),
         Args::Quota { json } => quota::run(json, state),
         Args::Rm { which, json, force, images, .. } => {
             remove::rm(&Places::find(which, state)?, &images, force, json, state)

@@ -1,0 +1,291 @@
+//! Room in a store that no agent serves: before a pull for which the disk is short, and after each, what was not used for longest
+//! goes by the rules by which agents keep room. A pull that finds everything there looks at nothing.
+
+use crate::daemon::{self, Part};
+use crate::images;
+use crate::joined::Joined;
+use berth_client::error::{Failure, Kind};
+use berth_client::site::{Site, StateDir};
+use berth_images::{
+    Collected, Digest, Error, ErrorKind, PreparedImage, Progress, ProgressEvent, RoomRules, Store, Wanted,
+};
+use berth_model::member::MemberRole;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Images that are named when they are gone.
+const NAMED: usize = 5;
+
+/// Brings an image into the store and tells how it goes on.
+type Bring<'a> = dyn Fn(&dyn Progress) -> berth_images::Result<PreparedImage> + 'a;
+
+/// Has an image brought into the store of a state directory (option, or the caller's own), with room for it.
+///
+/// # Errors
+/// As of bringing it.
+pub fn bring(
+    store: &Store,
+    digest: &Digest,
+    progress: &dyn Progress,
+    state: Option<&Path>,
+    bring: &Bring<'_>,
+) -> berth_images::Result<PreparedImage> {
+    let room = &Room { store, state, digest, progress, removed: Mutex::new(false) };
+    let fetches = AtomicBool::new(false);
+    let prepared = std::thread::scope(|scope| {
+        let telling = |event: ProgressEvent| {
+            if let ProgressEvent::Start { bytes, .. } = &event
+                && *bytes > 0
+                && !fetches.swap(true, Ordering::Relaxed)
+            {
+                let wanted = Wanted::to_fetch(*bytes);
+                // The pull goes on meanwhile. Without a thread for it room is made when the disk is full.
+                let look = std::thread::Builder::new().name("room".into());
+                let _ = look.spawn_scoped(scope, move || room.look(wanted));
+            }
+            progress.event(event);
+        };
+        loop {
+            match bring(&telling) {
+                // Layers that were complete are there still.
+                Err(e) if e.kind() == ErrorKind::NoSpace && room.press() => {}
+                other => break other,
+            }
+        }
+    })?;
+    // What came is in use for as long as `prepared` lives.
+    if fetches.into_inner() {
+        room.look(Wanted::default());
+    }
+    Ok(prepared)
+}
+
+/// Keeps room while an image comes.
+struct Room<'a> {
+    store: &'a Store,
+    state: Option<&'a Path>,
+    /// The image.
+    digest: &'a Digest,
+    progress: &'a dyn Progress,
+    /// Something was removed of which no pull knows that failed. Held while something is removed.
+    removed: Mutex<bool>,
+}
+
+impl Room<'_> {
+    fn removed(&self) -> MutexGuard<'_, bool> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So much is about to come, or came.
+    fn look(&self, wanted: Wanted) {
+        let mut removed = self.removed();
+        *removed |= self.make(wanted);
+    }
+
+    /// The disk is full. Whether something was removed, now or since it was last asked.
+    fn press(&self) -> bool {
+        let mut removed = self.removed();
+        std::mem::take(&mut *removed) || self.make(Wanted::PRESSING)
+    }
+
+    fn make(&self, wanted: Wanted) -> bool {
+        let (text, made) = match self.make_by_rules(wanted) {
+            Ok(None) => return false,
+            Ok(Some(made)) => (told(&made), true),
+            Err(why) => (format!("images are to go from the store, and nothing is removed: {why}"), false),
+        };
+        self.progress.event(ProgressEvent::Note { text });
+        made
+    }
+
+    fn make_by_rules(&self, wanted: Wanted) -> Result<Option<Collected>, Failure> {
+        let failed = |e: Error| images::failed(&e);
+        let dir = images::local_dir(self.state)?;
+        if is_served(&dir) {
+            return Ok(None);
+        }
+        let rules = own_rules(&dir)?;
+        if !self.store.lacks_room(&rules, wanted).map_err(failed)? {
+            return Ok(None);
+        }
+        let Some(mut needed) = needed(&dir)? else { return Ok(None) };
+        needed.insert(self.digest.clone());
+        self.store.make_room(&rules, wanted, &needed).map_err(failed)
+    }
+}
+
+/// Whether an agent keeps room in the store of the state directory.
+fn is_served(dir: &StateDir) -> bool {
+    daemon::pid_file(dir, Part::Agent).is_some()
+}
+
+/// Whether jobs of a cluster elsewhere run here.
+fn is_compute_node(dir: &StateDir) -> Result<bool, Failure> {
+    Ok(Joined::read(dir)?.is_some_and(|joined| joined.role == MemberRole::Compute))
+}
+
+/// The rules by which a `berth.toml` in the state directory has room kept.
+fn own_rules(dir: &StateDir) -> Result<RoomRules, Failure> {
+    let config = berth_controller::load_config(&dir.0, None);
+    let config = config.map_err(|e| Failure::new(Kind::Configuration, e.to_string()))?;
+    Ok(berth_agent::room_rules(&config.images))
+}
+
+/// The rules by which room is kept after pulls; `None` where that is an agent's affair, which notes them in the store.
+pub fn rules(state: Option<&Path>) -> Result<Option<RoomRules>, Failure> {
+    let dir = images::local_dir(state)?;
+    if is_served(&dir) || is_compute_node(&dir)? {
+        return Ok(None);
+    }
+    own_rules(&dir).map(Some)
+}
+
+/// Images that must stay. `None`: nobody here can say what jobs need; their cluster's agent looks after the store when it is up.
+fn needed(dir: &StateDir) -> Result<Option<BTreeSet<Digest>>, Failure> {
+    let jobs = if daemon::pid_file(dir, Part::Controller).is_some() {
+        images::needed_by_jobs(&Site::of(dir.clone()), &[])?
+    } else {
+        let waits = || {
+            berth_controller::has_unfinished_jobs(&dir.0)
+                .map_err(|e| Failure::new(Kind::Configuration, e.to_string()))
+        };
+        if is_compute_node(dir)? || waits()? {
+            return Ok(None);
+        }
+        Vec::new()
+    };
+    let kept = berth_agent::kept_images(&dir.0).map_err(Failure::user)?;
+    Ok(Some(kept.into_iter().chain(jobs).collect()))
+}
+
+/// What went, and why, in one line.
+fn told(made: &Collected) -> String {
+    let Collected { why, images: gone, layers, bytes, .. } = made;
+    let names = gone.iter().take(NAMED).map(|image| match image.names.first() {
+        Some(name) => name.clone(),
+        None => image.digest.short().to_string(),
+    });
+    let names: Vec<String> = names.collect();
+    let more = match gone.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let names = match names.is_empty() {
+        true => String::new(),
+        false => format!(" ({}{more})", names.join(", ")),
+    };
+    format!(
+        "{}{names} and {}, {}, were removed from the store: {why}",
+        images::counted(gone.len(), "image"),
+        images::counted(*layers, "layer"),
+        images::size(*bytes)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // what fails here fails the test
+
+    use super::*;
+    use berth_images::CollectedImage;
+    use std::sync::atomic::AtomicUsize;
+
+    fn digest(n: usize) -> Digest {
+        format!("sha256:{n:064x}").parse().unwrap()
+    }
+
+    #[test]
+    fn what_went_is_told_in_one_line_with_the_reason() {
+        let image = |n: usize, names: &[&str]| CollectedImage {
+            digest: digest(n),
+            names: names.iter().map(|name| (*name).to_string()).collect(),
+            last_used: 7,
+        };
+        let of = |images: Vec<CollectedImage>, layers| {
+            told(&Collected {
+                at: 1,
+                why: "its filesystem was 91% full".into(),
+                images,
+                layers,
+                bytes: 3 << 20,
+            })
+        };
+        assert_eq!(
+            of(vec![image(1, &["docker://debian:12", "x"]), image(2, &[])], 1),
+            "2 images (docker://debian:12, 000000000000) and 1 layer, 3.00 MiB, were removed from the store: its filesystem was \
+             91% full"
+        );
+        let many = of((0..8).map(|n| image(n, &["a"])).collect(), 9);
+        assert!(
+            many.starts_with("8 images (a, a, a, a, a and 3 more) and 9 layers, 3.00 MiB, were"),
+            "{many}"
+        );
+        assert!(of(Vec::new(), 2).starts_with("0 images and 2 layers, 3.00 MiB, were removed"));
+    }
+
+    /// A state directory with a store and a configuration, and what the pull of an image told that was brought so.
+    fn told_of(config: &str, bring_it: &Bring<'_>) -> (Vec<String>, Error) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("berth.toml"), config).unwrap();
+        let store = Store::open(&dir.path().join("images")).unwrap();
+        let notes = Mutex::new(Vec::new());
+        let progress = |event: ProgressEvent| {
+            if let ProgressEvent::Note { text } = event {
+                notes.lock().unwrap().push(text);
+            }
+        };
+        let error = bring(&store, &digest(1), &progress, Some(dir.path()), bring_it).unwrap_err();
+        (notes.into_inner().unwrap(), error)
+    }
+
+    #[test]
+    fn a_full_disk_on_which_nothing_can_go_is_told_as_it_is_and_tried_once() {
+        let tries = AtomicUsize::new(0);
+        let full = |progress: &dyn Progress| {
+            tries.fetch_add(1, Ordering::Relaxed);
+            progress.event(ProgressEvent::Start { layers: 1, cached: 0, bytes: 5 });
+            Err(Error::new(ErrorKind::NoSpace, "image x", "No space left on device"))
+        };
+        let rules = "[images]\nhigh_watermark = 100\nlow_watermark = 100\n";
+        let (notes, error) = told_of(rules, &full);
+        assert_eq!((notes, error.kind()), (Vec::new(), ErrorKind::NoSpace));
+        assert_eq!(tries.into_inner(), 1);
+    }
+
+    #[test]
+    fn rules_that_cannot_be_read_remove_nothing_and_are_told() {
+        let full =
+            |_: &dyn Progress| Err(Error::new(ErrorKind::NoSpace, "image x", "No space left on device"));
+        let (notes, error) = told_of("[images]\nhigh_watermarks = 3\n", &full);
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert!(
+            notes.len() == 1 && notes[0].contains("nothing is removed") && notes[0].contains("berth.toml"),
+            "{notes:?}"
+        );
+    }
+
+    #[test]
+    fn what_a_kept_container_needs_stays_and_one_that_cannot_be_read_keeps_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir(dir.path().to_path_buf());
+        assert_eq!(needed(&state).unwrap(), Some(BTreeSet::new()));
+        let place = dir.path().join("containers/box");
+        std::fs::create_dir_all(&place).unwrap();
+        let text = format!(r#"{{"pinned": {{"digest": "{}"}}}}"#, digest(3));
+        std::fs::write(place.join("container.json"), text).unwrap();
+        assert_eq!(needed(&state).unwrap(), Some(BTreeSet::from([digest(3)])));
+        std::fs::write(place.join("container.json"), "{").unwrap();
+        needed(&state).unwrap_err();
+    }
+
+    #[test]
+    fn a_store_without_an_agent_has_the_rules_of_its_state_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = || rules(Some(dir.path())).unwrap().unwrap();
+        assert_eq!((of().high_watermark, of().max_size), (85, None));
+        std::fs::write(dir.path().join("berth.toml"), "[images]\nmax_size = \"1M\"\n").unwrap();
+        assert_eq!(of().max_size, Some(1 << 20));
+    }
+}
