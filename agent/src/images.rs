@@ -12,8 +12,8 @@ use crate::signatures::{self, Unsigned};
 use berth_agent_core::Fetched;
 use berth_images::{
     Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress, ProgressEvent,
-    Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, UseGuard, Wanted,
-    file_pin, open_source, resolve,
+    Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RoomRules, RunAs, Store, UseGuard,
+    Wanted, file_pin, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
@@ -368,7 +368,9 @@ impl Images {
 
     /// Whether so many bytes of blobs, twice that when unpacked, are more than there is room for.
     fn is_short_of(&self, store: &Store, bytes: u64) -> bool {
-        store.lacks_room(&room::rules(&self.config), Wanted::to_fetch(bytes)).unwrap_or(true)
+        // Images that are old and there still are no lack of room.
+        let rules = RoomRules { keep_days: None, ..room::rules(&self.config) };
+        store.lacks_room(&rules, Wanted::to_fetch(bytes)).unwrap_or(true)
     }
 
     fn make_present<F: Fn(Option<u8>) + Sync>(

@@ -207,7 +207,8 @@ pub struct ImagesConfig {
     pub low_watermark: u32,
     /// Most that the layers in a node's store may take, such as `200G`; empty sets no bound of its own.
     pub max_size: String,
-    /// Days after which an image that was not used and that nobody needs is removed in any case; 0 keeps it.
+    /// Days after which an image that was not used and that nobody needs is removed in any case; 0 keeps it, which is also what
+    /// agents take it for where they are told nothing.
     pub keep_days: u32,
     /// Most that the images of one user may take on a node that users share, such as `200G`; empty sets no bound.
     pub user_quota: String,
@@ -248,7 +249,7 @@ impl Default for ImagesConfig {
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),
-            keep_days: 0,
+            keep_days: 90,
             user_quota: String::new(),
             quotas: Vec::new(),
             mirrors: Vec::new(),

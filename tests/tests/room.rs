@@ -3,7 +3,7 @@
 use berth_tests::disk::{Disk, store_owner};
 use berth_tests::layout::{self, Layer};
 use berth_tests::sandbox::wait;
-use berth_tests::{Registry, Sandbox, Who, each_user};
+use berth_tests::{Cmd, Registry, Sandbox, Who, each_user};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -258,6 +258,28 @@ fn a_users_own_store_on_a_small_disk_is_kept_so_too_as_root() {
 }
 
 each_user! {
+    fn an_image_that_nobody_used_for_ninety_days_goes_unless_a_job_needs_it(who) {
+        let registry = Registry::open();
+        let mut sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let images = ["old", "waits"].map(|name| push(&registry, name));
+        images.iter().for_each(|image| drop(run(&sandbox, image)));
+        let job = hold(&sandbox, &images[1]);
+        assert_eq!(sandbox.down().rc, 0);
+        for record in std::fs::read_dir(sandbox.state().join("images/images")).unwrap() {
+            Cmd::new("touch").args(["--date", "91 days ago"]).arg(record.unwrap().path()).ok();
+        }
+        sandbox.up();
+        let left = wait(60, || (names(&sandbox) == ["waits"]).then_some(()));
+        assert!(left.is_some(), "{:?}", names(&sandbox));
+        let df = sandbox.cmd("berth").args(["image", "df"]).ok().text();
+        assert!(df.contains("they were not used for 90 days"), "{df}");
+        let fetched = registry.fetched().len();
+        sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+        sandbox.wait_file("held", "waits", 60);
+        assert_eq!(registry.fetched().len(), fetched, "the held job's image was fetched again");
+        sandbox.wait_state(job, "COMPLETED", 60);
+    }
+
     fn the_store_of_a_cluster_that_is_down_is_left_alone_while_jobs_wait(who) {
         let mut sandbox = Sandbox::with_config(who, "[images]\nmax_size = \"12M\"\n");
         let place = sandbox.work().join("waits");

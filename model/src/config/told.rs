@@ -2,7 +2,8 @@
 //!
 //! An administrator's file is judged strictly. What a controller tells its agents must not be: after an upgrade it may have keys, and
 //! words for keys, of which an older agent knows nothing. What is at its default is not said at all, so that only what somebody asked
-//! for can be left out, and who leaves something out tells the controller.
+//! for can be left out, and who leaves something out tells the controller. Where a default has become another one, what is not said
+//! means the first one still.
 
 use super::Config;
 use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
@@ -93,10 +94,17 @@ impl Config {
         }
     }
 
-    /// What differs from the defaults: what an agent is told. JSON.
+    /// What it means to controllers and agents of all versions that nothing is said: a key's first default.
+    fn unsaid() -> Config {
+        let mut config = Config::default();
+        config.images.keep_days = 0;
+        config
+    }
+
+    /// What differs from [`Config::unsaid`]: what an agent is told. JSON.
     pub fn told(&self) -> Value {
-        let (own, defaults) = (plain(self), plain(&Config::default()));
-        without(own, &defaults).unwrap_or_else(|| Value::Object(Map::new()))
+        let (own, unsaid) = (plain(self), plain(&Config::unsaid()));
+        without(own, &unsaid).unwrap_or_else(|| Value::Object(Map::new()))
     }
 
     /// Reads what [`Config::told`] of another version says.
@@ -105,7 +113,9 @@ impl Config {
     /// It is no configuration at all.
     pub fn understand(mut told: Value) -> Result<Understood, Error> {
         let mut unknown = Vec::new();
+        let unsaid = without(plain(&Config::unsaid()), &plain(&Config::default())).unwrap_or_default();
         loop {
+            fill(&mut told, &unsaid);
             let path = Path::default();
             let whole = Tolerant { value: told.clone(), path: &path };
             match Config::deserialize(whole) {
@@ -144,6 +154,19 @@ fn without(own: Value, default: &Value) -> Option<Value> {
             (!differs.is_empty()).then_some(Value::Object(differs))
         }
         (own, default) => (own != *default).then_some(own),
+    }
+}
+
+/// Adds what is not said, here or as something that was taken out.
+fn fill(told: &mut Value, unsaid: &Value) {
+    let (Value::Object(told), Value::Object(unsaid)) = (told, unsaid) else { return };
+    for (key, value) in unsaid {
+        match told.get_mut(key) {
+            Some(said) => fill(said, value),
+            None => {
+                told.insert(key.clone(), value.clone());
+            }
+        }
     }
 }
 
@@ -281,9 +304,9 @@ mod tests {
     #[test]
     fn what_is_not_said_means_to_earlier_agents_what_it_means_to_this_one() {
         let then: Value = serde_json::from_str(DEFAULTS).unwrap();
-        let now = plain(&Config::default());
+        let now = plain(&Config::unsaid());
         // Keys may come, and what they mean unsaid must be what agents without them do. What an earlier version has stays as it was:
-        // another default needs a name of its own.
+        // another default is said, and for that `unsaid` has the earlier one.
         fn same(then: &Value, now: &Value, at: &str) {
             match (then, now) {
                 (Value::Object(then), Value::Object(now)) => {
@@ -314,7 +337,10 @@ mod tests {
 
     #[test]
     fn what_was_told_is_understood_and_what_is_at_its_default_is_not_told() {
-        assert_eq!(Config::default().told(), json!({}));
+        assert_eq!(Config::unsaid().told(), json!({}));
+        assert_eq!(Config::understand(json!({})).unwrap().config, Config::unsaid());
+        // What an earlier agent took for another value.
+        assert_eq!(Config::default().told(), json!({ "images": { "keep_days": 90 } }));
         for config in [Config::default(), some()] {
             let understood = Config::understand(config.told()).unwrap();
             assert_eq!(understood, Understood { config: config.clone(), unknown: vec![] });
@@ -338,6 +364,7 @@ mod tests {
         let Understood { config, mut unknown } = Config::understand(told).unwrap();
         let mut expected = some();
         expected.images.layer_form = LayerForm::Auto;
+        expected.images.keep_days = 0;
         assert_eq!(config, expected);
         unknown.sort();
         let named = [
