@@ -223,7 +223,8 @@ impl Store {
             return Ok(true);
         }
         let since = unused_since(rules, now());
-        Ok(since > 0 && self.list()?.iter().any(|image| image.last_used < since / NANOS))
+        // Looked at often: whether they are in use, which takes a lock of each, is asked when some are to go.
+        Ok(since > 0 && self.records()?.iter().any(|record| self.last_used(record) < since))
     }
 
     /// Removes images by the rules until there is room, but none of `needed` and none that is in use or being fetched: these
@@ -287,7 +288,7 @@ impl Store {
             let needed = needed.contains(&record.digest) || self.in_use(&record.digest)?;
             let mut last_used = self.last_used(&record);
             if needed && last_used < since {
-                // What runs for that long is not to go as soon as it ends, and nobody looks at it again and again until then.
+                // It has its days once more: else everything would be looked at again and again until it may go.
                 self.note_use(&record.digest);
                 last_used = self.last_used(&record);
             }

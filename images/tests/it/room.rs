@@ -83,7 +83,7 @@ fn what_was_not_used_for_days_goes_and_what_is_needed_does_not() {
     assert_eq!(made.why, "they were not used for 30 days");
     assert_eq!(left(&store), BTreeSet::from([one.clone(), fresh.clone()]));
     assert!(made.images.iter().all(|image| image.digest == two));
-    // What was needed counts as used: it stays when nobody needs it any more, and is no reason to look again.
+    // What was needed then has its days once more, and is no reason to look again.
     assert!(!store.lacks_room(&rules, Wanted::default()).unwrap());
     assert_eq!(store.make_room(&rules, Wanted::default(), &BTreeSet::new()).unwrap(), None);
     assert_eq!(left(&store), BTreeSet::from([one, fresh]));
