@@ -396,6 +396,7 @@ impl Images {
         let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
             None => {
+                admission::admit_named(&self.config, &wanted.typed, of.account)?;
                 pulling.state().wanted = true;
                 let found = self.resolve(&wanted.typed, of, helpers.as_ref(), &credentials)?;
                 match of.step.filter(|_| !ahead) {

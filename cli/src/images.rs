@@ -1,5 +1,6 @@
 //! What the commands need of images: the resolver for submissions, the store to use, and progress on a terminal.
 
+use berth_agent::admission;
 use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
@@ -14,6 +15,7 @@ use berth_model::login::{Login, SealedLogin};
 use berth_model::options::Explain;
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
+use berth_model::request::RefusalCode;
 use berth_model::spec::ResolvedImage;
 use berth_model::{ByteStr, Uid};
 use berth_runtime::facts::is_privileged;
@@ -25,25 +27,28 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Resolves images with the caller's own logins, and asks registries as the cluster's configuration says.
-#[derive(Debug, Default)]
-pub struct Resolver {
-    /// The state directory named on the command line.
-    pub state: Option<std::path::PathBuf>,
-}
+pub struct Resolver;
 
 impl ImageResolver for Resolver {
-    fn resolve(&self, typed: &str) -> Result<(ResolvedImage, Option<Login>), String> {
+    fn admits(&self, typed: &str, rules: &ImagesConfig, account: Option<&str>) -> Result<(), String> {
+        admission::admit_named(rules, typed, account)
+    }
+
+    fn resolve(
+        &self,
+        typed: &str,
+        config: Option<&ImagesConfig>,
+    ) -> Result<(ResolvedImage, Option<Login>), String> {
         let reference: Reference = typed.parse().map_err(|e: Error| e.to_string())?;
         if reference == Reference::Host {
             return Ok((ResolvedImage::Host, None));
         }
-        let config = cluster(self.state.as_deref());
-        let registries = config.as_ref().map(berth_agent::registries).unwrap_or_default();
+        let registries = config.map(berth_agent::registries).unwrap_or_default();
         let manifests = Manifests::from_env();
         let options = ResolveOptions { registries, manifests, ..ResolveOptions::default() };
         let credentials = Credentials::from_env();
         let resolved = resolve(&reference, &credentials, &options).map_err(|e| e.to_string())?;
-        if let Some(config) = &config {
+        if let Some(config) = config {
             refuse_unsigned(&resolved, config, &options.registries, &credentials)
                 .map_err(|e| e.to_string())?;
         }
@@ -105,6 +110,33 @@ pub fn rules(state: Option<&Path>) -> Result<ImagesConfig, Failure> {
         Some(rules) => Ok(rules),
         None => Ok(crate::commands::config::of(&local_dir(state)?, None)?.images),
     }
+}
+
+/// Refuses an image that nodes are to have, and that the cluster's rules refuse by its name, before anybody is asked for it. Where they
+/// cannot be had here, nodes judge.
+pub fn admitted_to_nodes(image: &str, state: Option<&Path>) -> Result<(), Failure> {
+    cluster(state).map_or(Ok(()), |rules| admitted(&rules, image))
+}
+
+/// As [`admitted_to_nodes`], for the store of [`local_dir`], by the rules of the cluster whose jobs use that: as its controller has them, else
+/// as its `berth.toml` says. A store without a cluster has no rules.
+pub fn admitted_to_store(image: &str, state: Option<&Path>) -> Result<(), Failure> {
+    let dir = local_dir(state)?;
+    let site = Site::of(dir.clone());
+    let rules = match block_on(async { Ok(site.connect().await?.config().await?) }) {
+        Ok(config) => config.images,
+        Err(_) => {
+            let config = berth_controller::load_config(&dir.0, None);
+            config.map_err(|e| Failure::new(Kind::Configuration, e.to_string()))?.images
+        }
+    };
+    admitted(&rules, image)
+}
+
+/// No account is asked about: rules for some hold where a job names it.
+fn admitted(rules: &ImagesConfig, image: &str) -> Result<(), Failure> {
+    let judged = admission::admit_named(rules, image, None);
+    judged.map_err(|why| Failure::new(Kind::Refused(RefusalCode::Denied), why))
 }
 
 /// How registries are reached: as the cluster's configuration says, where there is a cluster.

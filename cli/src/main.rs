@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let name = argv.first().map(PathBuf::from);
     let name = name.as_deref().and_then(Path::file_name).unwrap_or_default();
     if berth_client::command(name).is_some() {
-        return berth_client::main_by_name(argv, Some(&images::Resolver::default()));
+        return berth_client::main_by_name(argv, Some(&images::Resolver));
     }
     if let Some(door) = name.to_str().and_then(doors::find) {
         return door.main(argv);
@@ -47,8 +47,7 @@ fn main() -> ExitCode {
         return berth_oci::main_by_name(argv);
     }
     if let Some((state, words)) = cluster_command(&argv) {
-        let resolver = images::Resolver { state: state.clone() };
-        return berth_client::run(words, state, Some(&resolver));
+        return berth_client::run(words, state, Some(&images::Resolver));
     }
     if let Some((state, at)) = first_word(&argv).filter(|(_, at)| argv[*at] == "run" || argv[*at] == "shell")
     {

@@ -115,6 +115,11 @@ impl RegistryRef {
         Self { tag: None, digest: None, ..self.clone() }.to_string()
     }
 
+    /// `registry/repository`, as a site's rules name it.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+
     /// What to ask the registry for: the digest if there is one, else the tag.
     pub fn selector(&self) -> String {
         match (&self.digest, &self.tag) {
@@ -127,6 +132,22 @@ impl RegistryRef {
     fn base(&self) -> String {
         let mark = if looks_like_registry(&self.registry) { '/' } else { '#' };
         format!("{}{mark}{}", self.registry, self.repository)
+    }
+}
+
+impl Reference {
+    /// Where the image comes from, as a site's rules name it and as far as its name alone says: `registry/repository`, or an engine's
+    /// store. Nothing for a path, which may be a link to another one, and for the node's own file system.
+    pub fn place(&self) -> Option<String> {
+        match self {
+            Reference::Registry(name) => Some(name.place()),
+            Reference::Engine { engine, .. } => Some(format!("{}:", engine.scheme())),
+            Reference::Oci { .. }
+            | Reference::OciArchive { .. }
+            | Reference::DockerArchive { .. }
+            | Reference::Path(_)
+            | Reference::Host => None,
+        }
     }
 }
 

@@ -80,6 +80,62 @@ each_user! {
         assert_eq!(out.matches("may not be used on this cluster").count(), 3, "{out}");
     }
 
+    /// What a name alone refuses is asked of nobody, wherever it is named: no registry hears who wanted what, and none is shown a login.
+    fn who_is_refused_by_name_is_asked_for_nothing(who) {
+        let (open, closed) = (Registry::open(), Registry::with_login());
+        let good = open.push(&images::busybox(), "team/app:1", &[]);
+        let secret = open.push(&images::busybox(), "team/secret:1", &[]);
+        let evil = closed.push(&images::busybox(), "team/app:1", &[]);
+        // The refused one is also the mirror of another refused one.
+        let config = format!(
+            "[images]\ninsecure_registries = [\"{0}\", \"{1}\"]\ndeny = [\"{1}\", \"elsewhere.example\"]\n\
+             [[images.mirror]]\nregistry = \"elsewhere.example\"\nurls = [\"http://{1}\"]\n\
+             [[images.rule]]\naccounts = [\"physics\"]\ndeny = [\"{0}/team/secret\"]\n",
+            open.host(),
+            closed.host(),
+        );
+        let sandbox = Sandbox::with_config(who, &config);
+        let berth = |words: &[&str]| sandbox.cmd("berth").args(["image", "pull"]).args(words);
+        let stores: [&[&str]; 3] = [&[], &["--node"], &["--cluster"]];
+        for bad in [
+            evil.clone(),
+            format!("docker://{evil}"),
+            format!("alice@{}#team/app:1", closed.host()),
+            "elsewhere.example/team/app:1".to_owned(),
+        ] {
+            let container = format!("--container-image={bad}");
+            let says = ["Access/permission denied", "may not be used on this cluster", "images.deny names", "berth.toml"];
+            sandbox.srun([&container, "true"]).fails().says(&says);
+            sandbox.cmd("sbatch").args([&container, "--wrap=true"]).fails().says(&says);
+            sandbox.cmd("sbatch").args(["--test-only", &container, "--wrap=true"]).fails().says(&says);
+            sandbox.cmd("salloc").args([&container, "true"]).fails().says(&says);
+            for store in stores {
+                berth(&[store, &[bad.as_str()]].concat()).fails().says(&says[1..]);
+            }
+        }
+        // Inside a container nobody but the node could ask.
+        let script = "#!/bin/sh\nsrun --container-image=$EVIL echo ran\n";
+        let container = format!("--container-image={good}");
+        let sbatch = sandbox.cmd("sbatch").args(["--wait", "-n2", "--output=out", &container]);
+        sbatch.arg(sandbox.write("job.sh", script)).env("EVIL", &evil).run();
+        let out = sandbox.read("out");
+        assert!(out.contains("images.deny names") && !out.contains("ran\n"), "{out}");
+        assert_eq!(closed.asked_by("berth/"), 0, "who is refused was asked");
+        // Accounts: of the job that is submitted, and of the one that gets a step.
+        let asked = || ["GET", "HEAD"].map(|method| open.requests(method, "/team/secret/"));
+        let before = asked();
+        let container = format!("--container-image={secret}");
+        let says = ["images.rule[1].deny names", "account physics"];
+        sandbox.srun(["-Aphysics", &container, "true"]).fails().says(&says);
+        let step = sandbox.cmd("salloc").args(["-Aphysics", "srun", &container, "true"]).fails().says(&says);
+        step.says(&["Unable to create step for job"]);
+        assert_eq!(asked(), before, "who is refused to the account was asked for it");
+        // Those who may have it ask, and are counted.
+        sandbox.srun([&container, "true"]).ok();
+        assert_ne!(asked(), before);
+        berth(&[&good]).ok();
+    }
+
     fn a_rule_that_came_later_counts_for_what_is_there(who) {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "team/app:1", &[]);

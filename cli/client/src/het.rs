@@ -1,10 +1,10 @@
 //! Jobs of several components: reading and submitting them, and a step over several of them.
 
-use crate::Invocation;
 use crate::commands::srun::{self, LATER, Run};
 use crate::error::{Failure, Kind, Outcome};
 use crate::step::follow;
 use crate::submit::{self, Records};
+use crate::{Invocation, image};
 use berth_model::het::{HetFacts, HetGroup};
 use berth_model::login::Login;
 use berth_model::options::{self, Command, Setting, SubmitOptions, Submitter, Words};
@@ -50,7 +50,7 @@ pub(crate) fn components(
     call: &Invocation<'_>,
 ) -> Result<Vec<Component>, Failure> {
     let one = |options: &SubmitOptions| {
-        let (image, login) = submit::image(options, call)?;
+        let (image, login) = image::named(options, None, call)?;
         let converted = options.job_spec(by, image).map_err(|e| submit::bad_option(command, &e))?;
         submit::warn(command, &converted.notes, options.quiet);
         Ok(Component { spec: converted.spec, login })

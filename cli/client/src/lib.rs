@@ -15,6 +15,7 @@ pub mod explain;
 pub mod fmt;
 pub mod getopt;
 mod het;
+mod image;
 pub mod kept;
 mod local_names;
 pub mod out;
@@ -26,6 +27,7 @@ mod variables;
 mod x11;
 
 use berth_model::ByteStr;
+use berth_model::config::ImagesConfig;
 use berth_model::login::{Login, SealedLogin};
 use berth_model::spec::ResolvedImage;
 pub use commands::now;
@@ -41,9 +43,18 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What the full program does for the commands and a client inside a container cannot.
 pub trait ImageResolver {
-    /// What an image reference as typed means now, with the caller's own credentials: the pinned image, or one line that names the reference, the reason and the next step. And the login with which its
-    /// registry was asked, where it wanted one.
-    fn resolve(&self, typed: &str) -> Result<(ResolvedImage, Option<Login>), String>;
+    /// Whether a job of this account may have what an image reference as typed names, as far as the name says where it comes
+    /// from; nobody is asked. The refusal names the rule, and says what to do.
+    fn admits(&self, typed: &str, rules: &ImagesConfig, account: Option<&str>) -> Result<(), String>;
+
+    /// What an image reference as typed means now, with the caller's own credentials: the pinned image, or one line that names the
+    /// reference, the reason and the next step. And the login with which its registry was asked, where it wanted one. Registries are
+    /// reached as `config` says, where it is known.
+    fn resolve(
+        &self,
+        typed: &str,
+        config: Option<&ImagesConfig>,
+    ) -> Result<(ResolvedImage, Option<Login>), String>;
 
     /// Seals the caller's login to the cluster's public key.
     fn seal(&self, key: &ByteStr, login: &Login) -> Result<SealedLogin, String>;

@@ -11,13 +11,12 @@ use berth_model::options::{
 };
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, Refusal, RefusalCode, Response};
-use berth_model::spec::{ImageRef, JobSpec, StepSpec};
+use berth_model::spec::{JobSpec, StepSpec};
 use berth_model::state::JobState;
 use berth_model::{ByteStr, JobId, Span, SubmissionId};
 use berth_rpc::{Client, JobWatch, RpcError};
 use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -44,8 +43,6 @@ const OF_ONE_COMPONENT: &[&str] = &[
     "partition",
     "tres-per-task",
 ];
-/// After which somebody who waits for a registry is told.
-const A_WORD: Duration = Duration::from_secs(4);
 /// How long a submission is tried again while the controller is away.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A job that waits longer than this is said to wait.
@@ -208,46 +205,6 @@ fn limits() -> Limits {
 /// The environment as pairs.
 pub fn environment() -> Vec<(ByteStr, ByteStr)> {
     std::env::vars_os().map(|(k, v)| (ByteStr::from(k), ByteStr::from(v))).collect()
-}
-
-/// The image that the options name, resolved where there is a resolver, and the login that its registry wanted.
-pub fn image(
-    options: &SubmitOptions,
-    call: &Invocation<'_>,
-) -> Result<(Option<ImageRef>, Option<Login>), Failure> {
-    let Some(typed) = options.container.image.clone() else { return Ok((None, None)) };
-    let resolved = match call.resolver {
-        None => None,
-        Some(resolver) => {
-            let explain = |why: String| Failure::user(format!("--container-image: {why}"));
-            let resolved = aloud(options, &typed, || resolver.resolve(&typed));
-            Some(resolved.map_err(explain)?)
-        }
-    };
-    let (resolved, login) = resolved.unzip();
-    let login = login.flatten().filter(|_| !options.container.no_login);
-    Ok((Some(ImageRef { typed, resolved }), login))
-}
-
-/// Looks an image up, and says that it does when a registry, or what stands before it, does not answer soon: it is waited for
-/// longer than people wait for a word.
-fn aloud<T>(options: &SubmitOptions, typed: &str, look: impl FnOnce() -> T) -> T {
-    if options.quiet {
-        return look();
-    }
-    let (found, watched) = mpsc::channel::<()>();
-    let name = options.command.name();
-    std::thread::scope(|scope| {
-        // Without a thread to be had nothing is said.
-        let _teller = std::thread::Builder::new().spawn_scoped(scope, move || {
-            if watched.recv_timeout(A_WORD) == Err(RecvTimeoutError::Timeout) {
-                out::complain(&format!("{name}: still asking what the image {typed} is; no answer yet"));
-            }
-        });
-        let answer = look();
-        drop(found);
-        answer
-    })
 }
 
 /// Seals a login to the cluster, to travel with what is submitted.

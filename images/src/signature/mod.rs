@@ -293,7 +293,7 @@ fn weigh(
 /// `registry/repository` of a name in a signature, in our spelling.
 fn repository(name: &str) -> Option<String> {
     match name.parse().ok()? {
-        Reference::Registry(name) => Some(format!("{}/{}", name.registry, name.repository)),
+        Reference::Registry(name) => Some(name.place()),
         _ => None,
     }
 }

@@ -55,6 +55,7 @@ impl Count {
 
 /// What is to be fetched, as it is called here and now.
 pub fn wanted(image: &str, insecure: bool, state: Option<&Path>) -> Result<ImageRef, Failure> {
+    images::admitted_to_nodes(image, state)?;
     match local::pinned(image, insecure, state)? {
         resolved @ Resolved::Manifest(_) => {
             let resolved = Some(berth_agent::resolved_image(resolved));
@@ -68,6 +69,7 @@ pub fn wanted(image: &str, insecure: bool, state: Option<&Path>) -> Result<Image
 pub fn own(image: &str, insecure: bool, quiet: bool, json: bool, state: Option<&Path>) -> Outcome {
     let store = images::store(state)?;
     let name = spelled_out(image)?;
+    images::admitted_to_store(image, state)?;
     let Resolved::Manifest(pinned) = local::pinned(image, insecure, state)? else {
         return Err(used_in_place(image));
     };
