@@ -395,7 +395,8 @@ impl Driver {
             AgentEffect::RunProlog { job, attempt } => self.run_prolog(job, attempt),
             AgentEffect::PrepareImage { key, launch, login } => self.prepare_image(key, launch, login),
             AgentEffect::CancelImage { key } => {
-                // The thread that fetches goes on, and what it fetched serves the next; nobody waits for it.
+                // Processes that fetch are ended. Where there are none the thread goes on, but for a layer that waits for others, and
+                // what it fetched serves the next; nobody waits for it.
                 if let Some(stop) = self.preparing.remove(&key) {
                     stop.store(true, Ordering::Relaxed);
                 }

@@ -426,7 +426,7 @@ impl Images {
             state.found = came_by_name.then(|| Box::new(resolved.clone()));
         }
         let signers = signatures::signers(&self.config, &manifest.place())?;
-        let store = self.store().map_err(|e| e.to_string())?;
+        let store = self.store().map_err(|e| e.to_string())?.wanted_until(Arc::clone(stop));
         if let Some(helpers) = &mut helpers {
             helpers.signers.clone_from(&signers);
         }

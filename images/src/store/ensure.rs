@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -475,9 +476,10 @@ impl Store {
         let queue: Mutex<VecDeque<(&LayerInfo, bool)>> =
             Mutex::new(missing.into_iter().map(|l| (l, false)).collect());
         let results = Mutex::new(Results { reports, fetched: HashSet::new(), failed: None });
+        let one_failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for _ in 0..workers {
-                scope.spawn(|| self.layer_worker(&queue, &results, source, progress));
+                scope.spawn(|| self.layer_worker(&queue, (&results, &one_failed), source, progress));
             }
         });
         let Results { reports, fetched, failed } =
@@ -497,7 +499,7 @@ impl Store {
     fn layer_worker(
         &self,
         queue: &Mutex<VecDeque<(&LayerInfo, bool)>>,
-        results: &Mutex<Results>,
+        (results, one_failed): (&Mutex<Results>, &AtomicBool),
         source: &dyn BlobSource,
         progress: &dyn Progress,
     ) {
@@ -510,7 +512,7 @@ impl Store {
             let Some((layer, wait)) = queue().pop_front() else {
                 return;
             };
-            match self.ensure_layer(layer, source, progress, wait) {
+            match self.ensure_layer(layer, source, progress, wait, one_failed) {
                 Ok(Some((report, fetched))) => {
                     let mut results = results();
                     results.reports.push(report);
@@ -520,6 +522,8 @@ impl Store {
                 Ok(None) => queue().push_back((layer, true)),
                 Err(error) => {
                     results().failed.get_or_insert(error);
+                    // Those that wait for others need not any more.
+                    one_failed.store(true, Ordering::Relaxed);
                     return;
                 }
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{Mode, OFlags, RenameFlags, fsync, openat, renameat_with, syncfs};
 use rustix::io::Errno;
@@ -82,13 +83,14 @@ impl Store {
     }
 
     /// Makes the layer present, and says whether it came from the source. `None` when `wait` is false and another process works
-    /// on it.
+    /// on it. When `failed` is set, another layer of the image did.
     pub(super) fn ensure_layer(
         &self,
         layer: &LayerInfo,
         source: &dyn BlobSource,
         progress: &dyn Progress,
         wait: bool,
+        failed: &AtomicBool,
     ) -> Result<Option<(LayerReport, bool)>> {
         if let Some(record) = self.layer_record(&layer.diff_id)? {
             return Ok(Some((record.report, false)));
@@ -105,7 +107,7 @@ impl Store {
         let report = match self.layer_record(&layer.diff_id)? {
             Some(record) => (record.report, false),
             None => {
-                let (work, report) = self.unpack_layer(layer, source, progress)?;
+                let (work, report) = self.unpack_layer(layer, source, progress, Some(failed))?;
                 let name = layer.diff_id.file_name();
                 // A torn or foreign directory in the way is moved aside first.
                 if Self::has_directory(self.layers.as_fd(), &name) {
@@ -132,7 +134,7 @@ impl Store {
         let name = layer.diff_id.file_name();
         let lock_name = format!("layer-{name}");
         let lock = self.lock(&lock_name, Hold::Exclusive)?;
-        let (work, _) = self.unpack_layer(layer, source, progress)?;
+        let (work, _) = self.unpack_layer(layer, source, progress, None)?;
         if Self::has_directory(self.layers.as_fd(), &name) {
             let aside = self.aside(&name)?;
             work.publish(&aside)?;
@@ -211,9 +213,10 @@ impl Store {
         layer: &LayerInfo,
         source: &dyn BlobSource,
         progress: &dyn Progress,
+        failed: Option<&AtomicBool>,
     ) -> Result<(WorkDir<'a>, LayerReport)> {
         for _ in 0..MOST_MIRRORS {
-            match self.unpack_once(layer, source, progress) {
+            match self.unpack_once(layer, source, progress, failed) {
                 Err(error) if error.kind() == ErrorKind::Mirror => {
                     let text =
                         format!("layer {}: {}; it is fetched anew", layer.digest.short(), error.reason());
@@ -222,7 +225,7 @@ impl Store {
                 done => return done,
             }
         }
-        self.unpack_once(layer, source, progress)
+        self.unpack_once(layer, source, progress, failed)
     }
 
     fn unpack_once<'a>(
@@ -230,10 +233,11 @@ impl Store {
         layer: &LayerInfo,
         source: &dyn BlobSource,
         progress: &dyn Progress,
+        failed: Option<&AtomicBool>,
     ) -> Result<(WorkDir<'a>, LayerReport)> {
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
-        let charge = Charge::new(self.quota.as_ref());
+        let charge = Charge::new(self.quota.as_ref()).unless(self.unwanted(failed));
         let (report, image) = self.make_layer(&directory, layer, source, progress, &charge)?;
         let rebuildable = report.unsaved == 0;
         let record = LayerRecord {

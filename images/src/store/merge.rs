@@ -156,7 +156,7 @@ impl Store {
     fn merge(&self, lowest: &Lowest) -> Result<WorkDir<'_>> {
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
-        let charge = Charge::new(self.quota.as_ref());
+        let charge = Charge::new(self.quota.as_ref()).unless(self.unwanted(None));
         // Where few images can be mounted, those that are layers of their own have the places.
         let form = if self.most_images.is_some() { LayerForm::Directory } else { self.form };
         let filling = Merging { store: self, lowest };

@@ -56,7 +56,8 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, mkdirat, openat, statat};
@@ -81,6 +82,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Platform;
 use crate::unpack::Limits;
 use lock::{Hold, Lock};
+use memory::Unwanted;
 
 /// Where a store can be instead.
 const ELSEWHERE: &str = "name a place on a local disk: images.path in berth.toml, or another state directory with --state or \
@@ -120,6 +122,8 @@ pub struct Store {
     user: Option<u32>,
     /// Whether it serves users, of whom each has to show what they have.
     shared: bool,
+    /// Set by whoever wants no image any more for which it was opened.
+    stopped: Option<Arc<AtomicBool>>,
 }
 
 impl Store {
@@ -191,6 +195,7 @@ impl Store {
             quota: None,
             user: None,
             shared: false,
+            stopped: None,
         };
         store.check_version()?;
         store.read_form()?;
@@ -202,6 +207,19 @@ impl Store {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// The same store, filled for somebody who sets `stopped` when they do not want the image any more. A layer that waits for memory which
+    /// others have is given up then, within a second; what is being fetched comes to its end, and serves the next.
+    #[must_use]
+    pub fn wanted_until(mut self, stopped: Arc<AtomicBool>) -> Self {
+        self.stopped = Some(stopped);
+        self
+    }
+
+    /// What ends the waiting of a layer; `failed` where others of its image are made beside it.
+    fn unwanted<'a>(&'a self, failed: Option<&'a AtomicBool>) -> Unwanted<'a> {
+        Unwanted { stopped: self.stopped.as_deref(), failed }
     }
 
     /// The same store, which serves several users, with work to be done for `uid`.

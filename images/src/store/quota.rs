@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::granted::Usage;
 use super::lock::{Hold, Lock};
-use super::memory::{Memory, Share};
+use super::memory::{Memory, Share, Unwanted};
 use super::{Store, files};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -69,6 +69,8 @@ pub(crate) struct Charge<'a> {
     archives: AtomicU64,
     /// Memory that is taken until the layer is written.
     memory: Share,
+    /// What ends waiting for it.
+    unwanted: Unwanted<'a>,
 }
 
 /// What all layers have that are unpacked at once, for their names and for windows of what decompresses them. The names of 600,000
@@ -77,17 +79,29 @@ static MEMORY: Memory = Memory::new(32 << 20);
 
 impl<'a> Charge<'a> {
     pub(super) fn new(quota: Option<&'a Quota>) -> Self {
-        Self { quota, files: AtomicU64::new(0), archives: AtomicU64::new(0), memory: Share::of(&MEMORY) }
+        Self {
+            quota,
+            files: AtomicU64::new(0),
+            archives: AtomicU64::new(0),
+            memory: Share::of(&MEMORY),
+            unwanted: Unwanted::default(),
+        }
+    }
+
+    /// Of a layer that may have to wait, and need not when one of these is set.
+    pub(super) fn unless(mut self, unwanted: Unwanted<'a>) -> Self {
+        self.unwanted = unwanted;
+        self
     }
 
     /// Before the layer takes so many bytes of memory until it is written: waits where other layers have them.
-    pub(crate) fn memory(&self, bytes: u64) {
-        self.memory.take(bytes);
+    pub(crate) fn memory(&self, bytes: u64) -> Result<()> {
+        self.memory.take(bytes, self.unwanted)
     }
 
     /// Before the layer takes very much memory at once: waits until no other layer has more than its part.
-    pub(crate) fn alone(&self) {
-        self.memory.take(u64::MAX);
+    pub(crate) fn alone(&self) -> Result<()> {
+        self.memory.take(u64::MAX, self.unwanted)
     }
 
     /// Before so many bytes of a file are written.

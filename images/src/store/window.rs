@@ -45,11 +45,11 @@ impl<R: BufRead> Read for Frames<'_, R> {
             let usual = window(start).filter(|window| *window <= 1 << USUAL);
             match usual {
                 Some(window) if window > self.window => {
-                    self.charge.memory(window - self.window);
+                    self.charge.memory(window - self.window)?;
                     self.window = window;
                 }
                 Some(_) => {}
-                None => self.charge.alone(),
+                None => self.charge.alone()?,
             }
             let mut frame = zstd::Decoder::with_buffer(input)?.single_frame();
             frame.window_log_max(if usual.is_some() { USUAL } else { LARGEST })?;

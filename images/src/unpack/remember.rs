@@ -103,7 +103,7 @@ impl<F: Form> Unpacker<'_, F> {
             && let Some(charge) = self.charge
         {
             let more = (self.names - self.granted).next_multiple_of(STEP);
-            charge.memory(more);
+            charge.memory(more)?;
             self.granted += more;
         }
         Ok(())

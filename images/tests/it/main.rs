@@ -33,3 +33,4 @@ mod signatures;
 mod squashfs;
 mod store;
 mod verify;
+mod waiting;

@@ -38,6 +38,8 @@ pub enum Compression {
     Plain,
     Gzip,
     Zstd,
+    /// Zstd with a window of 32 MiB.
+    ZstdWide,
 }
 
 /// An image made by hand: tar streams, and what to say about them.
@@ -79,6 +81,9 @@ impl ImageBuilder {
                 (Compression::Gzip, false) => ("application/vnd.oci.image.layer.v1.tar+gzip", gzip(tar)),
                 (Compression::Zstd, false) => {
                     ("application/vnd.oci.image.layer.v1.tar+zstd", zstd::encode_all(&tar[..], 3).unwrap())
+                }
+                (Compression::ZstdWide, false) => {
+                    ("application/vnd.oci.image.layer.v1.tar+zstd", zstd_wide(tar))
                 }
                 (Compression::Plain, true) => ("application/vnd.docker.image.rootfs.diff.tar", tar.clone()),
                 (_, true) => ("application/vnd.docker.image.rootfs.diff.tar.gzip", gzip(tar)),
@@ -131,6 +136,15 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd_wide(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(25).unwrap();
+    // In pieces, so that the frame says its window, and not its size.
+    bytes.chunks(1000).for_each(|piece| encoder.write_all(piece).unwrap());
     encoder.finish().unwrap()
 }
 
