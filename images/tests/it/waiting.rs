@@ -1,18 +1,14 @@
 //! Layers that wait for memory which others have: given up when nobody wants them any more, while who has it goes on.
 
-use std::io::Read;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use berth_images::{
-    BlobKind, BlobSource, Credentials, Digest, Error, ErrorKind, Registries, ResolvedManifest, Result,
-    open_source,
-};
+use berth_images::{Error, ErrorKind};
 
-use crate::support::{Bench, Compression, ImageBuilder, Tar, blob_path, resolve_text};
+use crate::support::watched::{Held, Watched};
+use crate::support::{Bench, Compression, ImageBuilder, Tar};
 
 /// Longer than anything takes.
 const LONG: Duration = Duration::from_secs(20);
@@ -21,33 +17,8 @@ const SMALL: usize = 100 << 10;
 const MIDDLE: usize = 300 << 10;
 const LARGE: usize = 3 << 20;
 
-/// A blob of a layer as it comes.
-type Blob = Box<dyn Read + Send>;
-
-/// The source of a bench's image, which hands each blob to `opened` with its size.
-struct Watched<F> {
-    inner: Box<dyn BlobSource>,
-    layout: PathBuf,
-    opened: F,
-}
-
-impl<F: Fn(usize, Blob) -> Result<Blob> + Send + Sync> BlobSource for Watched<F> {
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-
-    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Blob> {
-        let size = std::fs::metadata(blob_path(&self.layout, digest)).unwrap().len();
-        (self.opened)(usize::try_from(size).unwrap(), self.inner.open(kind, digest, offset)?)
-    }
-}
-
-/// An image of layers of these sizes, of which nothing compresses.
-fn image<F: Fn(usize, Blob) -> Result<Blob> + Send + Sync>(
-    bench: &Bench,
-    layers: &[(usize, Compression)],
-    opened: F,
-) -> (ResolvedManifest, Watched<F>) {
+/// A bench with an image of layers of these sizes, of which nothing compresses.
+fn image(layers: &[(usize, Compression)]) -> Bench {
     let noise = |bytes: usize| -> Vec<u8> {
         let mut state = bytes as u64;
         let step = std::iter::repeat_with(|| {
@@ -56,58 +27,33 @@ fn image<F: Fn(usize, Blob) -> Result<Blob> + Send + Sync>(
         });
         step.take(bytes).collect()
     };
-    let mut builder = ImageBuilder::new(Vec::new());
     let tar = |bytes: usize| Tar::new().file("noise", &noise(bytes)).end();
+    let mut builder = ImageBuilder::new(Vec::new());
     builder.layers = layers.iter().map(|(bytes, compression)| (tar(*bytes), *compression)).collect();
+    let bench = Bench::new();
     builder.write(&bench.layout());
-    let anonymous = Credentials::anonymous();
-    let pinned = resolve_text(&format!("oci:{}", bench.layout().display()), &anonymous, false).unwrap();
-    let inner = open_source(&pinned, &Registries::default(), &anonymous).unwrap();
-    (pinned, Watched { inner, layout: bench.layout(), opened })
-}
-
-/// Gives so many bytes, says so, and goes on when nobody holds it up any more.
-struct Held {
-    blob: Blob,
-    left: usize,
-    reached: Sender<()>,
-    held: Receiver<()>,
-}
-
-impl Read for Held {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.left == 0 {
-            // Who does not listen any more need not know, and who is gone holds nothing up.
-            let _ = self.reached.send(());
-            let _ = self.held.recv();
-            self.left = usize::MAX;
-        }
-        let most = buffer.len().min(self.left);
-        let read = self.blob.read(&mut buffer[..most])?;
-        self.left -= read;
-        Ok(read)
-    }
+    bench
 }
 
 #[test]
 fn a_layer_that_waits_is_given_up_when_another_failed_or_nobody_wants_it() {
     // One has the turn of those that need much memory, and keeps it. So much of it has come by then that it has been inflated in part:
     // no queue of the import takes as much.
-    let (first, second, third) = (Bench::new(), Bench::new(), Bench::new());
+    let first = image(&[(LARGE, Compression::ZstdWide)]);
     let (reached, has_turn) = channel();
     let (hold, held) = channel::<()>();
     let once = Mutex::new(Some((reached, held)));
-    let (of_first, from_first) = image(&first, &[(LARGE, Compression::ZstdWide)], move |size, blob| {
+    let (of_first, from_first) = Watched::new(&first, move |size, blob| {
         let held = once.lock().unwrap().take_if(|_| size > LARGE / 2);
         let Some((reached, held)) = held else { return Ok(blob) };
-        Ok(Box::new(Held { blob, left: LARGE * 2 / 3, reached, held }))
+        Ok(Box::new(Held { blob, left: LARGE * 2 / 3, reached, held, read: Arc::default() }))
     });
 
     // Of two layers one waits for that turn, and the other fails when that has begun.
+    let second = image(&[(MIDDLE, Compression::ZstdWide), (SMALL, Compression::Plain)]);
     let (begun, begins) = channel();
     let begins = Mutex::new(begins);
-    let layers = [(MIDDLE, Compression::ZstdWide), (SMALL, Compression::Plain)];
-    let (of_second, from_second) = image(&second, &layers, move |size, blob| {
+    let (of_second, from_second) = Watched::new(&second, move |size, blob| {
         if size > (SMALL + MIDDLE) / 2 {
             let _ = begun.send(());
         } else if size > SMALL / 2 {
@@ -118,8 +64,9 @@ fn a_layer_that_waits_is_given_up_when_another_failed_or_nobody_wants_it() {
     });
 
     // And one that waits alone.
+    let third = image(&[(MIDDLE, Compression::ZstdWide)]);
     let (begun, third_begins) = channel();
-    let (of_third, from_third) = image(&third, &[(MIDDLE, Compression::ZstdWide)], move |size, blob| {
+    let (of_third, from_third) = Watched::new(&third, move |size, blob| {
         if size > MIDDLE / 2 {
             let _ = begun.send(());
         }

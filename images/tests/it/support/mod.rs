@@ -3,6 +3,7 @@
 
 pub mod fake;
 pub mod registry;
+pub mod watched;
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
