@@ -45,6 +45,9 @@ fn images_of_all_nodes_are_looked_after_from_one_as_root() {
         assert!(pulled.iter().all(|node| node["answer"]["hit"] == hit), "{pulled:?}");
         assert_eq!(counts(&hosts, false), [1, 1, 1]);
     }
+    let pull = hosts.cmd("n1", "berth").args(["image", "pull", "--cluster", "--quiet", &name]).limit(60);
+    let quiet = pull.ok().text();
+    assert!(quiet.starts_with("sha256:") && quiet.lines().count() == 1, "{quiet}");
     answers(&hosts, true, &["pull", "-w", "n1", &name]);
     run("n[1-3]");
     // Root sees all; a user sees what is theirs, everywhere.

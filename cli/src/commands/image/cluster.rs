@@ -47,7 +47,12 @@ pub enum Task<'a> {
     /// Show what they take.
     Df,
     /// Fetch this one.
-    Pull(&'a ImageRef),
+    Pull {
+        /// What it means.
+        image: &'a ImageRef,
+        /// Tell its digest alone.
+        quiet: bool,
+    },
     /// Remove these.
     Rm {
         /// Names or digests.
@@ -95,7 +100,7 @@ pub fn run(nodes: &Nodes, task: Task<'_>, json: bool, state: Option<&Path>) -> O
         Task::Prune { .. } => images::needed_by_jobs(&site, &[Uid(me)])?,
         _ => Vec::new(),
     };
-    if let Task::Pull(ImageRef { resolved: Some(image), .. }) = task {
+    if let Task::Pull { image: ImageRef { resolved: Some(image), .. }, .. } = task {
         // A controller that does not know of this has each node fetch by itself, which gives the same.
         let told = block_on(async { Ok(site.connect().await?.pull_image(image, &names).await?) });
         if let Err(why) = told {
@@ -180,7 +185,7 @@ impl Asker<'_> {
     }
 
     fn node(&self, node: &NodeName) -> Result<Value, String> {
-        if let Task::Pull(image) = self.task {
+        if let Task::Pull { image, .. } = self.task {
             let ImagesAnswer::Pulled { digest, bytes, hit, notes } =
                 self.ask(node, ImagesQuery::Pull(image.clone()), PATIENCE)?
             else {
@@ -195,7 +200,7 @@ impl Asker<'_> {
     fn whole(&self, node: &NodeName) -> Result<Value, String> {
         let ask = |query, patience| self.ask(node, ImagesQuery::Whole(query), patience);
         match &self.task {
-            Task::Pull(_) => Err(unexpected()),
+            Task::Pull { .. } => Err(unexpected()),
             Task::Ls => match ask(WholeQuery::List, PATIENCE)? {
                 ImagesAnswer::Whole(images) => Ok(json!({"images": images})),
                 _ => Err(unexpected()),
@@ -264,7 +269,7 @@ impl Asker<'_> {
     /// As a user among others.
     fn mine(&self, node: &NodeName) -> Result<Value, String> {
         let chosen: Vec<Digest> = match &self.task {
-            Task::Pull(_) => return Err(unexpected()),
+            Task::Pull { .. } => return Err(unexpected()),
             Task::Ls => return Ok(json!({"images": self.listed(node)?})),
             Task::Df => {
                 return match self.ask(node, ImagesQuery::Usage, PATIENCE)? {
@@ -352,7 +357,12 @@ impl Asker<'_> {
                     ]);
                 }
             }
-            Task::Pull(_) => {
+            Task::Pull { quiet: true, .. } => {
+                // All have the same one.
+                let mut digests = answers.filter_map(|(_, answer)| answer["digest"].as_str());
+                return digests.next().map_or(String::new(), |digest| printable(digest) + "\n");
+            }
+            Task::Pull { .. } => {
                 for (node, answer) in answers {
                     let digest = printable(answer["digest"].as_str().unwrap_or_default());
                     let took = took(number(&answer["bytes"]), answer["hit"] == true);

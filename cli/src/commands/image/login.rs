@@ -9,9 +9,9 @@ use std::path::Path;
 
 /// Log in to a registry, for docker, podman and skopeo, too
 ///
-/// The registry is asked whether it takes the login; then it is kept in $DOCKER_CONFIG/config.json, in
-/// $REGISTRY_AUTH_FILE, or in ~/.docker/config.json, or by the credential helper that this file names. A password is
-/// asked for on the terminal, or read from standard input.
+/// The registry is asked whether it takes the login; then it is kept in $DOCKER_CONFIG/config.json, else in
+/// $REGISTRY_AUTH_FILE, else in ~/.docker/config.json, or by the credential helper that this file names. Name and password are
+/// asked for on the terminal; scripts say --username NAME --password-stdin.
 #[derive(Debug, clap::Args)]
 pub struct Login {
     /// HOST or HOST:PORT; USER@HOST is a further login there, for images named USER@HOST#NAME [default: docker.io]
@@ -19,7 +19,7 @@ pub struct Login {
     /// Who logs in
     #[arg(long, short, value_name = "NAME")]
     username: Option<String>,
-    /// Read the password, or a token, from standard input
+    /// Read the password, or a token, from standard input; needs the name
     #[arg(long)]
     password_stdin: bool,
     /// Speak to the registry without TLS

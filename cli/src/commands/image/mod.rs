@@ -16,17 +16,19 @@ use cluster::Task;
 use places::{Places, Which};
 use std::path::Path;
 
-/// Look after the images of this machine's cluster (root), or of your own store and of what you have on this node
+/// Look after images: fetch, list, remove, verify, export and push them, and log in to registries
 ///
-/// An ordinary user's 'berth run' has a store of its own. The jobs of a cluster of the machine's use the node's store, which
-/// nobody but root enters; its agent shows each user what they have there. Where there are both, ls, df and prune are about both, and
-/// an image is looked for in both; --own and --node choose one.
+/// Images are kept in stores. 'berth run' uses your own, and jobs use that of the node on which they run. Root, and who has a cluster of their
+/// own, has one store for both. For everybody else there are two on a machine that runs jobs for a cluster of root's: nobody but root
+/// enters the node's, and its agent shows each user what they have there. Then ls, df and prune are about both, and an image is looked
+/// for in both; --own and --node choose one. verify, export and push are about your own.
 #[derive(Debug, clap::Subcommand)]
 pub enum Args {
-    /// Fetch an image into the store; with --node or --cluster into the stores of nodes, for your jobs there
+    /// Fetch an image into your own store; with --node or --cluster into the stores of nodes, for your jobs there
     ///
-    /// A node fetches as you, with the logins that you have there, and counts it against your quota. What the name means is found
-    /// out once, here.
+    /// What the name means is asked for anew each time, once and here, also where the image is there already. A node fetches as you, with
+    /// the logins that you have there, and counts it against your quota. An image that the rules of a cluster refuse by its name
+    /// is not fetched into a store that its jobs use, and no registry is asked for it.
     ///
     /// A store that no agent serves is kept from filling its disk as a node's is: where a pull needs room, and after it, images that
     /// were not used for longest go, by what the berth.toml in the state directory says of images. Standard error tells which, and why.
@@ -37,7 +39,7 @@ pub enum Args {
         /// ~/.config/containers/certs.d/HOST:PORT/ca.crt
         #[arg(long)]
         insecure: bool,
-        /// Print the digest alone
+        /// Print the digest alone, and no progress
         #[arg(long, short)]
         quiet: bool,
         #[command(flatten)]
@@ -48,7 +50,7 @@ pub enum Args {
         #[arg(long)]
         json: bool,
     },
-    /// List images
+    /// List images: their names, digests and sizes, and when they were last used
     Ls {
         #[command(flatten)]
         which: Which,
@@ -89,8 +91,9 @@ pub enum Args {
     },
     /// Remove images that lost their names, and layers that no image needs
     ///
-    /// What jobs that are not over or containers that are kept need stays, as does what is in use; while the cluster is up its
-    /// controller is asked. On a node that users share yours are given back.
+    /// An image loses its name when another one is pulled by it. What jobs need that wait or run stays, and what containers need that are kept
+    /// by name, as does what is in use; while the cluster is up its controller is asked. On a node that users share yours are
+    /// given back.
     Prune {
         #[command(flatten)]
         which: Which,
@@ -99,17 +102,19 @@ pub enum Args {
         /// As JSON
         #[arg(long)]
         json: bool,
-        /// All images that are not in use
+        /// Images with names, too, unless they are needed or in use
         #[arg(long)]
         all: bool,
         /// Also what jobs need that wait or run: they fetch it again. What a container runs on stays until that ends
         #[arg(long, short)]
         force: bool,
-        /// Images not used for so many days
+        /// Images not used for so many days, with names or without, and no others
         #[arg(long, value_name = "DAYS", conflicts_with = "all")]
         older_than: Option<u32>,
     },
-    /// Show what images take on disk
+    /// Show what images take on disk, and by which rules a cluster removes them when space runs short
+    ///
+    /// The rules, and what went last by them, are shown of a store that you may enter: your own, and to root the node's.
     Df {
         #[command(flatten)]
         which: Which,
@@ -164,9 +169,9 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         Args::Verify(args) => verify::run(&args, &images::store(state)?, state),
         Args::Export(args) => transfer::export(&args, &images::store(state)?, state),
         Args::Push(args) => transfer::push(&args, &images::store(state)?, state),
-        Args::Pull { image, insecure, nodes, json, .. } if nodes.cluster => {
+        Args::Pull { image, insecure, quiet, nodes, json, .. } if nodes.cluster => {
             let image = pull::wanted(&image, insecure, state)?;
-            cluster::run(&nodes, Task::Pull(&image), json, state)
+            cluster::run(&nodes, Task::Pull { image: &image, quiet }, json, state)
         }
         Args::Pull { image, insecure, quiet, which, json, .. } if which.is_node() => {
             pull::here(&pull::wanted(&image, insecure, state)?, quiet, json, state)

@@ -15,10 +15,10 @@ use std::path::Path;
 /// Which of the two places.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Which {
-    /// Of your own store alone, which 'berth run' uses
+    /// Your own store alone, which 'berth run' uses
     #[arg(long, conflicts_with = "node")]
     own: bool,
-    /// Of this node's store alone, which the jobs of the machine's cluster use: what you have there
+    /// This node's store alone, which jobs use here: what you have there
     #[arg(long)]
     node: bool,
 }

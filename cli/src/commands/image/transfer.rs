@@ -88,7 +88,7 @@ pub struct Export {
     /// The form, whatever the path says
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Say nothing
+    /// Print nothing, and no progress
     #[arg(long, short)]
     quiet: bool,
     /// As JSON
@@ -122,7 +122,7 @@ pub struct Push {
     /// Speak to the registry without TLS
     #[arg(long)]
     pub insecure: bool,
-    /// Print the digest alone
+    /// Print the digest alone, and no progress
     #[arg(long, short)]
     pub quiet: bool,
     /// As JSON
