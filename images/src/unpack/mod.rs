@@ -231,9 +231,9 @@ impl<'a, F: Form> Unpacker<'a, F> {
                 reader.inner_mut().end();
                 made
             }
-            EntryKind::Symlink => self.symlink(&path, &entry),
+            EntryKind::Symlink => self.symlink(&path, entry),
             EntryKind::HardLink => self.hard_link(&path, &entry),
-            EntryKind::Fifo => self.fifo(&path, &entry),
+            EntryKind::Fifo => self.fifo(&path, entry),
             EntryKind::CharDevice | EntryKind::BlockDevice => {
                 self.form.clear(&path)?;
                 self.skip(&path)
@@ -331,13 +331,13 @@ impl<'a, F: Form> Unpacker<'a, F> {
         Ok(())
     }
 
-    fn symlink(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
+    fn symlink(&mut self, path: &CleanPath, entry: Entry) -> Result<()> {
         if entry.link.is_empty() || entry.link.len() > 4095 || entry.link.contains(&0) {
             return Err(refused(&entry.path, "its link target is empty, too long, or holds a NUL"));
         }
         self.form.clear(path)?;
         self.form.symlink(path, &entry.link, entry.mtime)?;
-        self.report.other_attributes_skipped += entry.xattrs.len() as u64;
+        self.leave_out(entry.xattrs);
         Ok(())
     }
 
@@ -389,9 +389,17 @@ impl<'a, F: Form> Unpacker<'a, F> {
         Ok(())
     }
 
-    fn fifo(&mut self, path: &CleanPath, entry: &Entry) -> Result<()> {
+    fn fifo(&mut self, path: &CleanPath, entry: Entry) -> Result<()> {
         self.form.clear(path)?;
-        self.form.fifo(path, entry.mode & 0o777, entry.mtime)
+        self.form.fifo(path, entry.mode & 0o777, entry.mtime)?;
+        self.leave_out(entry.xattrs);
+        Ok(())
+    }
+
+    /// Counts the attributes of a file that can have none of users' (`xattr(7)`).
+    fn leave_out(&mut self, xattrs: Vec<(Vec<u8>, Vec<u8>)>) {
+        let left_out = self.allowed(xattrs).len() as u64;
+        self.report.other_attributes_skipped += left_out;
     }
 
     /// Keeps attributes of users, counts the others.

@@ -10,6 +10,7 @@ use std::process::Command;
 use berth_images::{LayerForm, PreparedImage};
 use proptest::prelude::*;
 
+use crate::hostile::ATTRIBUTES;
 use crate::support::{Bench, FORMS, Tar, only_layer, tool};
 
 /// An image mounted for as long as this lives.
@@ -102,15 +103,24 @@ fn tree(root: &Path) -> Tree {
     all
 }
 
-/// Imports a layer in both forms, has `fsck.erofs` look at the image, and compares what the kernel shows of both. Gives
-/// the image, and the directory with what keeps it.
-fn compared(layer: &[u8]) -> (Bench, PreparedImage, Bench, PreparedImage) {
+/// What was left out of the only layer of an image, as its report counts it: devices, overlayfs's attributes, capabilities, other attributes,
+/// and set-id bits.
+fn left_out(bench: &Bench, image: &PreparedImage) -> [u64; 5] {
+    let report = bench.store().inspect(&image.digest).unwrap().layers[0].report.clone().unwrap();
+    let (overlay, capabilities) = (report.overlay_attributes_stripped, report.capabilities_stripped);
+    [report.devices_skipped, overlay, capabilities, report.other_attributes_skipped, report.setid_stripped]
+}
+
+/// Imports a layer in both forms, has `fsck.erofs` look at the image, and compares what the kernel shows of both, and what was left
+/// out. Gives the directory and the image, each with what keeps it.
+pub fn compared(layer: &[u8]) -> (Bench, PreparedImage, Bench, PreparedImage) {
     let [(a, directory), (b, image)] = FORMS.map(|form| {
         let bench = Bench::of(form);
         let prepared = bench.import(vec![layer.to_vec()]).unwrap_or_else(|e| panic!("{e}"));
         (bench, prepared)
     });
     fsck(only_layer(&image));
+    assert_eq!(left_out(&a, &directory), left_out(&b, &image));
     if let Some(mounted) = Mounted::new(only_layer(&image)) {
         same(&tree(only_layer(&directory)), &tree(mounted.0.path()));
     }
@@ -157,6 +167,10 @@ fn everything() -> Vec<u8> {
         .file("attributes", b"with attributes")
         .pax(&[("SCHILY.xattr.user.dir", b"directory"), ("mtime", b"-5.5")])
         .dir("attributed", 0o750)
+        .pax(&ATTRIBUTES)
+        .file("stripped", b"of attributes")
+        .pax(&ATTRIBUTES)
+        .dir("stripped-too", 0o755)
         .pax(&[("path", b"bytes\xff\xfe/\x01odd")])
         .file("x", b"not UTF-8")
         .pax(&[("path", format!("long/{long}").as_bytes())])
@@ -187,7 +201,9 @@ fn everything() -> Vec<u8> {
 
 #[test]
 fn an_image_is_what_the_directory_is() {
-    let (_a, directory, _b, image) = compared(&everything());
+    let (_a, directory, bench, image) = compared(&everything());
+    let (devices, set_ids) = (1, u64::from(rustix::process::geteuid().is_root()));
+    assert_eq!(left_out(&bench, &image), [devices, 2 * 5, 2, 2, set_ids]);
     for implied in ["implied", "implied/by/its"] {
         assert_eq!(only_layer(&directory).join(implied).metadata().unwrap().mtime(), 0, "{implied}");
     }

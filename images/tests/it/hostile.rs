@@ -5,6 +5,7 @@ use std::path::Path;
 
 use berth_images::{Error, ErrorKind, LayerForm, Limits, PreparedImage, Store};
 
+use crate::erofs::{Mounted, compared};
 use crate::support::{
     Bench, Compression, FORMS, ImageBuilder, Tar, ensure_text, is_whiteout, mode, only_layer, xattr,
 };
@@ -175,35 +176,66 @@ fn setuid_bits_stay_only_in_an_unprivileged_store() {
     assert_eq!(mode(bench.store().root()), 0o700);
 }
 
+/// Attributes with which a layer would reach outside itself or give rights, one that is the node's own, and one that is kept.
+pub const ATTRIBUTES: [(&str, &[u8]); 8] = [
+    ("SCHILY.xattr.user.overlay.redirect", b"/etc"),
+    ("SCHILY.xattr.user.overlay.metacopy", b""),
+    ("SCHILY.xattr.user.overlay.opaque", b"y"),
+    ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+    ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+    ("SCHILY.xattr.security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
+    ("SCHILY.xattr.security.selinux", b"x"),
+    ("SCHILY.xattr.user.kept", b"yes"),
+];
+
 #[test]
 fn overlay_attributes_and_capabilities_are_stripped() {
-    let bench = Bench::new();
-    let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    let image = taken(
-        &bench,
-        Tar::new()
-            .pax(&[
-                ("SCHILY.xattr.user.overlay.redirect", b"/etc"),
-                ("SCHILY.xattr.user.overlay.metacopy", b""),
-                ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
-                ("SCHILY.xattr.security.capability", capability),
-                ("SCHILY.xattr.security.selinux", b"x"),
-                ("SCHILY.xattr.user.kept", b"yes"),
-            ])
-            .file("a", b"x")
-            .pax(&[("SCHILY.xattr.user.overlay.opaque", b"y"), ("SCHILY.xattr.user.dir", b"yes")])
-            .dir("d", 0o755)
-            .end(),
-    );
-    let layer = only_layer(&image);
-    assert_eq!(xattr::list(layer.join("a")).unwrap().collect::<Vec<_>>(), ["user.kept"]);
-    assert_eq!(xattr(&layer.join("d"), "user.overlay.opaque"), None);
-    assert_eq!(xattr(&layer.join("d"), "user.dir").as_deref(), Some(&b"yes"[..]));
-    let report = bench.store().inspect(&image.digest).unwrap().layers[0].report.clone().unwrap();
-    assert_eq!(
-        (report.overlay_attributes_stripped, report.capabilities_stripped, report.other_attributes_skipped),
-        (4, 1, 1)
-    );
+    let tar = Tar::new()
+        .pax(&ATTRIBUTES)
+        .file("a", b"x")
+        .pax(&ATTRIBUTES)
+        .dir("d", 0o755)
+        // These two can have no attribute of users', so that the last one is left out, too.
+        .pax(&ATTRIBUTES)
+        .symlink("s", "a")
+        .pax(&ATTRIBUTES)
+        .entry("p", b'6', 0o644, "", b"");
+    let (bench, directory, other, image) = compared(&tar.end());
+    for (bench, made) in [(&bench, &directory), (&other, &image)] {
+        let report = bench.store().inspect(&made.digest).unwrap().layers[0].report.clone().unwrap();
+        assert_eq!(
+            (
+                report.overlay_attributes_stripped,
+                report.capabilities_stripped,
+                report.other_attributes_skipped
+            ),
+            (4 * 5, 4, 4 + 2),
+            "{:?}",
+            bench.form
+        );
+    }
+    let only_kept = |root: &Path| {
+        for name in ["a", "d"] {
+            let listed = xattr::list(root.join(name)).unwrap().collect::<Vec<_>>();
+            assert_eq!(listed, ["user.kept"], "{}", root.join(name).display());
+        }
+        assert_eq!(xattr(&root.join("d"), "user.kept").as_deref(), Some(&b"yes"[..]));
+        for name in ["s", "p"] {
+            let listed = xattr::list(root.join(name)).unwrap().count();
+            assert_eq!(listed, 0, "{}", root.join(name).display());
+        }
+    };
+    only_kept(only_layer(&directory));
+    if let Some(mounted) = Mounted::new(only_layer(&image)) {
+        only_kept(mounted.place());
+    }
+    // Whoever may mount nothing reads the image: an attribute's name stands there without what it begins with.
+    let bytes = std::fs::read(only_layer(&image)).unwrap();
+    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(has("kept"), "names of attributes are not found in the image");
+    for name in ["overlay.", "redirect", "metacopy", "opaque", "capability", "selinux"] {
+        assert!(!has(name), "the image has {name}");
+    }
 }
 
 #[test]
