@@ -1,7 +1,7 @@
 //! The shared store of layers: by path, by clone, by descriptor, by set-user-id files.
 
 use berth_tests::attacks::TOOLS;
-use berth_tests::{Cmd, Sandbox, Who, each_user, images, layout};
+use berth_tests::{Cmd, Sandbox, Who, each_user, images, layout, machine};
 use serde_json::json;
 use std::path::Path;
 
@@ -74,6 +74,64 @@ each_user! {
         assert_eq!(fingerprint(&sandbox.state().join("images")), before, "the store was changed from inside a container");
         let text = sandbox.srun_in(&image, ["sh", "-c", "ls /usr/bin/owned 2>/dev/null; stat -c %a /usr/bin/env"]).ok().text();
         assert_eq!(text, "755");
+    }
+}
+
+/// Words of shell for the places in which a container could meet a layer.
+const PLACES: &str = "/ /usr /usr/bin /proc/[0-9]*/root /proc/[0-9]*/cwd /proc/[0-9]*/fd/* \
+     $(cut -d' ' -f5 /proc/self/mountinfo | sort -u)";
+
+/// Where the attack works: a mount of one's own, on the node.
+const OWN_MOUNT: &str = "mkdir -p own && mount -t tmpfs -o mode=755 none own && mkdir -p own/usr/bin && \
+     echo > own/usr/bin/env && mount -o remount,bind,ro own && exec ./clones own";
+
+each_user! {
+    /// By the calls that make and change detached mounts, which the tools of an image do not speak.
+    fn clones_of_mounts_do_not_lead_into_the_store(who) {
+        use std::os::unix::fs::PermissionsExt;
+        let sandbox = Sandbox::start(who);
+        let (image, program) = (images::debian(), sandbox.work().join("clones"));
+        let source = machine::workspace().join("tests/escape/clones.c");
+        Cmd::new("cc").args(["-static", "-o"]).arg(&program).arg(source).ok();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let worked = sandbox.cmd("unshare").args(["-U", "-r", "-m", "sh", "-c", OWN_MOUNT]).ok().text();
+        for line in ["open own (as it is, alone): EROFS", "WROTE other usr/bin/env of own (read-only cleared, alone)"] {
+            assert!(worked.lines().any(|found| found == line), "the attack is none, without {line}: {worked}");
+        }
+
+        let mut people = vec![sandbox.who().clone()];
+        if sandbox.who().is_root() {
+            people.push(Who::user());
+        }
+        let srun = |person: &Who| sandbox.cmd_as(person, "srun").dir("/").arg("--container-image").arg(&image).limit(120);
+        // Whose image it is, too, is written down in the store.
+        people.iter().for_each(|person| drop(srun(person).arg("true").ok()));
+        let store = sandbox.state().join("images");
+        let before = fingerprint(&store);
+        let mount = format!("--container-mounts={}:/attack:ro", sandbox.work().display());
+        let script = format!("/attack/clones {PLACES} && echo tried");
+        let sets: [&[&str]; 4] =
+            [&[], &["--container-remap-root"], &["--container-remap-root", "--container-writable"], &["--container-readonly"]];
+        for options in sets {
+            for person in &people {
+                let output = srun(person).arg(&mount).args(options).args(["sh", "-c", &script]).ok();
+                let text = output.text();
+                let what = format!("{options:?}, for {}", person.name);
+                // It ran to its end; below, with every capability, it had clones to try.
+                let (_, nested) = text.split_once("\nNESTED\n").unwrap_or_else(|| panic!("{what}: {output}"));
+                assert!(nested.ends_with("\ntried"), "{what}: {output}");
+                for whole in ["as it is", "read-only cleared", "mapped"] {
+                    let made = format!("clone / ({whole}, with what is below): done");
+                    assert!(nested.lines().any(|line| line == made), "{what}: no {made} among\n{nested}");
+                }
+                // Through its overlay a container writes into files of its own, unless it is read-only.
+                let read_only = options.contains(&"--container-readonly");
+                let wrong = |line: &&str| line.starts_with("WROTE ") && (read_only || !line.starts_with("WROTE overlay "));
+                let wrote: Vec<&str> = text.lines().filter(wrong).collect();
+                assert!(wrote.is_empty(), "{what}: {wrote:?}");
+                assert_eq!(fingerprint(&store), before, "{what}: the store was changed from inside a container");
+            }
+        }
     }
 }
 
