@@ -19,6 +19,13 @@ pub(super) enum Form {
     RootDir,
 }
 
+/// Filesystems that are no images: where their superblocks say what they are, and what takes files out of them without a mount. What a
+/// user made is never given to the kernel to mount.
+const FILESYSTEMS: [(usize, &[u8], &str, &str); 2] = [
+    (1024, b"\xe2\xe1\xf5\xe0", "an EROFS", "fsck.erofs --extract=DIR FILE"),
+    (1024 + 56, b"\x53\xef", "an ext2, ext3 or ext4", "mkdir DIR && debugfs -R 'rdump / DIR' FILE"),
+];
+
 /// Tells the form by the first bytes.
 pub(super) fn sniff(path: &Path) -> Result<Form> {
     let what = path.display().to_string();
@@ -37,7 +44,7 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
         .next("name an OCI layout, an OCI tar file or a root directory"));
     }
     let file = open_regular(path)?;
-    let mut start = [0u8; 512];
+    let mut start = [0u8; 2048];
     let length = read_start(&file, &mut start).map_err(|e| Error::path(path, e))?;
     let start = &start[..length];
     if start.is_empty() {
@@ -60,6 +67,18 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
         }
     }
     if start.get(257..262) != Some(b"ustar") {
+        for (at, magic, name, tool) in FILESYSTEMS {
+            if start.get(at..at + magic.len()) == Some(magic) {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    what,
+                    format!("is {name} filesystem, and none that a user made is mounted"),
+                )
+                .next(format!(
+                    "take the files out with `{tool}`, and name DIR or what `mksquashfs DIR FILE.sqsh` makes of it"
+                )));
+            }
+        }
         return Err(Error::new(
             ErrorKind::Unsupported,
             what,

@@ -434,6 +434,13 @@ fn paths_are_sniffed_by_content() {
         ),
         ("gz", crate::support::gzip(b"x"), "gunzip"),
         ("text", b"hello".to_vec(), "not a tar file"),
+        (
+            "erofs",
+            [vec![0; 1024], b"\xe2\xe1\xf5\xe0".to_vec(), vec![0; 1020]].concat(),
+            "an EROFS filesystem",
+        ),
+        ("ext4", [vec![0; 1080], b"\x53\xef".to_vec(), vec![0; 966]].concat(), "ext4 filesystem"),
+        ("cut.ext4", [vec![0; 1080], b"\x53".to_vec()].concat(), "not a tar file"),
         ("nothing", Vec::new(), "is an empty file"),
         ("rootfs.tar", Tar::new().file("etc/passwd", b"x").end(), "neither oci-layout nor manifest.json"),
         ("docker.tar", Tar::new().file("manifest.json", b"[]").end(), "no images"),
