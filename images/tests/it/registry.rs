@@ -1,13 +1,14 @@
 //! Registries: a real one, with and without login, and one that misbehaves.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_model::login::Login;
 
 use berth_images::{
-    Credentials, Digest, ErrorKind, Manifests, ProgressEvent, Reference, Registries, ResolveOptions,
-    open_source, resolve,
+    Algorithm, Credentials, Digest, ErrorKind, Manifests, ProgressEvent, Reference, Registries,
+    ResolveOptions, open_source, resolve,
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
@@ -538,6 +539,35 @@ fn progress_adds_up() {
     assert_eq!(fetched, total);
     assert!(events.iter().any(|e| matches!(e, ProgressEvent::LayerDone { .. })));
     assert!(events.contains(&ProgressEvent::Syncing));
+}
+
+#[test]
+fn a_large_layer_holds_up_none_of_the_small_ones() {
+    let bench = Bench::new();
+    let large = Tar::new().file("large", &pattern(3 << 20)).end();
+    let small = (0..4).map(|n| Tar::new().file(&format!("small{n}"), b"x").end());
+    // It is the first that is fetched, and comes when the others are done.
+    ImageBuilder::new(std::iter::once(large.clone()).chain(small).collect()).write(&bench.layout());
+    let others = Arc::new(AtomicBool::new(false));
+    let fake = FakeRegistry::new(
+        bench.layout(),
+        Behaviour { held: Some((1 << 20, Arc::clone(&others))), ..Behaviour::default() },
+    );
+    let name = format!("{}/x:1", fake.address);
+    let resolved = resolve_text(&name, &Credentials::anonymous(), true).unwrap();
+    let source = open_source(&resolved, &Registries::default(), &Credentials::anonymous()).unwrap();
+    let done = Mutex::new(Vec::new());
+    let told = |event: ProgressEvent| {
+        if let ProgressEvent::LayerDone { diff_id } = event {
+            let mut done = done.lock().unwrap();
+            done.push(diff_id);
+            others.store(done.len() >= 4, Ordering::SeqCst);
+        }
+    };
+    bench.store().ensure(&resolved, source.as_ref(), &told).unwrap();
+    let done = done.into_inner().unwrap();
+    let large = Digest::of(Algorithm::Sha256, &large);
+    assert_eq!((done.len(), done.last()), (5, Some(&large)), "the large layer is not the last: {done:?}");
 }
 
 /// What `name` means where registries are reached so, by somebody with this home directory.

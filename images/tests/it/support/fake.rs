@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_images::Digest;
 
@@ -41,6 +42,8 @@ pub struct Behaviour {
     pub redirect: Option<String>,
     /// Later ranges are given when so many were asked for at the same time.
     pub together: usize,
+    /// Blobs over so many bytes are given when this is true, or after 20 seconds.
+    pub held: Option<(usize, Arc<AtomicBool>)>,
     /// HEAD is refused.
     pub no_head: bool,
     /// Whatever is read redirects, too.
@@ -322,6 +325,14 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
             br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#,
         );
     };
+    if let (true, Some((above, go))) = (blob, &behaviour.held)
+        && bytes.len() > *above
+    {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !go.load(Ordering::SeqCst) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
     if blob && behaviour.corrupt.is_some_and(|above| bytes.len() > above) {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
@@ -341,9 +352,9 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         bytes.drain(..start);
         if start > 0 && behaviour.together > 0 {
             state.lock().unwrap().together += 1;
-            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            let deadline = Instant::now() + Duration::from_secs(20);
             while state.lock().unwrap().together < behaviour.together {
-                if std::time::Instant::now() > deadline {
+                if Instant::now() > deadline {
                     // The client asks for one after the other.
                     return None;
                 }
