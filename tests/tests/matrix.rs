@@ -97,6 +97,8 @@ enum Kind {
     Squashfs,
     /// The file tree of a container, in the squashfs that `berth image export` makes of it.
     Exported,
+    /// The directory itself in which umoci left the file tree.
+    Directory,
 }
 
 /// What a container sees otherwise than umoci leaves it, and why.
@@ -110,7 +112,7 @@ struct Difference {
 /// What an exported file has of its own, as enroot keeps it: a script that starts the image, and its environment.
 const ADDED: [(&str, &str); 2] = [("etc/rc", "755"), ("etc/environment", "644")];
 
-const DIFFERENCES: [Difference; 7] = [
+const DIFFERENCES: [Difference; 8] = [
     Difference {
         of: &[Kind::Layers, Kind::Exported],
         reason: "for an ordinary user, umoci writes owners down in an attribute of its own",
@@ -157,6 +159,21 @@ const DIFFERENCES: [Difference; 7] = [
         change: |tree, _| {
             assert!(tree.values().any(|seen| seen.time.0 < 0), "no file is from before 1970");
             tree.values_mut().for_each(|seen| seen.time.0 = seen.time.0.max(0));
+        },
+    },
+    Difference {
+        of: &[Kind::Directory],
+        reason: "a directory keeps its owners, and root in a container reads no file that an owner who is not there keeps to themselves",
+        change: |tree, ours| {
+            // For an ordinary user umoci made all of it theirs.
+            if ours["odd/kept"].sum.is_empty() {
+                let kept = tree.get_mut("odd/kept").unwrap();
+                assert!(
+                    kept.mode == "640" && !kept.sum.is_empty(),
+                    "{kept:?} can be read by nobody, or by all"
+                );
+                kept.sum.clear();
+            }
         },
     },
     Difference {
@@ -350,6 +367,8 @@ fn sources(sandbox: &Sandbox, registry: &Registry) -> Vec<(String, Kind)> {
     if let Some((archive, _)) = sources.last_mut() {
         *archive = format!("docker-archive:{}", work.join("own.tar").display());
     }
+    // As umoci left it: nobody else gets rights on it.
+    sources.push(("./bundle/rootfs".to_string(), Kind::Directory));
     sources
 }
 
@@ -397,7 +416,15 @@ fn judge(
     // No store keeps owners: all is whose the container is, but for what that brings itself.
     let owners: BTreeSet<String> =
         owners.into_iter().filter(|(name, _)| ours.contains_key(name)).map(|(_, owner)| owner).collect();
-    assert_eq!(owners, BTreeSet::from([format!("{}:{}", who.uid, who.gid)]), "{what}");
+    let mut known = BTreeSet::from([format!("{}:{}", who.uid, who.gid)]);
+    if kind == Kind::Directory && who.is_root() {
+        // A directory does, and others than its user are nobody in a container.
+        known.insert("65534:65534".to_string());
+    }
+    assert_eq!(owners, known, "{what}");
+    if kind == Kind::Directory {
+        return;
+    }
     assert_eq!(forms(sandbox, source), BTreeSet::from([form.to_string()]), "{what}");
 }
 
@@ -423,10 +450,14 @@ fn matrix(who: Who, form: &str) {
     let sandbox = Sandbox::with_config(who.clone(), &config);
     let reference = reference(&sandbox, &who, &images::odd());
     for (source, kind) in sources(&sandbox, &registry) {
-        for job in jobs(&who, form) {
+        // A directory is run as it is, by whose it is, and no image is made of it.
+        let whose = if kind == Kind::Directory { vec![who.clone()] } else { jobs(&who, form) };
+        for job in whose {
             judge(&sandbox, &job, (&source, kind), form, &reference, sandbox.cmd_as(&job, "srun"));
         }
-        remove(&sandbox, &source);
+        if kind != Kind::Directory {
+            remove(&sandbox, &source);
+        }
     }
 }
 
