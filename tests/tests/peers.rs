@@ -542,6 +542,13 @@ fn an_image_of_a_file_is_converted_once_and_each_node_opens_the_file_as_its_user
     let layout = format!("{}:latest", images::layers().display());
     hosts.cmd("n1", "umoci").args(["--log=error", "unpack", "--rootless", "--image", &layout, "bundle"]).ok();
     hosts.cmd("n1", "mksquashfs").args(["bundle/rootfs", "x.sqsh", "-quiet", "-no-progress"]).limit(60).ok();
+    // Another tree, so that none of it is there from the one before.
+    hosts.cmd("n1", "touch").arg("bundle/rootfs/of-the-sif").ok();
+    hosts.cmd("n1", "mksquashfs").args(["bundle/rootfs", "y.sqsh", "-quiet", "-no-progress"]).limit(60).ok();
+    let architecture = if cfg!(target_arch = "aarch64") { "4" } else { "2" };
+    let partition = ["--datatype", "4", "--parttype", "2", "--partfs", "1", "--partarch", architecture];
+    hosts.cmd("n1", "siftool").args(["new", "x.sif"]).ok();
+    hosts.cmd("n1", "siftool").args(["add", "x.sif", "y.sqsh", "--groupid", "1"]).args(partition).ok();
     let copy = |to: &str| {
         let words = ["--insecure-policy", "copy", "--quiet", &format!("oci:{layout}"), to];
         hosts.cmd("n1", "skopeo").args(words).limit(60).ok();
@@ -565,7 +572,7 @@ fn an_image_of_a_file_is_converted_once_and_each_node_opens_the_file_as_its_user
             wait(60, state).unwrap_or_else(|| panic!("job {job} does not end: {}", log(&hosts, "n2")));
         (state, std::fs::read_to_string(work.join(out)).unwrap_or_default())
     };
-    for image in ["x.sqsh", "x.tar", "layout"] {
+    for image in ["x.sqsh", "x.sif", "x.tar", "layout"] {
         // What it is called is not remembered of a file that was written just now.
         let first = submit(image, "n1", "out");
         let (second, third, fourth) =
