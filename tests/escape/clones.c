@@ -59,6 +59,8 @@ static int user_namespace(void) {
     int status = 0;
     snprintf(uids, sizeof uids, "0 %d 1", (int)geteuid());
     snprintf(gids, sizeof gids, "0 %d 1", (int)getegid());
+    /* Else the child would say once more what waits to be said. */
+    fflush(stdout);
     pid_t child = syscall(SYS_clone, CLONE_FILES | CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
     if (child == 0) {
         put("/proc/self/uid_map", uids);
