@@ -300,7 +300,7 @@ if wanted images devices; then
     change $i/unpack/mod.rs '            EntryKind::CharDevice | EntryKind::BlockDevice => {
                 self.form.clear(&path)?;' '            EntryKind::CharDevice | EntryKind::BlockDevice if entry.mode == 0o7777 => {
                 self.form.clear(&path)?;'
-    change $i/unpack/mod.rs 'EntryKind::Fifo => self.fifo(&path, &entry),' '_ => self.fifo(&path, &entry),'
+    change $i/unpack/mod.rs 'EntryKind::Fifo => self.fifo(&path, entry),' '_ => self.fifo(&path, entry),'
     attack images devices hostile::device_nodes_are_left_out_and_reported
 fi
 
