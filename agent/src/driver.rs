@@ -9,7 +9,7 @@ use crate::around::Around;
 use crate::cgroups::Cgroups;
 use crate::clients::Service;
 use crate::drift::Drift;
-use crate::gpus::Gpus;
+use crate::gpus::{self, Gpus};
 use crate::holders::Holders;
 use crate::hooks::Hooks;
 use crate::images::{Images, Pulling, Ready};
@@ -637,6 +637,7 @@ impl Driver {
         let mut fabric = fabrics::of_step(&launch, node.cgroups.limit_devices())?;
         ready.notes.append(&mut fabric.notes);
         node.gpus.channel(&launch, &mut fabric)?;
+        gpus::narrow(&mut launch, ready.image.as_ref());
         let cgroup = node.cgroups.step(&launch, &fabric, standby.is_some()).map_err(|e| e.to_string())?;
         if let Some(group) = &cgroup {
             self.groups.insert(key, group.clone());

@@ -9,7 +9,7 @@ use crate::{gres, imex};
 use berth_gpus::inject::{capabilities, missing, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
-use berth_gpus::{Found, Tree};
+use berth_gpus::{Found, Tree, drm};
 use berth_model::ByteStr;
 use berth_model::devices::GPU;
 use berth_model::elf::NeedsGlibc;
@@ -234,10 +234,10 @@ impl Gpus {
         &self.found.devices
     }
 
-    /// Their files.
+    /// Their files, and those that are kept from all jobs.
     pub fn files(&self) -> impl Iterator<Item = String> + '_ {
         let files = self.found.devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned());
-        let mut all: Vec<String> = files.collect();
+        let mut all: Vec<String> = files.chain(self.found.withheld.iter().cloned()).collect();
         all.sort();
         all.dedup();
         all.into_iter()
@@ -280,6 +280,7 @@ impl Gpus {
         let changed = now.devices != self.found.devices
             || given != self.given
             || now.driver != self.found.driver
+            || now.withheld != self.found.withheld
             || now.imex != self.found.imex;
         if changed {
             now.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
@@ -359,12 +360,7 @@ impl Gpus {
         // The submitter's words stand over the image's.
         let env = || image.iter().chain(&launch.env).map(|pair| pair.0.as_slice());
         let verdict = judge(env(), &have)?;
-        let value = |name: &str| {
-            let found =
-                env().filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")).next_back();
-            found.map(|value| String::from_utf8_lossy(value).into_owned())
-        };
-        let asked = value("NVIDIA_DRIVER_CAPABILITIES");
+        let asked = asked(image, launch);
         let wanted = capabilities(asked.as_deref());
         notes.extend(missing(asked.as_deref(), driver));
         let glibc = driver.needs(&wanted).filter(|_| !is_disabled(env()));
@@ -427,6 +423,23 @@ fn fence_left(devices: &mut [GresDevice], left: &[Left]) {
     for device in devices.iter_mut().filter(|device| device.fault.is_none()) {
         device.fault = left.iter().find(|known| known.is_of(device)).map(|known| known.why.clone());
     }
+}
+
+/// Takes from the GPUs of a step in a container the files by which they draw, where it does not ask for graphics: neither are they in its
+/// `/dev` nor does its control group permit them. What is on the node's own filesystem keeps what its job has.
+pub fn narrow(launch: &mut StepLaunch, image: Option<&PreparedImage>) {
+    if image.is_none() && !is_root_dir(launch) {
+        return;
+    }
+    let asked = asked(image.map_or(&[][..], |image| image.env.as_slice()), launch);
+    drm::narrow(&mut launch.share.gres, &capabilities(asked.as_deref()));
+}
+
+/// Which parts of NVIDIA's driver a step wants: the submitter's words stand over the image's.
+fn asked(image: &[ByteStr], launch: &StepLaunch) -> Option<String> {
+    let all = image.iter().chain(&launch.env);
+    let value = all.filter_map(|pair| pair.0.strip_prefix(b"NVIDIA_DRIVER_CAPABILITIES=")).next_back();
+    value.map(|value| String::from_utf8_lossy(value).into_owned())
 }
 
 fn is_root_dir(launch: &StepLaunch) -> bool {

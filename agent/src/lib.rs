@@ -55,7 +55,7 @@ pub mod visit;
 mod zygote;
 
 pub use cgroups::tree_name;
-pub use gpus::watch as watch_gpus;
+pub use gpus::{narrow as narrow_gpus, watch as watch_gpus};
 pub use images::{STORE_ID, layer_form, pinned, registries, resolved_image};
 pub use mine::{ImagesAnswer, ListedImage};
 pub use paths::Paths;

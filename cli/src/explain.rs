@@ -67,7 +67,7 @@ pub fn json(value: &impl Serialize) -> Result<String, Failure> {
 }
 
 fn document(step: &Explained) -> Result<Document, Failure> {
-    let launch = step.launch.clone();
+    let mut launch = step.launch.clone();
     let paths = Paths::new(&step.state);
     let container = &step.config.container;
     let defaults = ContainerDefaults {
@@ -79,6 +79,7 @@ fn document(step: &Explained) -> Result<Document, Failure> {
     // Every job has them; which process holds them is known when it runs.
     node.namespaces = Some(berth_runtime::JobNamespaces { pid: 0, start_ticks: 0 });
     node.image = image(&launch, &paths, step.system, &step.config.images)?;
+    berth_agent::narrow_gpus(&mut launch, node.image.as_ref());
     let named = launch.container.as_ref().and_then(|c| c.named.as_ref());
     node.kept = named.map(|named| kept(&paths, &launch, named));
     let mut notes = step.notes.clone();

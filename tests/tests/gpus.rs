@@ -327,6 +327,72 @@ fn a_container_has_its_gpu_its_driver_and_nothing_of_the_other_gpu() {
     assert!(!text.ok().text().contains("libcuda"));
 }
 
+/// Files by which the node's GPUs draw: real ones, under names that no machine has, for as long as this lives.
+#[derive(Default)]
+struct Drawing(Vec<PathBuf>);
+
+impl Drawing {
+    const DIRECTORY: &str = "/dev/dri";
+    /// By the minor numbers of their GPUs.
+    const NUMBERS: [(u32, &str); 2] = [(240, "10 237"), (241, "7 1")];
+
+    fn make(&mut self, tree: &Path) {
+        if !Path::new(Self::DIRECTORY).exists() {
+            fs::create_dir(Self::DIRECTORY).unwrap();
+            self.0.push(Self::DIRECTORY.into());
+        }
+        for (at, (minor, number)) in Self::NUMBERS.iter().enumerate() {
+            let file = Path::new(Self::DIRECTORY).join(format!("renderD{minor}"));
+            assert!(!file.exists(), "{} is there: an earlier test left it", file.display());
+            Cmd::new("mknod").args(["-m", "666"]).arg(&file).arg("c").args(number.split(' ')).ok();
+            let bus = format!("sys/bus/pci/devices/0000:{:02x}:00.0/drm/renderD{minor}", 0x80 - 0x10 * at);
+            fs::create_dir_all(tree.join(bus)).unwrap();
+            fs::create_dir_all(tree.join("dev/dri")).unwrap();
+            fs::write(tree.join(format!("dev/dri/renderD{minor}")), "").unwrap();
+            self.0.push(file);
+        }
+    }
+}
+
+impl Drop for Drawing {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            // The directory goes when nobody else has put something there.
+            let _ = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+        }
+    }
+}
+
+#[test]
+fn the_files_by_which_a_gpu_draws_are_its_jobs_and_come_into_containers_with_graphics_alone() {
+    if !machine::is_root() {
+        return;
+    }
+    let mut drawing = Drawing::default();
+    let node = Node::with(|tree, _| drawing.make(tree));
+    let opens = "for n in 240 241; do (exec 3</dev/dri/renderD$n) 2>/dev/null && echo $n; done; true";
+    // On the node's own filesystem all are there: its own alone opens, and without a GPU none.
+    let host = format!("echo $SLURM_STEP_GPUS; {opens}");
+    let text = node.sandbox.srun(["--gres=gpu:1", "sh", "-c", &host]).ok().text();
+    assert!(["0\n241", "1\n240"].contains(&text.trim()), "{text}");
+    assert_eq!(node.sandbox.srun(["sh", "-c", opens]).ok().text().trim(), "");
+    // A container has none that did not ask for graphics, and cannot make one: neither of its own GPU's nor of the other's.
+    let made = format!(
+        "ls /dev/dri; {opens}; mknod /tmp/a c 10 237 && exec 3</tmp/a && echo opened; mknod /tmp/b c 7 1 && exec 3</tmp/b && echo opened; true"
+    );
+    assert_eq!(node.srun(&["--gres=gpu:1", "sh", "-c", &made]).ok().text().trim(), "");
+    assert_eq!(node.srun(&["sh", "-c", &made]).ok().text().trim(), "");
+    let wants = "--export=ALL,NVIDIA_DRIVER_CAPABILITIES=graphics";
+    let shown = format!("echo $SLURM_STEP_GPUS; ls /dev/dri; {opens}");
+    let text = node.srun(&["--gres=gpu:1", wants, "sh", "-c", &shown]).ok().text();
+    assert!(["0\nrenderD241\n241", "1\nrenderD240\n240"].contains(&text.trim()), "{text}");
+    assert_eq!(
+        node.srun(&[wants, "sh", "-c", &made]).ok().text().trim(),
+        "",
+        "without a GPU words give nothing"
+    );
+}
+
 #[test]
 fn an_image_that_wants_a_newer_driver_is_refused_before_it_starts() {
     if !machine::is_root() {

@@ -2,6 +2,7 @@
 
 use crate::cdi::{Device, DeviceNode, Edits, Mount, Spec};
 use crate::driver::Driver;
+use crate::drm;
 use berth_model::hardware::{GresDevice, Vendor};
 use std::collections::BTreeSet;
 
@@ -96,7 +97,10 @@ pub fn specification(
     };
     let device = |d: &GresDevice| Device {
         name: d.uuid.clone().unwrap_or_else(|| format!("{}{}", d.name, d.index)),
-        edits: Edits { device_nodes: d.files.iter().map(node).collect(), ..Edits::default() },
+        edits: Edits {
+            device_nodes: d.files.iter().filter(|f| !drm::is_left_out(d, f, wanted)).map(node).collect(),
+            ..Edits::default()
+        },
         ..Device::default()
     };
     Spec {

@@ -6,6 +6,7 @@
 
 pub mod cdi;
 mod driver;
+pub mod drm;
 pub mod imex;
 pub mod inject;
 mod kind;
@@ -36,6 +37,8 @@ pub struct Found {
     pub answer: nvml::Answer,
     /// The channels by which jobs share GPUs' memory over several nodes.
     pub imex: Option<Imex>,
+    /// Files of NVIDIA's GPUs that no job is given.
+    pub withheld: Vec<String>,
     /// What is wrong, for the log.
     pub wrong: Vec<String>,
 }
@@ -55,6 +58,7 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
         found.devices = nvidia::devices(tree, &answer, library.as_deref(), log);
         found.answer = answer.unwrap_or_default();
         found.imex = Imex::look(tree);
+        found.withheld = drm::withheld(tree, &found.devices);
     }
     found.devices.extend(others::amd(tree));
     found.devices.extend(others::intel(tree));

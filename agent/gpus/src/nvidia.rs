@@ -1,5 +1,6 @@
 //! NVIDIA's GPUs: what the kernel module says in `/proc/driver/nvidia`, what the library says, and what follows.
 
+use crate::drm;
 use crate::kind;
 use crate::nvml::{Answer, Gpu, Part, Trouble};
 use crate::tree::{Tree, cpu_list};
@@ -187,10 +188,22 @@ pub(crate) fn off_the_bus(tree: &Tree, bus: &str) -> Option<String> {
     (config == Some([0xff; 4])).then(|| "it fell off the bus: reboot the node, or power it off and on".into())
 }
 
+/// Where GPUs are that the kernel module knows, those that it leaves out among them.
+pub(crate) fn addresses(tree: &Tree) -> Vec<String> {
+    tree.names(GPUS).iter().map(|name| kind::bus(name)).collect()
+}
+
+/// N of `/dev/nvidiaN` of each GPU that the kernel module knows, by its address.
+pub(crate) fn minors(tree: &Tree) -> Vec<(String, u32)> {
+    known(tree).into_iter().filter_map(|(bus, gpu)| Some((bus, gpu.minor?))).collect()
+}
+
 fn files(tree: &Tree, gpu: &Gpu) -> Vec<ByteStr> {
     let own = gpu.minor.map(|n| format!("/dev/nvidia{n}"));
     let shared = SHARED.iter().map(ToString::to_string);
-    own.into_iter().chain(shared).filter(|f| tree.has(f)).map(ByteStr::from).collect()
+    // Parts of a GPU cannot draw.
+    let draws = if gpu.divided { Vec::new() } else { drm::files(tree, &gpu.bus) };
+    own.into_iter().chain(shared).filter(|f| tree.has(f)).chain(draws).map(ByteStr::from).collect()
 }
 
 /// A part is used through the GPU's file and two of its own, by which the driver knows who may use which part.

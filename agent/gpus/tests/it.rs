@@ -7,7 +7,7 @@ use berth_gpus::inject::{LIBRARIES, capabilities, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::nvml::sampler::Sampler;
 use berth_gpus::sample::{Account, ProcessSample};
-use berth_gpus::{Found, Tree, look};
+use berth_gpus::{Found, Tree, drm, look};
 use berth_model::hardware::{GresDevice, Vendor};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -244,6 +244,62 @@ fn parts_of_a_divided_gpu_are_devices_with_their_own_files() {
     assert_eq!(files[files.len() - 2..], ["/dev/nvidia-caps/nvidia-cap66", "/dev/nvidia-caps/nvidia-cap67"]);
     // Nobody knows which files the other one has.
     assert_eq!((one.fault.clone(), found.devices[2].fault.is_some()), (None, true));
+}
+
+#[test]
+fn the_files_by_which_a_gpu_draws_are_its_own_and_come_with_graphics_alone() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(3);
+    // One that the driver is told to leave alone.
+    tree.write(
+        "/proc/driver/nvidia/gpus/0000:60:00.0/information",
+        "Device Minor: \t 2\nGPU Excluded:\t Yes\n",
+    );
+    for (bus, number) in [("0000:60:00.0", 3), ("0000:70:00.0", 0), ("0000:80:00.0", 1)] {
+        tree.draws(bus, number);
+    }
+    let text = |files: &[berth_model::ByteStr]| -> Vec<String> {
+        files.iter().map(|f| f.display().into_owned()).filter(|f| f.contains("dri")).collect()
+    };
+    let found = look(&tree.tree(), "", || helper(lib.path(), 2, "ok", 60.0).ask());
+    let of = |index: usize| text(&found.devices[index].files);
+    assert_eq!(
+        (found.devices.len(), of(0)),
+        (2, vec!["/dev/dri/card0".into(), "/dev/dri/renderD128".into()])
+    );
+    assert_eq!(of(1), ["/dev/dri/card1", "/dev/dri/renderD129"]);
+    assert_eq!(found.withheld, ["/dev/dri/card3", "/dev/dri/renderD131"]);
+    for (wanted, expected) in
+        [(None, 0), (Some("compute,video"), 0), (Some("graphics"), 2), (Some("display"), 2), (Some("all"), 2)]
+    {
+        let wanted = capabilities(wanted);
+        let mut devices = found.devices.clone();
+        drm::narrow(&mut devices, &wanted);
+        assert_eq!(text(&devices[0].files).len(), expected, "{wanted:?}");
+        assert!(devices[0].files.contains(&"/dev/nvidia1".into()), "its other files stay");
+        let spec = specification(&found.devices, found.driver.as_ref(), &wanted, "", false);
+        let nodes = spec.all_edits().device_nodes;
+        assert_eq!(nodes.iter().filter(|node| node.path.contains("dri")).count(), 2 * expected, "{wanted:?}");
+        // A container that is started without the agent has devices by their names.
+        let own = ["/dev/nvidia1".into(), "/dev/nvidiactl".into()];
+        assert_eq!(drm::beside(&tree.tree(), &own, &wanted).len(), expected, "{wanted:?}");
+    }
+    let part = ["/dev/nvidia1".into(), "/dev/nvidia-caps/nvidia-cap66".into()];
+    assert!(drm::beside(&tree.tree(), &part, &capabilities(Some("all"))).is_empty());
+    // AMD's have no other files to compute by.
+    let mut amd = [GresDevice {
+        vendor: Vendor::Amd,
+        files: vec!["/dev/dri/renderD9".into()],
+        ..GresDevice::default()
+    }];
+    drm::narrow(&mut amd, &capabilities(None));
+    assert_eq!(amd[0].files.len(), 1);
+    // Parts cannot draw, and nobody else has what their GPU draws by.
+    let found = look(&tree.tree(), "", || helper(lib.path(), 2, "mig", 60.0).ask());
+    let divided = found.devices.iter().filter(|d| d.bus.as_deref() == Some("0000:80:00.0"));
+    assert!(divided.clone().count() == 2 && divided.clone().all(|d| text(&d.files).is_empty()), "{found:?}");
+    assert!(found.withheld.contains(&"/dev/dri/renderD129".to_string()), "{:?}", found.withheld);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use berth_client::site::{Site, StateDir};
 use berth_model::ByteStr;
 use berth_model::query::JobQuery;
 use berth_model::spec::JobSelector;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
@@ -66,7 +67,9 @@ pub fn gpus(state: Option<&Path>) -> Result<Gpus, Failure> {
     let at = job.layout.nodes.iter().position(|n| n.0 == here).unwrap_or(0);
     let step: Option<Vec<u32>> =
         std::env::var("SLURM_STEP_GPUS").ok().map(|t| t.split(',').filter_map(|n| n.parse().ok()).collect());
-    let share = job.shares.get(at).cloned().unwrap_or_default();
+    let mut share = job.shares.get(at).cloned().unwrap_or_default();
+    // Those by which they draw come where the container wants them.
+    berth_gpus::drm::narrow(&mut share.gres, &BTreeSet::new());
     let found = share.gres.into_iter().filter(|g| g.name == "gpu");
     let found = found.filter(|g| step.as_ref().is_none_or(|own| own.contains(&g.index)));
     Ok(Gpus::Job(found.map(|g| (g.index, g.files)).collect()))

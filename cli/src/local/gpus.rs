@@ -4,16 +4,18 @@ use berth_client::error::Failure;
 use berth_gpus::inject::{capabilities, missing, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
-use berth_gpus::{Driver, Tree, nvidia};
+use berth_gpus::{Driver, Tree, drm, nvidia};
 use berth_model::ByteStr;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_runtime::{ContainerRequest, ExtraMount, Rootfs};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How long the driver may take to say which CUDA it runs, where the image asks.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The devices of this machine that work, each with its index and its files.
+/// The devices of this machine that work, each with its index and its files; those by which it draws are added where they are wanted
+/// ([`inject`]).
 ///
 /// # Errors
 /// None is there, or none works: which, and why.
@@ -22,8 +24,9 @@ pub fn of_machine() -> Result<Vec<(u32, Vec<ByteStr>)>, String> {
     let found = berth_gpus::look(&Tree::here(), "", || {
         Helper::new(program?, vec!["internal-gpus".to_string()], DEADLINE).ask()
     });
-    let sound = found.devices.into_iter().filter(|device| device.fault.is_none());
-    let sound: Vec<(u32, Vec<ByteStr>)> = sound.map(|device| (device.index, device.files)).collect();
+    let mut sound: Vec<GresDevice> = found.devices.into_iter().filter(|d| d.fault.is_none()).collect();
+    drm::narrow(&mut sound, &BTreeSet::new());
+    let sound: Vec<(u32, Vec<ByteStr>)> = sound.into_iter().map(|d| (d.index, d.files)).collect();
     match sound.is_empty() {
         false => Ok(sound),
         true if found.wrong.is_empty() => Err("this machine has no GPU with a driver that is loaded".into()),
@@ -78,6 +81,8 @@ pub fn inject(request: &mut ContainerRequest) -> Result<Option<String>, Failure>
     let compat = verdict == Verdict::WithCompat;
     let edits = specification(&[device], Some(&driver), &wanted, &path, compat).all_edits();
     request.glibc = glibc;
+    let drawing = drm::beside(&tree, &request.devices, &wanted);
+    request.devices.extend(drawing);
     request.image.env.extend(edits.env.iter().map(|pair| ByteStr::from(pair.as_str())));
     for mount in edits.mounts {
         let target = ByteStr::from(mount.container_path.as_str());

@@ -111,6 +111,17 @@ impl Recorded {
         self
     }
 
+    /// The files by which one of NVIDIA's draws.
+    pub fn draws(&self, bus: &str, number: u32) {
+        for name in [format!("card{number}"), format!("renderD{}", 128 + number)] {
+            self.write(&format!("/sys/bus/pci/devices/{bus}/drm/{name}/dev"), "226:0\n");
+            self.write(&format!("/dev/dri/{name}"), "");
+        }
+        // What it is joined to is below its card.
+        self.write(&format!("/sys/bus/pci/devices/{bus}/drm/card{number}-DP-1/status"), "connected\n");
+        self.write(&format!("/dev/dri/card{number}-DP-1"), "");
+    }
+
     /// One of AMD's: its node, render number, place on the bus, and its card.
     pub fn amd(&self, node: u32, render: u32, place: u32, other: u32) {
         let dir = format!("/sys/class/kfd/kfd/topology/nodes/{node}");
