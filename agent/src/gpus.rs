@@ -6,7 +6,7 @@ use crate::cdi::{self, Given};
 use crate::fabrics::Fabric;
 use crate::used::{Used, is_known_to_kernel};
 use crate::{gres, imex};
-use berth_gpus::inject::{capabilities, missing, specification};
+use berth_gpus::inject::{capabilities, missing, specification, without_driver};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
 use berth_gpus::{Found, Tree, drm};
@@ -280,6 +280,7 @@ impl Gpus {
         let changed = now.devices != self.found.devices
             || given != self.given
             || now.driver != self.found.driver
+            || now.lacking != self.found.lacking
             || now.withheld != self.found.withheld
             || now.imex != self.found.imex;
         if changed {
@@ -331,7 +332,7 @@ impl Gpus {
     /// go into the image's. `notes`: what is to be told to the user.
     ///
     /// # Errors
-    /// The image cannot run with this driver, by its own words.
+    /// The image cannot run with this driver, by its own words, or the node has not the driver's libraries.
     pub fn inject(
         &self,
         launch: &StepLaunch,
@@ -341,13 +342,24 @@ impl Gpus {
         let nothing = || Ok((Vec::new(), None));
         let given: Vec<GresDevice> =
             launch.share.gres.iter().filter(|d| d.vendor == Vendor::Nvidia).cloned().collect();
-        let (Some(driver), false) = (&self.found.driver, given.is_empty()) else { return nothing() };
+        if given.is_empty() {
+            return nothing();
+        }
         // A root directory has no words of its own; the loader finds the libraries there by its cache alone.
         let mut none = Vec::new();
         let image = match image {
             Some(image) => &mut image.env,
             None if is_root_dir(launch) => &mut none,
             None => return nothing(),
+        };
+        let Some(driver) = &self.found.driver else {
+            let tries = is_disabled(image.iter().chain(&launch.env).map(|pair| pair.0.as_slice()));
+            let wanted = capabilities(asked(image, launch).as_deref());
+            let lacking = self.found.lacking.iter();
+            for why in lacking {
+                notes.push(without_driver(why, &wanted, tries)?);
+            }
+            return nothing();
         };
         let of_first =
             self.found.answer.gpus.iter().find(|g| given.iter().any(|d| d.bus.as_deref() == Some(&g.bus)));

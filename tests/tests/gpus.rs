@@ -327,6 +327,26 @@ fn a_container_has_its_gpu_its_driver_and_nothing_of_the_other_gpu() {
     assert!(!text.ok().text().contains("libcuda"));
 }
 
+#[test]
+fn a_node_without_the_libraries_of_its_driver_starts_no_container_that_computes() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::with(|tree, _| {
+        fs::remove_file(tree.join(format!("usr/lib64/libcuda.so.{VERSION}"))).unwrap();
+    });
+    let lacks =
+        format!("libcuda.so.{VERSION}, which belongs to the loaded kernel module, is not on the node");
+    node.srun(&["--gres=gpu:1", "true"]).fails().says(&[&lacks, "NVIDIA_DISABLE_REQUIRE=1"]);
+    // Who looks is told, and who tries may.
+    for word in ["NVIDIA_DRIVER_CAPABILITIES=utility", "NVIDIA_DISABLE_REQUIRE=1"] {
+        let ran = node.srun(&["--gres=gpu:1", &format!("--export=ALL,{word}"), "true"]).run();
+        assert!(ran.rc == 0 && ran.err().contains(&lacks), "{word}: {ran}");
+    }
+    node.srun(&["true"]).ok();
+    node.sandbox.srun(["--gres=gpu:1", "true"]).ok();
+}
+
 /// Files by which the node's GPUs draw: real ones, under names that no machine has, for as long as this lives.
 #[derive(Default)]
 struct Drawing(Vec<PathBuf>);

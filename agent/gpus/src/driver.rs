@@ -179,7 +179,7 @@ impl Driver {
         let libraries = libraries(tree, version, Bits::Native);
         if !libraries.iter().any(|l| l.names.iter().any(|n| n == "libcuda.so.1")) {
             return Err(format!(
-                "libcuda.so.{version}, which belongs to the loaded kernel module, is not on the node: containers get GPUs without libraries"
+                "libcuda.so.{version}, which belongs to the loaded kernel module, is not on the node: install the driver's libraries of this version there"
             ));
         }
         let dirs = ["/usr/bin", "/usr/local/bin", "/opt/nvidia/bin", "/usr/local/nvidia/bin", "/usr/sbin"];

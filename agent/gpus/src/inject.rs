@@ -70,6 +70,21 @@ pub fn missing(text: Option<&str>, driver: &Driver) -> Option<String> {
     })
 }
 
+/// What becomes of a container with NVIDIA's devices where the node has not the libraries of its driver, for `why`: a note, for those
+/// who want no more than to look at GPUs (`wanted`) or try whatever is missing.
+///
+/// # Errors
+/// It is not started: programs would fail in ways that nobody understands.
+pub fn without_driver(why: &str, wanted: &BTreeSet<Capability>, tries: bool) -> Result<String, String> {
+    let less = format!("the container gets its GPUs without the driver's libraries and programs: {why}");
+    match tries || wanted.iter().all(|of| *of == Capability::Utility) {
+        true => Ok(less),
+        false => Err(format!(
+            "the step has GPUs that its container could not use: {why}; until then another node runs it (--exclude), and an image that              brings the libraries itself starts with NVIDIA_DISABLE_REQUIRE=1"
+        )),
+    }
+}
+
 /// The specification for these devices. `driver`: NVIDIA's, which comes with NVIDIA's devices alone; `wanted`: which of it.
 /// `path`: what the image's LD_LIBRARY_PATH is; `compat`: its newer libraries of the driver come first.
 pub fn specification(

@@ -33,6 +33,8 @@ pub struct Found {
     pub devices: Vec<GresDevice>,
     /// NVIDIA's driver, where it can be injected.
     pub driver: Option<Driver>,
+    /// Why it cannot, where its kernel module is loaded.
+    pub lacking: Option<String>,
     /// What containers are to be told of the driver: the newest CUDA, and of each GPU by its address what it is.
     pub answer: nvml::Answer,
     /// The channels by which jobs share GPUs' memory over several nodes.
@@ -51,9 +53,13 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
         let version = nvidia::kernel_version(tree);
         match version.as_deref().map(|version| Driver::find(tree, version)) {
             Some(Ok(driver)) => found.driver = Some(driver),
-            Some(Err(why)) => found.wrong.push(why),
-            None => found.wrong.push("/proc/driver/nvidia/version names no version".into()),
+            Some(Err(why)) => found.lacking = Some(why),
+            None => {
+                found.lacking = Some("/proc/driver/nvidia/version names no version of the driver".into());
+            }
         }
+        let lacking = found.lacking.iter();
+        found.wrong.extend(lacking.map(|why| format!("containers cannot use NVIDIA's GPUs: {why}")));
         let library = driver::library_version(tree);
         found.devices = nvidia::devices(tree, &answer, library.as_deref(), log);
         found.answer = answer.unwrap_or_default();

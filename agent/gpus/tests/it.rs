@@ -559,6 +559,17 @@ fn a_driver_without_its_cuda_library_is_told() {
     std::fs::remove_file(tree.tree().path("/usr/lib/x86_64-linux-gnu/libcuda.so.535.54.03")).unwrap();
     let found = look(&tree.tree(), "", || Err("not asked".into()));
     assert!(found.driver.is_none() && found.wrong[0].contains("libcuda.so.535.54.03"), "{:?}", found.wrong);
+    // Who wants to compute is not started, and who looks or tries is told.
+    let why = found.lacking.unwrap();
+    let started = |wanted: Option<&str>, tries| {
+        berth_gpus::inject::without_driver(&why, &capabilities(wanted), tries).map_err(|refused| {
+            assert!(refused.contains(&why) && refused.contains("NVIDIA_DISABLE_REQUIRE=1"), "{refused}");
+        })
+    };
+    assert!(started(None, false).is_err() && started(Some("utility,graphics"), false).is_err());
+    assert!(started(None, true).is_ok_and(|note| note.contains(&why)));
+    assert!(started(Some("utility"), false).is_ok_and(|note| note.contains(&why)));
+    assert_eq!(look(&Recorded::debian("535.54.03").tree(), "", || Err("not asked".into())).lacking, None);
 }
 
 #[test]
