@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 /// Where the kernel module says what it is.
 const VERSION: &str = "/proc/driver/nvidia/version";
 const GPUS: &str = "/proc/driver/nvidia/gpus";
+const CAPABILITIES: &str = "/proc/driver/nvidia/capabilities";
 /// What every program needs besides a GPU's own file. Those that are there are given with each GPU.
 const SHARED: [&str; 4] =
     ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"];
@@ -72,6 +73,7 @@ pub fn devices(
         }
         kernel.minor = kernel.minor.or(minor);
     }
+    let no_cuda = without_cuda(tree);
     let lost = heard.gpus.iter().find(|g| g.bus.is_empty()).and_then(|g| g.fault.clone());
     for (bus, gpu) in &mut gpus {
         let unheard = !heard.gpus.iter().any(|g| g.bus == *bus);
@@ -82,7 +84,8 @@ pub fn devices(
             .or_else(|| fatal.get(bus).map(|code| xid::reason(*code)))
             .or_else(|| {
                 unheard.then(|| lost.clone().unwrap_or_else(|| "the driver does not list it any more".into()))
-            });
+            })
+            .or_else(|| no_cuda.clone());
         gpu.fault = fault;
     }
     let islands = links(&gpus);
@@ -147,6 +150,16 @@ fn node_fault(tree: &Tree, answer: &Result<Answer, String>, library: Option<&str
             _ => None,
         },
     }
+}
+
+/// Why no program computes on any GPU of the node: the driver has its own file, and CUDA has none, although it was asked for.
+fn without_cuda(tree: &Tree) -> Option<String> {
+    let lacks = tree.has("/dev/nvidiactl") && !tree.has("/dev/nvidia-uvm");
+    lacks.then(|| {
+        "/dev/nvidia-uvm is not there, without which no CUDA program runs: load the module (modprobe nvidia-uvm), and install nvidia-modprobe or \
+         have the file made at boot"
+            .into()
+    })
 }
 
 /// GPUs that the kernel module knows, by address.
@@ -214,29 +227,46 @@ fn part(tree: &Tree, gpu: &Gpu, whole: &GresDevice, part: &Part) -> GresDevice {
         memory: part.memory,
         ..whole.clone()
     };
-    let caps = gpu.minor.zip(part.instance).map(|(minor, (gi, ci))| {
-        let dir = format!("/proc/driver/nvidia/capabilities/gpu{minor}/mig/gi{gi}");
-        [format!("{dir}/access"), format!("{dir}/ci{ci}/access")].map(|access| capability(tree, &access))
-    });
-    match caps {
-        Some([Some(of_gpu), Some(of_compute)]) => {
-            device.files.extend([of_gpu, of_compute].map(ByteStr::from))
-        }
-        _ => {
-            device.fault.get_or_insert_with(|| {
-                "the driver does not say which /dev/nvidia-caps file belongs to this part: load nvidia-caps, or update the driver".into()
-            });
+    match capabilities(tree, gpu, part) {
+        Ok(files) => device.files.extend(files.map(ByteStr::from)),
+        Err(why) => {
+            device.fault.get_or_insert(why);
         }
     }
     device
 }
 
+/// The files of a part, or what is missing of all that leads to them.
+fn capabilities(tree: &Tree, gpu: &Gpu, part: &Part) -> Result<[String; 2], String> {
+    let Some((of_gpu, of_compute)) = part.instance else {
+        return Err(
+            "nvidia-smi, which alone says which instance of its GPU this part is, is not on the node or does not say it: install it (it \
+             comes with the driver's programs), in the PATH of the node's agent"
+                .into(),
+        );
+    };
+    let minor =
+        gpu.minor.ok_or("the driver does not say which /dev/nvidia file its GPU has: reboot the node")?;
+    let dir = format!("{CAPABILITIES}/gpu{minor}/mig/gi{of_gpu}");
+    let of_gpu = capability(tree, &format!("{dir}/access"))?;
+    Ok([of_gpu, capability(tree, &format!("{dir}/ci{of_compute}/access"))?])
+}
+
 /// The device file of a capability: `DeviceFileMinor: 12` in its file.
-fn capability(tree: &Tree, access: &str) -> Option<String> {
-    let text = tree.text(access)?;
-    let minor = text.lines().find_map(|l| l.strip_prefix("DeviceFileMinor:"))?.trim().parse::<u32>().ok()?;
+fn capability(tree: &Tree, access: &str) -> Result<String, String> {
+    let minor = tree.text(access).and_then(|text| {
+        text.lines().find_map(|line| line.strip_prefix("DeviceFileMinor:"))?.trim().parse::<u32>().ok()
+    });
+    let minor = minor.ok_or_else(|| {
+        format!("{access} does not say which file of /dev/nvidia-caps belongs to this part: update the driver, or make the part anew")
+    })?;
     let file = format!("/dev/nvidia-caps/nvidia-cap{minor}");
-    tree.has(&file).then_some(file)
+    match tree.has(&file) {
+        true => Ok(file),
+        false => Err(format!(
+            "{file}, which belongs to this part, is not there: have it made (nvidia-modprobe -f {access}), at each boot"
+        )),
+    }
 }
 
 /// For each address, those that a fast link reaches: directly, or over switches, which join all that have links to any.

@@ -247,6 +247,49 @@ fn parts_of_a_divided_gpu_are_devices_with_their_own_files() {
 }
 
 #[test]
+fn what_is_missing_of_a_part_is_named() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(1);
+    let fault = || {
+        let found = look(&tree.tree(), "", || helper(lib.path(), 1, "mig", 60.0).ask());
+        found.devices[0].fault.clone().unwrap_or_default()
+    };
+    // In the first place of PATH, and says nothing.
+    let smi = lib.path().join("nvidia-smi");
+    std::fs::write(&smi, "#!/bin/sh\nexit 9\n").unwrap();
+    std::fs::set_permissions(&smi, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(fault().starts_with("nvidia-smi, which alone says"), "{}", fault());
+    let says = "<mig_device><index>0</index><gpu_instance_id>7</gpu_instance_id><compute_instance_id>0</compute_instance_id></mig_device>";
+    std::fs::write(&smi, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+    let access = "/proc/driver/nvidia/capabilities/gpu0/mig/gi7";
+    assert!(fault().starts_with(&format!("{access}/access does not say")), "{}", fault());
+    tree.write(&format!("{access}/access"), "DeviceFileMinor: 66\n");
+    assert!(
+        fault().contains("/dev/nvidia-caps/nvidia-cap66, which belongs to this part, is not there"),
+        "{}",
+        fault()
+    );
+    tree.write("/dev/nvidia-caps/nvidia-cap66", "");
+    tree.write(&format!("{access}/ci0/access"), "DeviceFileMinor: 67\n");
+    tree.write("/dev/nvidia-caps/nvidia-cap67", "");
+    assert_eq!(fault(), "");
+}
+
+#[test]
+fn without_cudas_own_file_no_gpu_is_given_and_it_is_said_how_to_have_it() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(2);
+    std::fs::remove_file(tree.tree().path("/dev/nvidia-uvm")).unwrap();
+    let found = || look(&tree.tree(), "", || helper(lib.path(), 2, "ok", 60.0).ask());
+    let told = |found: &Found| faults(found).iter().all(|f| f.contains("modprobe nvidia-uvm"));
+    assert!(told(&found()), "{:?}", found());
+    tree.write("/dev/nvidia-uvm", "");
+    assert_eq!(faults(&found()), ["", ""]);
+}
+
+#[test]
 fn the_files_by_which_a_gpu_draws_are_its_own_and_come_with_graphics_alone() {
     let lib = tempfile::tempdir().unwrap();
     library(lib.path());

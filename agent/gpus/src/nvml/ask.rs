@@ -1,6 +1,6 @@
 //! Asks the library. Only ever in a process of its own: a call may hang in the kernel, or bring the process down.
 
-use super::{Answer, Gpu, Part, Trouble, smi};
+use super::{Answer, Gpu, Part, Trouble, smi, uvm};
 use crate::kind;
 use nvml_wrapper::enum_wrappers::device::{Brand, EccCounter, MemoryError};
 use nvml_wrapper::error::NvmlError;
@@ -49,21 +49,10 @@ fn ask() -> Answer {
             Err(e) => Gpu { fault: Some(fault(&e)), ..Gpu::default() },
         })
         .collect();
-    make_shared_files();
+    uvm::make();
     // What the process has is the kernel's to clear up; a library that hangs in its own end is not waited for.
     std::mem::forget(nvml);
     answer
-}
-
-/// CUDA's own device file comes with the first program that uses CUDA, by a helper of the driver's (nvidia-modprobe, set-user-id) that no
-/// container has: so it is asked for here.
-fn make_shared_files() {
-    if std::path::Path::new("/dev/nvidiactl").exists() && !std::path::Path::new("/dev/nvidia-uvm").exists() {
-        let quiet = std::process::Stdio::null;
-        let mut helper = std::process::Command::new("nvidia-modprobe");
-        // Without it a node's own unit has to make them.
-        let _ = helper.args(["-u", "-c=0"]).stdin(quiet()).stdout(quiet()).stderr(quiet()).status();
-    }
 }
 
 fn one(device: &Device<'_>) -> Gpu {

@@ -5,6 +5,7 @@ pub mod ask;
 pub mod helper;
 pub mod sampler;
 mod smi;
+mod uvm;
 pub mod watch;
 
 use serde::{Deserialize, Serialize};
