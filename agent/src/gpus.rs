@@ -9,9 +9,9 @@ use crate::{gres, imex};
 use berth_gpus::inject::{capabilities, missing, specification, without_driver};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
-use berth_gpus::{Found, Tree, drm};
+use berth_gpus::{Driver, Found, Tree, drm};
 use berth_model::ByteStr;
-use berth_model::devices::GPU;
+use berth_model::devices::{GPU, MPS};
 use berth_model::elf::NeedsGlibc;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_model::launch::{NodeShare, StepLaunch};
@@ -332,7 +332,8 @@ impl Gpus {
     /// go into the image's. `notes`: what is to be told to the user.
     ///
     /// # Errors
-    /// The image cannot run with this driver, by its own words, or the node has not the driver's libraries.
+    /// The image cannot run with this driver, by its own words, or the node has not the driver's libraries, or not the MPS of which
+    /// the step has a part.
     pub fn inject(
         &self,
         launch: &StepLaunch,
@@ -344,6 +345,13 @@ impl Gpus {
             launch.share.gres.iter().filter(|d| d.vendor == Vendor::Nvidia).cloned().collect();
         if given.is_empty() {
             return nothing();
+        }
+        // Its daemon may have come or gone since the last look, and its directory be another's by now.
+        let mps = berth_gpus::mps(&self.tree);
+        if given.iter().any(|device| device.name == MPS)
+            && let Err(why) = &mps
+        {
+            return Err(format!("--gres={MPS}: {why}; or ask for whole GPUs (--gres=gpu:1)"));
         }
         // A root directory has no words of its own; the loader finds the libraries there by its cache alone.
         let mut none = Vec::new();
@@ -361,6 +369,7 @@ impl Gpus {
             }
             return nothing();
         };
+        let driver = &Driver { mps: mps.ok(), ..driver.clone() };
         let of_first =
             self.found.answer.gpus.iter().find(|g| given.iter().any(|d| d.bus.as_deref() == Some(&g.bus)));
         let have = Have {
@@ -379,11 +388,7 @@ impl Gpus {
         let path = image.iter().rev().find_map(|pair| pair.0.strip_prefix(b"LD_LIBRARY_PATH="));
         let path = path.map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
         let spec = specification(&given, Some(driver), &wanted, &path, verdict == Verdict::WithCompat);
-        let mut edits = spec.all_edits();
-        // It may be another's since it was found.
-        edits.mounts.retain(|mount| {
-            driver.mps.as_ref() != Some(&mount.host_path) || self.tree.is_own_dir(&mount.host_path)
-        });
+        let edits = spec.all_edits();
         image.extend(edits.env.iter().map(|pair| ByteStr::from(pair.as_str())));
         let mounts = edits.mounts.iter().map(|mount| ExtraMount {
             source: ByteStr::from(self.tree.path(&mount.host_path).as_path()),

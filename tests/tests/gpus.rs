@@ -24,6 +24,11 @@ impl Node {
 
     /// With what else the node has: its files, and a directory to make them in.
     fn with(more: impl FnOnce(&Path, &Path)) -> Node {
+        Node::configured("", more)
+    }
+
+    /// And with what `berth.toml` says besides.
+    fn configured(sections: &str, more: impl FnOnce(&Path, &Path)) -> Node {
         let _alone = machine::lock("gpus");
         let mut made = Vec::new();
         for (minor, number) in NODES {
@@ -41,7 +46,7 @@ impl Node {
         more(&tree, &work);
         sandbox.write("mode", "links");
         // Heartbeats and looks every second.
-        let config = "node_timeout_seconds = 6\n[gpus]\nsample_seconds = 1\n";
+        let config = format!("node_timeout_seconds = 6\n[gpus]\nsample_seconds = 1\n{sections}");
         fs::write(sandbox.state().join("berth.toml"), config).unwrap();
         up(&mut sandbox);
         Node { sandbox, made, _alone }
@@ -345,6 +350,27 @@ fn a_node_without_the_libraries_of_its_driver_starts_no_container_that_computes(
     }
     node.srun(&["true"]).ok();
     node.sandbox.srun(["--gres=gpu:1", "true"]).ok();
+}
+
+#[test]
+fn a_part_of_a_gpu_by_mps_is_refused_where_its_control_daemon_does_not_run() {
+    if !machine::is_root() {
+        return;
+    }
+    let shared = "[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"gpu\"\nmps = true\n";
+    let node = Node::configured(shared, |_, _| ());
+    let lacks = ["no control daemon of MPS runs on the node", "nvidia-cuda-mps-control -d"];
+    node.srun(&["--gres=mps:30", "true"]).fails().says(&lacks);
+    node.sandbox.srun(["--gres=mps:30", "true"]).fails().says(&lacks);
+    node.srun(&["--gres=gpu:1", "true"]).ok();
+    // One that has come since the node was looked at.
+    let dir = node.sandbox.work().join("tree/tmp/nvidia-mps");
+    fs::create_dir_all(&dir).unwrap();
+    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::write(dir.join("control"), "").unwrap();
+    let told = ["--gres=mps:30", "sh", "-c", "ls /tmp/nvidia-mps; echo $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"];
+    let text = node.srun(&told).ok().text();
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["control", "30"], "{text}");
 }
 
 /// Files by which the node's GPUs draw: real ones, under names that no machine has, for as long as this lives.

@@ -188,9 +188,6 @@ impl Driver {
             Some((tree.real(&there)?, *of))
         };
         let firmware = format!("/lib/firmware/nvidia/{version}");
-        // In a directory where anybody makes files: what some user put there would have programs of others as its clients.
-        let mps =
-            Some("/tmp/nvidia-mps").filter(|dir| tree.has(&format!("{dir}/control")) && tree.is_own_dir(dir));
         Ok(Driver {
             version: version.to_string(),
             libraries,
@@ -207,8 +204,30 @@ impl Driver {
                 .filter(|(p, _)| tree.has(p))
                 .map(|(p, of)| (p.to_string(), *of))
                 .collect(),
-            mps: mps.map(ToString::to_string),
+            mps: mps(tree).ok(),
         })
+    }
+}
+
+/// The directory of the pipes by which programs reach MPS's control daemon.
+///
+/// # Errors
+/// None runs, or it is not root's: why, and what to do.
+pub fn mps(tree: &Tree) -> Result<String, String> {
+    const DIRECTORY: &str = "/tmp/nvidia-mps";
+    if !tree.has(&format!("{DIRECTORY}/control")) {
+        return Err(format!(
+            "no control daemon of MPS runs on the node ({DIRECTORY}/control is not there), so that nothing would keep programs to their \
+             part of the GPU: have root start it there (nvidia-cuda-mps-control -d)"
+        ));
+    }
+    // In a directory where anybody makes files: what some user put there would have programs of others as its clients.
+    match tree.is_own_dir(DIRECTORY) {
+        true => Ok(DIRECTORY.into()),
+        false => Err(format!(
+            "{DIRECTORY} on the node is a link, or others than root can change what is in it: have root remove it and start the control daemon \
+             of MPS (nvidia-cuda-mps-control -d)"
+        )),
     }
 }
 

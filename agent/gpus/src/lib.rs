@@ -19,7 +19,7 @@ pub mod share;
 mod tree;
 mod xid;
 
-pub use driver::{Driver, Library};
+pub use driver::{Driver, Library, mps};
 pub use tree::Tree;
 
 use imex::Imex;

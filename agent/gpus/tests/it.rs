@@ -685,7 +685,9 @@ fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     library(lib.path());
     let found = || look(&tree.tree(), "", || helper(lib.path(), 1, "ok", 60.0).ask());
     let mps = || found().driver.unwrap().mps;
+    let why = || berth_gpus::mps(&tree.tree()).unwrap_err();
     assert_eq!(mps(), None);
+    assert!(why().contains("no control daemon of MPS runs"), "{}", why());
     tree.write("/tmp/nvidia-mps/control", "");
     let mode = |mode| {
         std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
@@ -694,6 +696,7 @@ fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     assert_eq!(mps().as_deref(), Some("/tmp/nvidia-mps"));
     mode(0o777);
     assert_eq!(mps(), None, "others may write there");
+    assert!(why().contains("others than root can change what is in it"), "{}", why());
     mode(0o1777);
     assert!(mps().is_some(), "others may write there, and change nothing of its owner's");
     if rustix::process::geteuid().is_root() {
