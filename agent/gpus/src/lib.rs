@@ -79,7 +79,8 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
 
 /// What is wrong with the GPU at an address, by the kernel's word alone: its driver, which may take seconds, is not asked.
 pub fn by_kernel(tree: &Tree, log: &str, bus: &str) -> Option<String> {
-    nvidia::off_the_bus(tree, bus).or_else(|| xid::fatal(log).get(bus).map(|code| xid::reason(*code)))
+    let xid = || xid::fatal(log).get(bus).map(|code| xid::reason(*code));
+    nvidia::off_the_bus(tree, bus).or_else(xid).or_else(|| others::uncorrected(tree, bus))
 }
 
 /// Indices go through all makers' devices; links are among those of one.

@@ -77,6 +77,25 @@ pub fn amd(tree: &Tree) -> Vec<GresDevice> {
     devices
 }
 
+/// Errors of an AMD's memory and blocks that nothing corrected, by the driver's counters (RAS), which begin anew when it is loaded or has reset
+/// the GPU. Others have no such files.
+pub(crate) fn uncorrected(tree: &Tree, bus: &str) -> Option<String> {
+    let dir = format!("/sys/bus/pci/devices/{bus}/ras");
+    let counted = tree.names(&dir).into_iter().filter_map(|name| {
+        let block = name.strip_suffix("_err_count")?;
+        let text = tree.text(&format!("{dir}/{name}"))?;
+        let errors = text.lines().find_map(|line| line.strip_prefix("ue:"))?.trim().parse::<u64>().ok()?;
+        (errors > 0).then(|| format!("{errors} in {block}"))
+    });
+    let all: Vec<String> = counted.collect();
+    (!all.is_empty()).then(|| {
+        format!(
+            "errors that were not corrected since the driver was loaded: {}; reset the GPU (amd-smi reset --gpureset), or reboot the node",
+            all.join(", ")
+        )
+    })
+}
+
 /// What AMD's do, by what the kernel says.
 pub fn amd_samples(tree: &Tree) -> Vec<DeviceSample> {
     let processes = tree.names(PROCESSES);
@@ -163,7 +182,7 @@ fn common(tree: &Tree, render: &str, bus: &str) -> GresDevice {
         bus: Some(bus.to_string()),
         numa: tree.text(&format!("{pci}/numa_node")).and_then(|n| n.parse().ok()),
         cpus: cpu_list(&tree.text(&format!("{pci}/local_cpulist")).unwrap_or_default()),
-        fault: off_the_bus(tree, bus),
+        fault: off_the_bus(tree, bus).or_else(|| uncorrected(tree, bus)),
         ..GresDevice::default()
     }
 }

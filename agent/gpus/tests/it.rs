@@ -653,6 +653,32 @@ fn amds_and_intels_are_found_by_the_kernels_files() {
 }
 
 #[test]
+fn an_amd_with_errors_that_were_not_corrected_is_fenced() {
+    let tree = Recorded::new();
+    tree.write("/dev/kfd", "");
+    tree.amd(1, 128, 0x8300, 1);
+    tree.amd(2, 129, 0x4300, 2);
+    let ras = |bus: &str, block: &str, text: &str| {
+        tree.write(&format!("/sys/bus/pci/devices/{bus}/ras/{block}"), text);
+    };
+    let found = || look(&tree.tree(), "", || panic!("asked"));
+    // What was corrected, or waits to be, is no fault.
+    ras("0000:43:00.0", "umc_err_count", "ue: 0\nce: 7\nde: 2\n");
+    ras("0000:83:00.0", "features", "feature mask: 0x1\n");
+    ras("0000:83:00.0", "gfx_err_count", "nonsense\n");
+    assert_eq!(faults(&found()), ["", ""]);
+    ras("0000:83:00.0", "umc_err_count", "ue: 3\nce: 0\n");
+    ras("0000:83:00.0", "sdma_err_count", "ue: 1\nce: 0\n");
+    let told = found();
+    let told = faults(&told);
+    assert_eq!(told[0], "");
+    assert!(told[1].contains("1 in sdma, 3 in umc") && told[1].contains("amd-smi reset"), "{told:?}");
+    // Without a word of anybody's, before a job begins.
+    let by_kernel = |bus: &str| berth_gpus::by_kernel(&tree.tree(), "", bus);
+    assert_eq!((by_kernel("0000:43:00.0"), by_kernel("0000:83:00.0").as_deref()), (None, Some(told[1])));
+}
+
+#[test]
 fn the_loader_itself_reads_a_cache_that_was_written() {
     use berth_model::ldcache::{Entry, native_flags, parse, write};
     let dir = tempfile::tempdir().unwrap();
