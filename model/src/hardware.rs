@@ -67,6 +67,10 @@ pub struct GresDevice {
     /// Its shares are hundredths of what it computes, which MPS keeps apart.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub mps: bool,
+    /// Its place among its maker's on the node by their PCI addresses, as that maker's libraries count where they see all; parts of one
+    /// have the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<u32>,
 }
 
 impl Default for GresDevice {
@@ -87,6 +91,7 @@ impl Default for GresDevice {
             fault: None,
             shares: 1,
             mps: false,
+            place: None,
         }
     }
 }

@@ -83,14 +83,23 @@ pub fn by_kernel(tree: &Tree, log: &str, bus: &str) -> Option<String> {
     nvidia::off_the_bus(tree, bus).or_else(xid).or_else(|| others::uncorrected(tree, bus))
 }
 
-/// Indices go through all makers' devices; links are among those of one.
+/// Indices go through all makers' devices; links and places are among those of one.
 fn renumber(devices: &mut [GresDevice]) {
     let mut next = 0u32;
     let mut first = (Vendor::Generic, 0u32);
+    let mut last: Option<(Option<String>, u32)> = None;
     for device in devices {
         if device.vendor != first.0 {
             first = (device.vendor, next);
+            last = None;
         }
+        let place = match last {
+            None => 0,
+            Some((bus, place)) if bus == device.bus => place,
+            Some((_, place)) => place.saturating_add(1),
+        };
+        last = Some((device.bus.clone(), place));
+        device.place.get_or_insert(place);
         device.index = next;
         device.links.iter_mut().for_each(|link| *link = link.saturating_add(first.1));
         next = next.saturating_add(1);

@@ -133,6 +133,8 @@ pub fn amd_samples(tree: &Tree) -> Vec<DeviceSample> {
 /// Intel's, by their render nodes.
 pub fn intel(tree: &Tree) -> Vec<GresDevice> {
     let mut devices: Vec<GresDevice> = Vec::new();
+    // Its own library counts it, the lowest address of all.
+    let mut before = 0u32;
     for render in tree.names(DRM).iter().filter(|n| n.starts_with("renderD")) {
         let dir = format!("{DRM}/{render}/device");
         if tree.number(&format!("{dir}/vendor")) != Some(0x8086) {
@@ -140,6 +142,7 @@ pub fn intel(tree: &Tree) -> Vec<GresDevice> {
         }
         let Some(bus) = uevent(tree, &dir) else { continue };
         if bus == INTEGRATED {
+            before = 1;
             continue;
         }
         let id = tree.number(&format!("{dir}/device")).unwrap_or(0);
@@ -154,7 +157,10 @@ pub fn intel(tree: &Tree) -> Vec<GresDevice> {
         });
     }
     devices.sort_by(|a, b| a.bus.cmp(&b.bus));
-    (0..).zip(&mut devices).for_each(|(index, device)| device.index = index);
+    for (index, device) in (0..).zip(&mut devices) {
+        device.index = index;
+        device.place = Some(index.saturating_add(before));
+    }
     devices
 }
 

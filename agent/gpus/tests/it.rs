@@ -242,6 +242,7 @@ fn parts_of_a_divided_gpu_are_devices_with_their_own_files() {
     let files: Vec<String> = one.files.iter().map(|f| f.display().into_owned()).collect();
     assert!(files.contains(&"/dev/nvidia0".to_string()), "{files:?}");
     assert_eq!(files[files.len() - 2..], ["/dev/nvidia-caps/nvidia-cap66", "/dev/nvidia-caps/nvidia-cap67"]);
+    assert_eq!(found.devices.iter().map(|d| d.place).collect::<Vec<_>>(), [Some(0), Some(1), Some(1)]);
     // Nobody knows which files the other one has.
     assert_eq!((one.fault.clone(), found.devices[2].fault.is_some()), (None, true));
 }
@@ -639,6 +640,8 @@ fn amds_and_intels_are_found_by_the_kernels_files() {
         (files(third), third.vendor),
         (vec!["/dev/dri/renderD130".to_string(), "/dev/dri/card2".into()], Vendor::Intel)
     );
+    // Each maker's library counts from 0, Intel's the processor's own graphics, too.
+    assert_eq!(found.devices.iter().map(|d| d.place).collect::<Vec<_>>(), [Some(0), Some(1), Some(1)]);
     // One that does not answer is fenced, whoever made it.
     assert_eq!(faults(&found), ["", "", ""]);
     for bus in ["0000:83:00.0", "0000:9a:00.0"] {

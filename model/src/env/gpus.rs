@@ -68,8 +68,8 @@ fn count_of(gpus: &[&GresDevice]) -> u32 {
     count(&gpus.iter().map(|gpu| gpu.index).collect::<Vec<u32>>())
 }
 
-/// What the libraries of vendors read: the GPUs at these places of the step's own. Each library counts those of its vendor alone;
-/// where a step or task sees only its own devices, from 0.
+/// What the libraries of vendors read: the GPUs at these places of the step's own. Each library counts those of its vendor alone: where a
+/// step or task sees only its own devices, from 0, and where it sees the node's, by their places there.
 pub fn visible(launch: &StepLaunch, devices: Devices, places: &[u32]) -> Vec<(String, ByteStr)> {
     let own = of_share(&launch.share);
     let chosen: Vec<(usize, &GresDevice)> = places
@@ -90,9 +90,21 @@ pub fn visible(launch: &StepLaunch, devices: Devices, places: &[u32]) -> Vec<(St
             // A slice of a GPU has no number that the libraries know.
             (Some(uuid), _) if unique || uuid.starts_with("MIG-") => uuid.clone(),
             (_, Devices::Confined | Devices::OfTask) => before.to_string(),
-            (_, Devices::Open) => gpu.index.to_string(),
+            // Its library does not count by addresses, and knows it by this.
+            (Some(uuid), Devices::Open) if vendor == Vendor::Amd => uuid.clone(),
+            (_, Devices::Open) => gpu.place.unwrap_or(gpu.index).to_string(),
         });
         word.collect::<Vec<_>>().join(",")
+    };
+    let chosen_of = |vendor: Vendor| chosen.iter().filter(|(_, gpu)| gpu.vendor == vendor).count();
+    // It is about those that ROCR_VISIBLE_DEVICES has left.
+    let ordinals =
+        |vendor: Vendor| (0..chosen_of(vendor)).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    // Not all that are seen are meant: the library has to count as we do.
+    let counts = |vendor: Vendor| match devices {
+        Devices::Open => true,
+        Devices::Confined => chosen_of(vendor) < own.iter().filter(|gpu| gpu.vendor == vendor).count(),
+        Devices::OfTask => false,
     };
     let mut env: Vec<(String, ByteStr)> = Vec::new();
     for vendor in [Vendor::Generic, Vendor::Nvidia, Vendor::Amd, Vendor::Intel] {
@@ -110,9 +122,20 @@ pub fn visible(launch: &StepLaunch, devices: Devices, places: &[u32]) -> Vec<(St
             if env.iter().any(|(there, _)| there == name) {
                 continue;
             }
-            let unique = *name == "NVIDIA_VISIBLE_DEVICES";
-            env.push((name.to_string(), ByteStr::from(list(vendor, unique))));
+            let value = match *name {
+                "GPU_DEVICE_ORDINAL" => ordinals(vendor),
+                name => list(vendor, name == "NVIDIA_VISIBLE_DEVICES"),
+            };
+            env.push((name.to_string(), ByteStr::from(value)));
         }
+        let order = match vendor {
+            Vendor::Nvidia => Some(("CUDA_DEVICE_ORDER", "PCI_BUS_ID")),
+            Vendor::Intel => Some(("ZE_ENABLE_PCI_ID_DEVICE_ORDER", "1")),
+            Vendor::Amd | Vendor::Generic => None,
+        };
+        env.extend(
+            order.filter(|_| counts(vendor)).map(|(name, value)| (name.to_string(), ByteStr::from(value))),
+        );
     }
     env
 }
@@ -153,16 +176,43 @@ mod tests {
     }
 
     #[test]
+    fn where_all_of_the_nodes_are_seen_each_library_is_told_as_it_counts() {
+        let at = |place: u32, gpu: GresDevice| GresDevice { place: Some(place), ..gpu };
+        let mixed = launch(&[
+            at(1, gpu(1, Vendor::Nvidia, "GPU-b")),
+            at(0, gpu(2, Vendor::Amd, "GPU-00a1")),
+            at(2, gpu(4, Vendor::Amd, "")),
+            at(1, gpu(5, Vendor::Intel, "")),
+        ]);
+        assert_eq!(
+            told(&mixed, Devices::Open),
+            "CUDA_VISIBLE_DEVICES=1 NVIDIA_VISIBLE_DEVICES=GPU-b NV_GPU=1 GPU_DEVICE_ORDINAL=0,1 \
+             ROCR_VISIBLE_DEVICES=GPU-00a1,2 ZE_AFFINITY_MASK=1 "
+        );
+        let all = of_step(&mixed, Devices::Open);
+        for (name, value) in [("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), ("ZE_ENABLE_PCI_ID_DEVICE_ORDER", "1")] {
+            assert!(all.contains(&(name.to_string(), ByteStr::from(value))), "{name}: {all:?}");
+        }
+        // Who sees just the own ones counts them in any order.
+        let all = of_step(&mixed, Devices::Confined);
+        assert!(!all.iter().any(|(name, _)| name.ends_with("_ORDER")), "{all:?}");
+        // A task is told of its own, and the ordinals begin anew for it.
+        let all = visible(&mixed, Devices::Open, &[2]);
+        let said: Vec<String> =
+            all.iter().map(|(name, value)| format!("{name}={}", value.display())).collect();
+        assert_eq!(said, ["GPU_DEVICE_ORDINAL=0", "ROCR_VISIBLE_DEVICES=2"]);
+        // Devices that an earlier version found have no place.
+        let earlier = launch(&[gpu(2, Vendor::Nvidia, "GPU-b")]);
+        assert!(told(&earlier, Devices::Open).starts_with("CUDA_VISIBLE_DEVICES=2 "));
+    }
+
+    #[test]
     fn each_vendors_library_is_told_of_its_own() {
         let two =
             launch(&[gpu(2, Vendor::Nvidia, "GPU-b"), gpu(4, Vendor::Amd, ""), gpu(5, Vendor::Amd, "")]);
         assert_eq!(
             told(&two, Devices::Confined),
             "CUDA_VISIBLE_DEVICES=0 NVIDIA_VISIBLE_DEVICES=GPU-b NV_GPU=0 GPU_DEVICE_ORDINAL=0,1 ROCR_VISIBLE_DEVICES=0,1 "
-        );
-        assert!(
-            told(&two, Devices::Open).contains("CUDA_VISIBLE_DEVICES=2 ")
-                && told(&two, Devices::Open).contains("ROCR_VISIBLE_DEVICES=4,5 ")
         );
         let slice = launch(&[gpu(0, Vendor::Nvidia, "MIG-x")]);
         // A task whose own GPUs alone open counts those alone, and of each maker from 0.
@@ -175,6 +225,13 @@ mod tests {
             (value("CUDA_VISIBLE_DEVICES"), value("ROCR_VISIBLE_DEVICES"))
         };
         assert_eq!(of_task(Devices::Confined), (Some("1".into()), Some("0".into())));
+        let value = |name: &str| {
+            let all = visible(&mixed, Devices::Confined, &[1, 2]);
+            all.iter().find(|(n, _)| n == name).map(|(_, v)| v.display().into_owned())
+        };
+        // Of what ROCR_VISIBLE_DEVICES has left, and in the order by which it was counted.
+        assert_eq!(value("GPU_DEVICE_ORDINAL").as_deref(), Some("0"));
+        assert_eq!(value("CUDA_DEVICE_ORDER").as_deref(), Some("PCI_BUS_ID"));
         assert_eq!(of_task(Devices::OfTask), (Some("0".into()), Some("0".into())));
         assert!(told(&slice, Devices::Confined).starts_with("CUDA_VISIBLE_DEVICES=MIG-x "));
         assert_eq!(told(&launch(&[gpu(1, Vendor::Intel, "")]), Devices::Confined), "ZE_AFFINITY_MASK=0 ");

@@ -136,6 +136,9 @@ pub struct GresDevice {
     pub mps: bool,
     #[prost(string, optional, tag = "262")]
     pub cdi: ::core::option::Option<::prost::alloc::string::String>,
+    /// Its place among its maker's on the node.
+    #[prost(uint32, optional, tag = "370")]
+    pub place: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hardware {

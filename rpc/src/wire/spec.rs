@@ -62,6 +62,7 @@ structs! {
     Core { socket, numa, cpus }
     GresDevice {
         name, kind, index, files, uuid, memory, bus, numa, cpus, links, vendor, cdi, fault, shares, mps,
+        place,
     }
     Hardware { arch, os, cores, memory, memory_reserved, tmp_disk, gres, enforces, fabrics, imex_channels }
     FabricDevice { name, kind, numa, files }
