@@ -537,6 +537,12 @@ fn a_job_does_not_begin_on_a_gpu_that_fell_off_the_bus_since_the_last_look() {
     let shown = || node.sandbox.cmd("scontrol").args(["show", "node"]).ok().text();
     let fenced = sandbox::wait(30, || shown().contains("GresFault=gpu:1(it fell off the bus").then_some(()));
     assert!(fenced.is_some(), "{}", shown());
+    let reasons = node.sandbox.cmd("sinfo").args(["-h", "-R", "-o", "%E|%u|%H"]).ok().text();
+    assert!(
+        reasons.starts_with("fenced gpu:1: it fell off the bus")
+            && reasons.trim().ends_with("|berth|Unknown"),
+        "{reasons}"
+    );
     let text = node.srun(&["--gres=gpu:1", "sh", "-c", "ls /dev | grep nvidia"]).ok().text();
     assert_eq!(text.trim(), "nvidia241", "the other one works");
     assert!(!shown().contains("DRAIN"), "{}", shown());

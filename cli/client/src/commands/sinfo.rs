@@ -42,7 +42,12 @@ pub const SPEC: Spec = Spec {
             "Show again after this many seconds, until interrupted",
         ),
         opt("json", None, Arg::None, "As JSON"),
-        opt("list-reasons", Some('R'), Arg::None, "Why nodes are down, drained or failing"),
+        opt(
+            "list-reasons",
+            Some('R'),
+            Arg::None,
+            "Why nodes are down, drained or failing, or have fenced devices",
+        ),
         opt("long", Some('l'), Arg::None, "More columns, and the date"),
         opt("Node", Some('N'), Arg::None, "A line for each node and partition"),
         opt("nodes", Some('n'), Arg::Required("NODES"), "These nodes"),
@@ -154,7 +159,6 @@ impl Filter {
         (self.states.is_empty() || self.states.iter().any(|all| all.iter().all(|test| test(n))))
             && self.nodes.as_ref().is_none_or(|list| list.contains(&n.name))
             && self.responding.is_none_or(|yes| yes != n.condition.not_responding)
-            && (!self.reasons || n.condition.reason.is_some())
     }
 }
 
@@ -195,7 +199,10 @@ fn show(
     let (each, long) = (parsed.has("Node"), parsed.has("long"));
     let mut cells = columns(parsed);
     let given = parsed.has("format") || parsed.has("Format");
-    let shown: Vec<&NodeInfo> = all.iter().filter(|n| filter.takes(n)).collect();
+    let taken = all.iter().filter(|n| filter.takes(n));
+    let fenced: Vec<NodeInfo> = taken.clone().filter(|_| filter.reasons).filter_map(sinfo::fenced).collect();
+    let shown: Vec<&NodeInfo> =
+        taken.filter(|n| !filter.reasons || n.condition.reason.is_some()).chain(&fenced).collect();
     let mut groups: Vec<Group<'_>> = Vec::new();
     if filter.reasons {
         groups = sinfo::group(None, shown.clone(), &cells, false, true, view);

@@ -74,6 +74,30 @@ fn reason_user(n: &NodeInfo) -> String {
     n.condition.reason_user.clone().unwrap_or_else(|| "Unknown".into())
 }
 
+/// A node as `-R` lists it for devices that are given to nobody: what is wrong with them is the reason. It is a line of its own, whatever
+/// else there is to say of the node.
+pub fn fenced(n: &NodeInfo) -> Option<NodeInfo> {
+    let mut faults: Vec<(&str, &str, Vec<String>)> = Vec::new();
+    for device in &n.hardware.gres {
+        let Some(why) = device.fault.as_deref() else { continue };
+        let index = device.index.to_string();
+        match faults.iter_mut().find(|(name, known, _)| *name == device.name && *known == why) {
+            Some((.., indices)) => indices.push(index),
+            None => faults.push((device.name.as_str(), why, vec![index])),
+        }
+    }
+    let texts =
+        faults.iter().map(|(name, why, indices)| format!("fenced {name}:{}: {why}", indices.join(",")));
+    let reason = texts.collect::<Vec<_>>().join("; ");
+    (!reason.is_empty()).then(|| {
+        let mut node = n.clone();
+        node.condition.reason = Some(reason);
+        // Since when it is so nobody says.
+        (node.condition.reason_user, node.condition.reason_time) = (Some("berth".into()), None);
+        node
+    })
+}
+
 fn sorted_hosts(nodes: &[&NodeInfo]) -> String {
     let names: Vec<&str> = nodes.iter().map(|n| n.name.0.as_str()).collect();
     berth_model::hostlist::compress_sorted(&names)
@@ -320,6 +344,7 @@ pub fn sort(groups: &mut [Group<'_>], keys: &[(&'static Field, bool)], view: &Vi
 mod tests {
     use super::super::samples::{drained, node, partition, view};
     use super::*;
+    use berth_model::hardware::GresDevice;
     use berth_model::state::NodeCondition;
 
     fn nodes() -> Vec<NodeInfo> {
@@ -380,6 +405,31 @@ mod tests {
              bad disk             root      2026-11-20T22:44:10 n8\n\
              power supply failed  root      2026-11-20T22:44:10 n7\n"
         );
+    }
+
+    #[test]
+    fn fenced_devices_are_reasons() {
+        let device = |name: &str, index, fault: Option<&str>| GresDevice {
+            name: name.into(),
+            index,
+            fault: fault.map(str::to_string),
+            ..GresDevice::default()
+        };
+        let mut all = nodes();
+        assert!(all.iter().all(|n| fenced(n).is_none()));
+        for one in all.iter_mut().take(2) {
+            one.hardware.gres = vec![
+                device("gpu", 0, Some("lost")),
+                device("gpu", 1, None),
+                device("gpu", 2, Some("lost")),
+                device("fpga", 0, Some("gone")),
+            ];
+        }
+        let listed: Vec<NodeInfo> = all.iter().filter_map(fenced).collect();
+        let cells = by_letters("%E|%u|%H|%N|%t").cells;
+        let groups = group(None, listed.iter().collect(), &cells, false, true, &view(0));
+        let rows: String = groups.iter().map(|g| row(&cells, g, &view(0))).collect();
+        assert_eq!(rows, "fenced gpu:0,2: lost; fenced fpga:0: gone|berth|Unknown|n[1-2]|mix\n");
     }
 
     #[test]
