@@ -207,6 +207,9 @@ fn where_a_part_of_the_hardware_is_missing_it_is_named_as_root() {
     fs::write(sandbox.state().join("berth.toml"), "[[partition]]\nname = \"p4d\"\n").unwrap();
     sandbox.up();
     sandbox.cmd("sbatch").arg("train.sh").fails().says(&["8 x gpu"]);
+    // As it is written: the second node is what is missing first.
+    sandbox.write("whole.sh", SCRIPT);
+    sandbox.cmd("sbatch").arg("whole.sh").fails().says(&["2 nodes were asked for, partition p4d has 1"]);
     sandbox.down();
     // GPUs are there, and no EFA.
     let config =
