@@ -1,9 +1,11 @@
 #!/bin/bash
 # What only a GPU can show, on a machine with an NVIDIA GPU and its driver, as root:
 #   tests/gpu/run.sh [DIR]       DIR: where berth and berth-step are [target/release]
-#   tests/gpu/run.sh --pack FILE makes an archive of programs, image and this script, for a machine that has none of them
+#   tests/gpu/run.sh --pack FILE [DIR] makes an archive of programs, image and this script, for a machine that has none of them
 #   tests/gpu/run.sh --dry [DIR] says what it would do, and checks what it needs but the GPU
-# With PYTORCH_IMAGE (a reference, a layout, a file) it runs PyTorch in that image as well; with nvcc in PATH a program of nvcc's.
+# With PYTORCH_IMAGE (a reference, a layout, a file) it runs PyTorch in that image as well; with nvcc in PATH, here or where the archive was
+# made, a program of nvcc's. One of the two has to be there: without, that is BAD. What the machine shows of its GPUs in files is kept as a
+# tree below RECORDED (a directory that it makes; 'none': nothing is; [gpu-recorded] where it is run), to detect them by elsewhere (BERTH_GPU_TREE=DIR/tree).
 # It needs no network, and of the machine the usual programs alone. As an ordinary user, or where root cannot limit devices (said as BAD), it
 # tries detection, injection and use, and not what keeps GPUs from others. Nothing about the GPU is changed, MIG included.
 # It prints one line for each thing that it tried, and ends with 1 when one failed. Each denial has to be in the words of one, and stands
@@ -15,6 +17,7 @@ dry=
 made=
 say() { printf '%-4s  %s\n' "$1" "$2"; [ "$1" != BAD ] || failed=1; }
 usage() { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
+recorded=${RECORDED:-$PWD/gpu-recorded}
 line() { tr '\n' ' ' | cut -c1-300; }
 
 programs=$here/bin
@@ -22,13 +25,14 @@ programs=$here/bin
 image=$here/image
 
 # What uses a GPU by the driver's library itself, without CUDA's tools: counts the devices, allocates 64 MiB, copies there and back, and
-# stays for as many seconds as its argument says.
+# stays for as many seconds as its argument says: at rest, or with a second word ('busy') at work on that memory.
 probe() {
   cat <<'C'
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 int main(int argc, char **argv) {
   void *l = dlopen("libcuda.so.1", RTLD_NOW);
@@ -38,17 +42,35 @@ int main(int argc, char **argv) {
   int (*alloc)(unsigned long long *, unsigned long) = dlsym(l, "cuMemAlloc_v2");
   int (*to)(unsigned long long, const void *, unsigned long) = dlsym(l, "cuMemcpyHtoD_v2");
   int (*from)(void *, unsigned long long, unsigned long) = dlsym(l, "cuMemcpyDtoH_v2");
-  if (!init || !count || !retain || !set || !alloc || !to || !from) { puts("libcuda.so.1 lacks a function"); return 1; }
+  int (*fill)(unsigned long long, unsigned, unsigned long) = dlsym(l, "cuMemsetD32_v2"), (*wait)(void) = dlsym(l, "cuCtxSynchronize");
+  if (!init || !count || !retain || !set || !alloc || !to || !from || !fill || !wait) { puts("libcuda.so.1 lacks a function"); return 1; }
   int n = 0, r; void *ctx; unsigned long long p; char a[64] = "through the GPU", b[64] = "";
   if ((r = init(0)) || (r = count(&n)) || (r = retain(&ctx, 0)) || (r = set(ctx)) || (r = alloc(&p, 64UL << 20)) || (r = to(p, a, 64)) || (r = from(b, p, 64))) {
     printf("CUDA error %d\n", r); return 1;
   }
   printf("%d device(s), %s\n", n, b);
   fflush(stdout);
-  if (argc > 1) sleep((unsigned)atoi(argv[1]));
+  if (argc > 2) {
+    for (time_t end = time(NULL) + atoi(argv[1]); time(NULL) < end;) {
+      for (int i = 0; i < 64; i++) if ((r = fill(p, (unsigned)i, 16UL << 20))) { printf("CUDA error %d at work\n", r); return 1; }
+      if ((r = wait())) { printf("CUDA error %d at work\n", r); return 1; }
+    }
+  } else if (argc > 1) sleep((unsigned)atoi(argv[1]));
   return strcmp(a, b) != 0;
 }
 C
+}
+
+# A program as people build it themselves, with a kernel of its own: nvcc_probe FILE
+nvcc_probe() {
+  printf '%s\n' '#include <cstdio>' '__global__ void twice(int *p) { *p *= 2; }' \
+    'int main() { int *p, n = 21; cudaMalloc(&p, 4); cudaMemcpy(p, &n, 4, cudaMemcpyHostToDevice); twice<<<1, 1>>>(p);' \
+    'cudaMemcpy(&n, p, 4, cudaMemcpyDeviceToHost); printf("%d\n", n); return n != 42; }' > "$1.cu"
+  # The image has no C++ library.
+  nvcc -cudart static -Xcompiler -static-libstdc++ -Xcompiler -static-libgcc -o "$1" "$1.cu"
+  local built=$?
+  rm -f "$1.cu"
+  return $built
 }
 
 # A small image: the node's own shell and what it needs, and the probe, as a directory. It needs no compiler where it is used.
@@ -61,6 +83,9 @@ make_image() {
   if command -v cc >/dev/null; then
     probe > "$root/probe.c" && cc -o "$root/usr/bin/cuda-probe" "$root/probe.c" -ldl
     rm -f "$root/probe.c"
+  fi
+  if command -v nvcc >/dev/null; then
+    nvcc_probe "$root/usr/bin/nvcc-probe" >&2 || echo "nvcc does not build its program: none of its is in the image" >&2
   fi
   for name in sh ls cat sleep env mknod head grep sort; do
     program=$(PATH=/usr/bin:/bin command -v "$name") || { echo "the image needs $name of this machine" >&2; exit 2; }
@@ -79,20 +104,75 @@ make_image() {
   mv "$root" "$image" || { echo "cannot put the image into $image" >&2; exit 2; }
 }
 
+# What the machine shows of its GPUs, as a tree of files below $recorded/tree, and lists of the rest beside it.
+record() {
+  local tree=$recorded/tree file dir found
+  [ "$recorded" != none ] || return
+  mkdir -p "$tree" 2>/dev/null || { say INFO "nothing is recorded: $recorded cannot be made"; return; }
+  # keep FILE: its text, at its place. What does not come to an end in time is left out.
+  keep() {
+    mkdir -p "$tree$(dirname "$1")"
+    timeout 5 head -c 1000000 "$1" > "$tree$1" 2>/dev/null || rm -f "$tree$1"
+  }
+  keep /proc/devices
+  if [ -d /proc/driver/nvidia ]; then
+    find /proc/driver/nvidia -type f 2>/dev/null | while read -r file; do keep "$file"; done
+  fi
+  for dir in /sys/bus/pci/devices/*; do
+    case $(cat "$dir/vendor" 2>/dev/null):$(cat "$dir/class" 2>/dev/null) in
+      0x10de:0x03* | 0x1002:0x03* | 0x1002:0x12* | 0x8086:0x03*) ;;
+      *) continue ;;
+    esac
+    for file in vendor device class uevent numa_node local_cpulist power/runtime_status; do
+      [ ! -f "$dir/$file" ] || keep "$dir/$file"
+    done
+    # One that sleeps would be woken up.
+    [ "$(cat "$dir/power/runtime_status" 2>/dev/null)" = suspended ] || [ ! -f "$dir/config" ] || keep "$dir/config"
+    for file in "$dir"/drm/* "$dir"/ras/*_err_count; do
+      if [ -d "$file" ]; then mkdir -p "$tree$file"; elif [ -f "$file" ]; then keep "$file"; fi
+    done
+  done
+  # Device files have numbers and owners in a list, and in the tree their names.
+  find /dev -maxdepth 2 \( -name 'nvidia*' -o -path '/dev/dri/*' -o -path '/dev/infiniband/*' -o -name kfd \) ! -type d \
+    -exec stat -c '%n %F %t:%T %a %u:%g' {} + 2>/dev/null | sort > "$recorded/devices"
+  while read -r file _; do mkdir -p "$tree$(dirname "$file")" && : > "$tree$file"; done < "$recorded/devices"
+  # So have libraries, with the links to them; what is in them is the driver's.
+  found=$({ /sbin/ldconfig -p || ldconfig -p; } 2>/dev/null | awk '/libcuda|libnvidia|libnvcuvid|libGLX_nvidia/ { print $NF }')
+  printf '%s\n' "$found" > "$recorded/loader"
+  for dir in $(printf '%s\n' "$found" | sed -n 's|/[^/]*$||p' | sort -u); do
+    for file in "$dir"/libcuda* "$dir"/libnvidia* "$dir"/libnv[co]* "$dir"/lib*_nvidia*; do
+      [ -e "$file" ] || continue
+      mkdir -p "$tree$dir"
+      if [ -L "$file" ]; then ln -sf "$(readlink "$file")" "$tree$file"; else : > "$tree$file"; fi
+      stat -c '%N %s' "$file"
+    done
+  done > "$recorded/libraries"
+  find /lib/firmware/nvidia -mindepth 1 -maxdepth 2 -name 'gsp*' 2>/dev/null | while read -r file; do
+    mkdir -p "$tree$(dirname "$file")" && : > "$tree$file"
+  done
+  if command -v nvidia-smi >/dev/null; then
+    timeout 60 nvidia-smi -q -x > "$recorded/smi.xml" 2>&1
+    timeout 60 nvidia-smi topo -m > "$recorded/topology" 2>&1
+  fi
+  say ok "the machine's files are recorded: $(find "$tree" ! -type d | wc -l) in $recorded, identities of its GPUs among them"
+}
+
 case ${1:-} in
   --pack)
-    [ $# = 2 ] || usage
+    [ $# = 2 ] || [ $# = 3 ] || usage
+    [ -z "${3:-}" ] || programs=$3
     command -v tar >/dev/null || { echo "tar is needed: install it" >&2; exit 2; }
-    make_image
-    [ -x "$image/usr/bin/cuda-probe" ] || { echo "a C compiler (cc) is needed: CUDA would not be tried" >&2; exit 2; }
     staging=$(mktemp -d)
+    trap 'rm -rf "$staging"' EXIT
     mkdir "$staging/gpu" "$staging/gpu/bin"
     cp "$programs/berth" "$programs/berth-step" "$staging/gpu/bin/" || { echo "cargo xtask build --release" >&2; exit 2; }
-    cp -a "$image" "$staging/gpu/image"
+    # One of its own: with the compilers that are here now.
+    image=$staging/gpu/image
+    make_image
+    [ -x "$image/usr/bin/cuda-probe" ] || { echo "a C compiler (cc) is needed: CUDA would not be tried" >&2; exit 2; }
     cp "$0" "$staging/gpu/run.sh"
-    tar -C "$staging" -czf "$2" gpu || exit 2
-    rm -rf "$staging"
-    [ -z "$made" ] || rm -rf "$image"
+    # Compressed as its name says.
+    tar -C "$staging" -caf "$2" gpu || exit 2
     echo "$2: unpack it there, and run gpu/run.sh as root"
     exit 0 ;;
   --dry) dry=1; [ -z "${2:-}" ] || programs=$2 ;;
@@ -113,6 +193,7 @@ trap end EXIT
 "$programs/berth" install-links "$state/bin" >/dev/null || exit 2
 
 say INFO "$(uname -sr), $(head -1 /proc/driver/nvidia/version 2>/dev/null || echo 'no /proc/driver/nvidia')"
+record
 berth doctor | grep -A1 GPUs || say INFO "doctor finds no GPU"
 enforces=
 [ "$(id -u)" = 0 ] && enforces=1
@@ -125,7 +206,7 @@ if ! berth up --detach >/dev/null 2> "$state/up"; then
   mkdir "$state/home" && chown $user:$user "$state/home"
   say INFO "the rest as an ordinary user (uid $user)"
   export BERTH_STATE=$state/home/state HOME=$state/home
-  setpriv --reuid=$user --regid=$user --clear-groups env -u XDG_RUNTIME_DIR "$0" ${dry:+--dry} "$programs"
+  setpriv --reuid=$user --regid=$user --clear-groups env -u XDG_RUNTIME_DIR RECORDED=none "$0" ${dry:+--dry} "$programs"
   exit 1
 fi
 gres=$(sinfo -h -N -o %G)
@@ -159,7 +240,7 @@ if [ "$count" = 0 ]; then
       { printf '%s' "$said" | grep -q nvidia && say BAD "a container without a GPU sees $(printf '%s' "$said" | line)" || say ok "it sees no GPU"; }
     [ -x "$image/usr/bin/cuda-probe" ] || say BAD "there is no C compiler (cc): make the archive where there is one (--pack)"
     denied "CUDA without a driver" "cannot open shared object file" $in cuda-probe
-    say dry "needs a GPU: detection, allocation, nvidia-smi -L in a container, CUDA programs, tasks and steps on one GPU, access denied, overhead, use"
+    say dry "needs a GPU: detection, allocation, nvidia-smi -L in a container, CUDA programs, tasks and steps on one GPU, access denied, overhead, use by sstat and sacct"
     exit $failed
   }
   echo "no GPU was found: 'berth doctor' and $BERTH_STATE/log say why" >&2
@@ -214,26 +295,24 @@ else
 fi
 
 # What people build and run themselves, where it is there.
-if command -v nvcc >/dev/null; then
-  printf '%s\n' '#include <cstdio>' '__global__ void twice(int *p) { *p *= 2; }' \
-    'int main() { int *p, n = 21; cudaMalloc(&p, 4); cudaMemcpy(p, &n, 4, cudaMemcpyHostToDevice); twice<<<1, 1>>>(p);' \
-    'cudaMemcpy(&n, p, 4, cudaMemcpyDeviceToHost); printf("%d\n", n); return n != 42; }' > "$state/twice.cu"
-  # The image has no C++ library.
-  if said=$(nvcc -cudart static -Xcompiler -static-libstdc++ -Xcompiler -static-libgcc -o "$state/twice" "$state/twice.cu" 2>&1); then
-    works "a program of nvcc's in a container" $in --container-mounts="$state/twice:/twice" --gres=gpu:1 /twice
-    printf '%s\n' "$said" | grep -qx 42 || say BAD "a program of nvcc's in a container says $(printf '%s' "$said" | line), not 42"
-  else
-    say BAD "nvcc does not build its program: $(printf '%s' "$said" | line)"
-  fi
+tried=
+if [ -x "$image/usr/bin/nvcc-probe" ]; then
+  tried=1
+  works "a program of nvcc's in a container" $in --gres=gpu:1 nvcc-probe
+  printf '%s\n' "$said" | grep -qx 42 || say BAD "a program of nvcc's in a container says $(printf '%s' "$said" | line), not 42"
+elif command -v nvcc >/dev/null; then
+  say BAD "nvcc is there and did not build its program: remove the image ($image), and see what it says"
 else
-  say INFO "no nvcc: no program of its was tried"
+  say INFO "no nvcc, here or where the image was made: no program of its was tried"
 fi
 if [ -n "${PYTORCH_IMAGE:-}" ]; then
+  tried=1
   ran=$(srun --container-image="$PYTORCH_IMAGE" --gres=gpu:1 python -c 'import torch; print(torch.ones(2, device="cuda").sum().item(), torch.cuda.device_count())')
   [ "$ran" = "2.0 1" ] && say ok "PyTorch in $PYTORCH_IMAGE uses the GPU" || say BAD "PyTorch in $PYTORCH_IMAGE: $ran"
 else
   say INFO "PYTORCH_IMAGE names no image: PyTorch was not tried"
 fi
+[ -n "$tried" ] || say BAD "neither a program of nvcc's nor PyTorch was tried: make the archive where nvcc is, or name an image with PYTORCH_IMAGE"
 
 if [ "$whole" -gt 1 ]; then
   # Each task sees its own GPU alone, and no two the same.
@@ -293,11 +372,28 @@ else
   say INFO "fewer than four cores: that two steps and two jobs are refused one GPU was not tried"
 fi
 
-# A job that holds memory of the GPU for some seconds is on the records with what it used.
-job=$(sbatch --parsable --wait -o "$state/use" --gres=gpu:1 --wrap "$in --gres=gpu:1 cuda-probe 30")
-used=$(sacct -n -P -j "$job" -o AllocTRES%80,TRESUsageInMax%200 2>&1)
+# A job that is at work on the GPU for some seconds is seen while it is, and on the records with what it used.
+job=$(sbatch --parsable -o "$state/use" --gres=gpu:1 --wrap "$in --gres=gpu:1 cuda-probe 30 busy")
+seen=
+least=50
+# How busy a part of a GPU is nobody says.
+[ -z "$part" ] || least=0
+for _ in $(seq 120); do
+  seen=$(sstat -n -P -a -j "$job" -o jobid,maxgpuutil,maxgpumem 2>/dev/null | awk -F'|' -v least="$least" '$2 + 0 >= least && $3 + 0 > 0' | head -1)
+  [ -z "$seen" ] || break
+  sleep 0.5
+done
+[ -n "$seen" ] && say ok "sstat sees what a step uses while it runs (step, per cent, memory): $seen" ||
+  say BAD "sstat sees no step at work: $(sstat -n -P -a -j "$job" -o jobid,maxgpuutil,maxgpumem 2>&1 | line) ($(line < "$state/use"))"
+for _ in $(seq 200); do [ -z "$(squeue -h -j "$job" -t PENDING,RUNNING,COMPLETING -o %T 2>/dev/null)" ] && break; sleep 0.5; done
+used=$(sacct -n -P -j "$job" -o AllocTRES%80,TRESUsageInMax%200,GPUTime,AveGPUUtil 2>&1)
 case $used in
   *gres/gpumem=[1-9]*) say ok "what was used is recorded: $(printf '%s' "$used" | grep -o 'gres/gpu[a-z]*=[^,|]*' | sort -u | tr '\n' ' ')" ;;
   *) say BAD "no memory of a GPU is recorded: $(printf '%s' "$used" | line) ($(line < "$state/use"))" ;;
+esac
+case $part:$used in
+  ?*:*) say INFO "how busy parts of a GPU are is not recorded: its time was not tried" ;;
+  *gres/gpuutil=[1-9]*) say ok "and how busy it was: $(printf '%s' "$used" | awk -F'|' '$4 + 0 > 0 { print $3, $4; exit }')" ;;
+  *) say BAD "that the GPU was busy is not recorded: $(printf '%s' "$used" | line)" ;;
 esac
 exit $failed

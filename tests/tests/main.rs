@@ -31,6 +31,7 @@ mod fencing;
 mod forms;
 mod front_doors;
 mod full_disk;
+mod gpu_script;
 mod gpus;
 mod granted;
 mod harness;
