@@ -363,8 +363,7 @@ impl Gpus {
         let Some(driver) = &self.found.driver else {
             let tries = is_disabled(image.iter().chain(&launch.env).map(|pair| pair.0.as_slice()));
             let wanted = capabilities(asked(image, launch).as_deref());
-            let lacking = self.found.lacking.iter();
-            for why in lacking {
+            if let Some(why) = &self.found.lacking {
                 notes.push(without_driver(why, &wanted, tries)?);
             }
             return nothing();
