@@ -77,7 +77,7 @@ mod tests {
             ..plain
         };
         let fenced = "GPU 1 (0000:70:00.0) is fenced: it fell off the bus".to_string();
-        let told = in_words(&rich, &[fenced.clone()]);
+        let told = in_words(&rich, std::slice::from_ref(&fenced));
         let told: Vec<&str> = told.lines().skip(1).collect();
         let expected = [
             "Its cores lie in 2 NUMA nodes.",

@@ -197,7 +197,7 @@ fn a_node_that_comes_back_with_less_is_shown_until_it_is_whole_or_taken_as_it_is
     ];
     assert_eq!(drift(&w), told);
     let entry = format!("berth: node n1 has come back with less: {}", told.join("; "));
-    assert_eq!(log(&w), [entry.clone()]);
+    assert_eq!(log(&w), std::slice::from_ref(&entry));
     // It works with what it has.
     assert_eq!(condition(&w), NodeCondition::default());
     // It is on record, and said once, whichever agent and controller there is.
