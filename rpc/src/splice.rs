@@ -10,6 +10,9 @@ use tokio::time::timeout;
 /// still on its way to the other end.
 const ENDS: Duration = Duration::from_secs(2);
 
+/// How long the last words of a side that takes none of the other's may take: it is gone, or does not read, and so may the other.
+const LAST_WORDS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
+
 /// How the words of one side ended.
 enum Over {
     /// It said that nothing follows, and the other side was told so.
@@ -51,7 +54,15 @@ async fn rest<A: AsyncRead + Unpin, B: AsyncRead + Unpin>(
             Err(e)
         }
         first => {
-            let second = match other.await {
+            let other = async {
+                match first.0 {
+                    Over::Unheard => {
+                        timeout(LAST_WORDS, other).await.map_err(|_| io::ErrorKind::TimedOut.into())
+                    }
+                    _ => Ok(other.await),
+                }
+            };
+            let second = match other.await? {
                 (Over::Lost(e), _) => return Err(e),
                 second => second,
             };
@@ -86,7 +97,11 @@ where
             return (Over::Unheard, from);
         }
     };
-    let _ = to.shutdown().await; // who has left needs not be told
+    // Who has left needs not be told.
+    let _ = match over {
+        Over::Lost(_) => timeout(ENDS, to.shutdown()).await.unwrap_or(Ok(())),
+        _ => to.shutdown().await,
+    };
     (over, from)
 }
 
@@ -152,6 +167,18 @@ mod tests {
     }
 
     /// The unread bytes make the client's end an error for who reads it.
+    #[tokio::test]
+    async fn a_far_side_that_reads_nothing_is_not_waited_for_when_the_client_has_left() {
+        let (client, wire) = (duplex(LONG), duplex(16));
+        let splicing = tokio::spawn(splice(client.1, wire.0, 64));
+        let (mut client, mut far) = (client.0, wire.1);
+        client.write_all(&[7; LONG / 2]).await.unwrap();
+        drop(client);
+        far.write_all(b"unheard").await.unwrap();
+        let end = timeout(LAST_WORDS * 2, splicing).await.unwrap().unwrap();
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
     #[tokio::test]
     async fn a_side_that_is_lost_ends_the_other_one() {
         let (client, mut far, splicing) = spliced();

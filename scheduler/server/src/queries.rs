@@ -180,9 +180,10 @@ async fn recorded(reader: Reader, job: JobId) -> Result<Option<JobInfo>, Refusal
     }
 }
 
-/// How many nodes a state lists: what it costs is about in proportion.
+/// How many nodes a state lists, steps that are over not counted: their number says nothing of how fast the job changes.
 fn nodes_of(info: &JobInfo) -> usize {
-    info.layout.nodes.len() + info.steps.iter().map(|step| step.layout.nodes.len()).sum::<usize>()
+    let running = info.steps.iter().filter(|step| step.ended.is_none());
+    info.layout.nodes.len() + running.map(|step| step.layout.nodes.len()).sum::<usize>()
 }
 
 /// How long a job is not looked at anew after a state that listed so many nodes.

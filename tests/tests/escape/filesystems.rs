@@ -62,7 +62,7 @@ fn watched(directory: &Path, act: impl FnOnce()) -> (BTreeSet<String>, u32) {
             while !over.load(Ordering::Relaxed) {
                 seen.extend(of_files_below(directory, &mut ended));
                 looks += 1;
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(5));
             }
             (seen, looks)
         });

@@ -240,7 +240,11 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
             if me.nodes.all_left() {
                 break None;
             }
-            leaving.get_or_insert_with(|| Instant::now() + LEAVING);
+            if leaving.is_none() {
+                leaving = Some(Instant::now() + LEAVING);
+                // The step is over: what is typed now is for somebody else.
+                (raw, input) = (None, None);
+            }
         }
         if let Some(why) = me.nodes.refusal().map(|(at, why)| me.of_node(at, why)) {
             // The record tells more, if the step is over; it comes within a moment.
@@ -275,6 +279,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
             chunk = next(&mut input), if room => me.input(chunk, &mut input).await,
             number = signals.next() => match &mut prolog {
                 Some(running) if around::ends(number) => running.signal(number),
+                _ if leaving.is_some() && around::ends(number) => break None,
                 _ => me.signal(number).await,
             },
             ended = around::ended(&mut prolog), if prolog.is_some() => {
@@ -321,6 +326,8 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
             }
         }
     };
+    // Connections that tell no more may have to.
+    drop(events);
     me.nodes.abort();
     if prolog.take().is_some() {
         out::complain("srun: ending the prolog: the step is over");

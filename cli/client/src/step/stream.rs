@@ -154,7 +154,12 @@ impl Output {
             let mut reader = BufReader::with_capacity(ahead, reader);
             let mut hearing = Hearing::default();
             loop {
-                let frame = match read_frame(&mut reader).await {
+                let read = tokio::select! {
+                    read = read_frame(&mut reader) => read,
+                    // Nobody follows the step any more: whoever waits for its output to be written waits for no connection.
+                    () = events.closed() => return,
+                };
+                let frame = match read {
                     Ok(Some(frame)) => frame,
                     Ok(None) | Err(_) => {
                         let _ = events.send((node, Event::Closed)).await; // the command is ending
@@ -266,4 +271,28 @@ pub async fn send(writer: &mut OwnedWriteHalf, frame: &Frame) {
 pub fn message(text: &str) {
     // By one call: tasks' own words come in between otherwise.
     let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_stays_open_holds_up_nobody_who_has_heard_all() {
+        let (events, queue) = mpsc::channel(1);
+        let output = Output::start(None, Wanted::default(), Sinks::default(), events.clone()).unwrap();
+        let mut theirs = Vec::new();
+        for node in 0..3 {
+            let (ours, other) = UnixStream::pair().unwrap();
+            theirs.push(other);
+            output.pump((node, 3), ours.into_split().0, events.clone(), Some(Arc::default()));
+        }
+        // One of them is closed, and what tells so has no room.
+        theirs.pop();
+        drop(theirs.pop());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop((events, queue));
+        let lost = tokio::time::timeout(Duration::from_secs(10), output.close()).await;
+        assert!(lost.unwrap().unwrap().is_none());
+    }
 }

@@ -167,6 +167,8 @@ pub async fn watch(step: Watched) -> Outcome {
             }
         }
     };
+    // Connections that tell no more may have to.
+    drop(events);
     me.nodes.abort();
     drop((events_in, me));
     let mut done = output.close();
