@@ -57,7 +57,7 @@ async fn rest<A: AsyncRead + Unpin, B: AsyncRead + Unpin>(
             let other = async {
                 match first.0 {
                     Over::Unheard => {
-                        timeout(LAST_WORDS, other).await.map_err(|_| io::ErrorKind::TimedOut.into())
+                        timeout(LAST_WORDS, other).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
                     }
                     _ => Ok(other.await),
                 }
