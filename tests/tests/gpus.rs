@@ -359,7 +359,7 @@ fn a_part_of_a_gpu_by_mps_is_refused_where_its_control_daemon_does_not_run() {
     }
     let shared = "[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"gpu\"\nmps = true\n";
     let node = Node::configured(shared, |_, _| ());
-    let lacks = ["no control daemon of MPS runs on the node", "nvidia-cuda-mps-control -d"];
+    let lacks = ["no control daemon of MPS runs on the node", "CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps"];
     node.srun(&["--gres=mps:30", "true"]).fails().says(&lacks);
     node.sandbox.srun(["--gres=mps:30", "true"]).fails().says(&lacks);
     node.srun(&["--gres=gpu:1", "true"]).ok();
@@ -368,9 +368,17 @@ fn a_part_of_a_gpu_by_mps_is_refused_where_its_control_daemon_does_not_run() {
     fs::create_dir_all(&dir).unwrap();
     fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     fs::write(dir.join("control"), "").unwrap();
+    let pid = "nvidia-cuda-mps-control.pid";
+    fs::write(dir.join(pid), "77\n").unwrap();
+    // One that was killed leaves both.
+    node.srun(&["--gres=mps:30", "true"]).fails().says(&lacks);
+    let process = node.sandbox.work().join("tree/proc/77");
+    fs::create_dir_all(&process).unwrap();
+    fs::write(process.join("comm"), "nvidia-cuda-mps\n").unwrap();
     let told = ["--gres=mps:30", "sh", "-c", "ls /tmp/nvidia-mps; echo $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"];
     let text = node.srun(&told).ok().text();
-    assert_eq!(text.lines().collect::<Vec<_>>(), ["control", "30"], "{text}");
+    // Below the job's own /tmp, which is another.
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["control", pid, "30"], "{text}");
 }
 
 /// Files by which the node's GPUs draw: real ones, under names that no machine has, for as long as this lives.

@@ -215,10 +215,16 @@ impl Driver {
 /// None runs, or it is not root's: why, and what to do.
 pub fn mps(tree: &Tree) -> Result<String, String> {
     const DIRECTORY: &str = "/tmp/nvidia-mps";
-    if !tree.has(&format!("{DIRECTORY}/control")) {
+    // Its files outlive one that was killed, and its socket each one; it keeps its own number beside them.
+    let pid = tree.text(&format!("{DIRECTORY}/nvidia-cuda-mps-control.pid"));
+    let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
+    // The kernel's names of programs end after 15 letters.
+    let lives =
+        |pid: u32| tree.text(&format!("/proc/{pid}/comm")).is_some_and(|name| name == "nvidia-cuda-mps");
+    if !tree.has(&format!("{DIRECTORY}/control")) || !pid.is_some_and(lives) {
         return Err(format!(
-            "no control daemon of MPS runs on the node ({DIRECTORY}/control is not there), so that nothing would keep programs to their \
-             part of the GPU: have root start it there (nvidia-cuda-mps-control -d)"
+            "no control daemon of MPS runs on the node at {DIRECTORY}, the only place that is looked at, so that nothing would keep programs \
+             to their part of the GPU: have root start it with CUDA_MPS_PIPE_DIRECTORY={DIRECTORY} (nvidia-cuda-mps-control -d)"
         ));
     }
     // In a directory where anybody makes files: what some user put there would have programs of others as its clients.

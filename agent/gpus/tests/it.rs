@@ -718,6 +718,13 @@ fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     assert_eq!(mps(), None);
     assert!(why().contains("no control daemon of MPS runs"), "{}", why());
     tree.write("/tmp/nvidia-mps/control", "");
+    assert_eq!(mps(), None, "whoever made it is gone");
+    tree.write("/tmp/nvidia-mps/nvidia-cuda-mps-control.pid", "77\n");
+    assert_eq!(mps(), None, "there is no such process");
+    tree.write("/proc/77/comm", "bash\n");
+    assert_eq!(mps(), None, "another has its number");
+    assert!(why().contains("CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps"), "{}", why());
+    tree.write("/proc/77/comm", "nvidia-cuda-mps\n");
     let mode = |mode| {
         std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     };

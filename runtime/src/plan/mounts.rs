@@ -121,6 +121,12 @@ pub(super) fn plan(
             protect_from_root(&mut mounts);
         }
     }
+    let has_tmp = request.extra_mounts.iter().any(|extra| extra.target.0 == b"/tmp");
+    if !host && !has_tmp && matches!(root, RootPlan::Overlay { read_only: true, .. }) {
+        // Before what is mounted below it.
+        let kind = MountKind::Tmpfs { size: None, mode: 0o1777 };
+        mounts.push(own(kind, "/tmp", Attrs { nosuid: true, nodev: true, ..NONE }));
+    }
     for extra in &request.extra_mounts {
         let source = clean_absolute(&extra.source, "a mount source")?;
         let attrs = Attrs { read_only: extra.read_only, nosuid: !host, nodev: true, noexec: false };
@@ -130,11 +136,6 @@ pub(super) fn plan(
     }
     if host {
         return Ok(mounts);
-    }
-    let tmp = |m: &PlannedMount| m.target.0 == b"/tmp";
-    if matches!(root, RootPlan::Overlay { read_only: true, .. }) && !mounts.iter().any(tmp) {
-        let kind = MountKind::Tmpfs { size: None, mode: 0o1777 };
-        mounts.push(own(kind, "/tmp", Attrs { nosuid: true, nodev: true, ..NONE }));
     }
     self::home(request, home, root, &mut mounts)?;
     for spec in &request.mounts {

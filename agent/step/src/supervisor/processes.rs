@@ -415,13 +415,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
         ));
     }
     x11::ask(file, &mut request)?;
-    request.extra_mounts.extend(node.injected.iter().cloned());
-    request.image.env.extend(node.device_env.iter().cloned());
-    request.device_groups.clone_from(&node.device_groups);
-    request.glibc.clone_from(&node.glibc);
-    let is_library = |target: &ByteStr| target.0.windows(4).any(|part| part == b".so.");
-    let targets = node.injected.iter().map(|m| m.target.clone());
-    request.libraries = targets.filter(|t| is_library(t) || t.0.ends_with(b".so")).collect();
+    // Before what is mounted below it, as the directory of MPS is.
     if let Some(scratch) = &node.scratch {
         let mut source = scratch.0.clone();
         source.extend_from_slice(b"/tmp");
@@ -431,6 +425,13 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
             read_only: false,
         });
     }
+    request.extra_mounts.extend(node.injected.iter().cloned());
+    request.image.env.extend(node.device_env.iter().cloned());
+    request.device_groups.clone_from(&node.device_groups);
+    request.glibc.clone_from(&node.glibc);
+    let is_library = |target: &ByteStr| target.0.windows(4).any(|part| part == b".so.");
+    let targets = node.injected.iter().map(|m| m.target.clone());
+    request.libraries = targets.filter(|t| is_library(t) || t.0.ends_with(b".so")).collect();
     if let Some(dir) = &node.client_dir {
         request.extra_mounts.push(ExtraMount {
             source: dir.clone(),
