@@ -45,11 +45,17 @@ pub struct Found {
     pub wrong: Vec<String>,
 }
 
-/// Looks at a node. `ask`: asks NVIDIA's library; called only where the kernel module is loaded. `log`: the kernel's log.
+/// Looks at a node. `ask`: asks the drivers, by NVIDIA's library and for AMD's counts of errors; called only where
+/// there is something to ask. `log`: the kernel's log.
 pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, String>) -> Found {
     let mut found = Found::default();
-    if nvidia::is_loaded(tree) {
-        let answer = ask();
+    let mut amd = others::amd(tree);
+    let is_loaded = nvidia::is_loaded(tree);
+    let asked = (is_loaded || amd.iter().any(|device| others::counts_errors(tree, device))).then(ask);
+    if let Some(answer) = &asked {
+        others::fence(tree, &mut amd, answer);
+    }
+    if let Some(answer) = asked.filter(|_| is_loaded) {
         let version = nvidia::kernel_version(tree);
         match version.as_deref().map(|version| Driver::find(tree, version)) {
             Some(Ok(driver)) => found.driver = Some(driver),
@@ -66,7 +72,7 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
         found.imex = Imex::look(tree);
         found.withheld = drm::withheld(tree, &found.devices);
     }
-    found.devices.extend(others::amd(tree));
+    found.devices.extend(amd);
     found.devices.extend(others::intel(tree));
     renumber(&mut found.devices);
     for device in found.devices.iter().filter(|d| d.fault.is_some()) {
@@ -80,7 +86,7 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
 /// What is wrong with the GPU at an address, by the kernel's word alone: its driver, which may take seconds, is not asked.
 pub fn by_kernel(tree: &Tree, log: &str, bus: &str) -> Option<String> {
     let xid = || xid::fatal(log).get(bus).map(|code| xid::reason(*code));
-    nvidia::off_the_bus(tree, bus).or_else(xid).or_else(|| others::uncorrected(tree, bus))
+    nvidia::off_the_bus(tree, bus).or_else(xid)
 }
 
 /// Indices go through all makers' devices; links and places are among those of one.

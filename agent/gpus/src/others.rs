@@ -1,7 +1,9 @@
-//! AMD's and Intel's GPUs, by what the kernel says of them; no library is asked.
+//! AMD's and Intel's GPUs, by what the kernel says of them; no library is asked. What their drivers ask the GPU itself for is read where a
+//! library's answer is, in a process of its own.
 
 use crate::kind;
 use crate::nvidia::off_the_bus;
+use crate::nvml::Answer;
 use crate::sample::{DeviceSample, ProcessSample};
 use crate::tree::{Tree, cpu_list, number};
 use berth_model::ByteStr;
@@ -77,10 +79,32 @@ pub fn amd(tree: &Tree) -> Vec<GresDevice> {
     devices
 }
 
+const PCI: &str = "/sys/bus/pci/devices";
+
+/// Whether the driver counts errors of a GPU (RAS).
+pub(crate) fn counts_errors(tree: &Tree, device: &GresDevice) -> bool {
+    device.bus.as_deref().is_some_and(|bus| tree.has(&format!("{PCI}/{bus}/ras")))
+}
+
+/// Fences AMD's GPUs by their drivers' answer, those that have no other fault.
+pub(crate) fn fence(tree: &Tree, devices: &mut [GresDevice], answer: &Result<Answer, String>) {
+    for device in devices.iter_mut().filter(|device| device.fault.is_none() && counts_errors(tree, device)) {
+        device.fault = match answer {
+            Ok(answer) => device.bus.as_ref().and_then(|bus| answer.errors.get(bus).cloned()),
+            Err(why) => Some(format!("its errors (ras/*_err_count) cannot be read: {why}")),
+        };
+    }
+}
+
+/// Errors of GPUs that nothing corrected, by their addresses. Asks the driver, which may hang with its GPU.
+pub(crate) fn all_uncorrected(tree: &Tree) -> BTreeMap<String, String> {
+    tree.names(PCI).into_iter().filter_map(|bus| uncorrected(tree, &bus).map(|why| (bus, why))).collect()
+}
+
 /// Errors of an AMD's memory and blocks that nothing corrected, by the driver's counters (RAS), which begin anew when it is loaded or has reset
 /// the GPU. Others have no such files.
-pub(crate) fn uncorrected(tree: &Tree, bus: &str) -> Option<String> {
-    let dir = format!("/sys/bus/pci/devices/{bus}/ras");
+fn uncorrected(tree: &Tree, bus: &str) -> Option<String> {
+    let dir = format!("{PCI}/{bus}/ras");
     let counted = tree.names(&dir).into_iter().filter_map(|name| {
         let block = name.strip_suffix("_err_count")?;
         let text = tree.text(&format!("{dir}/{name}"))?;
@@ -188,7 +212,7 @@ fn common(tree: &Tree, render: &str, bus: &str) -> GresDevice {
         bus: Some(bus.to_string()),
         numa: tree.text(&format!("{pci}/numa_node")).and_then(|n| n.parse().ok()),
         cpus: cpu_list(&tree.text(&format!("{pci}/local_cpulist")).unwrap_or_default()),
-        fault: off_the_bus(tree, bus).or_else(|| uncorrected(tree, bus)),
+        fault: off_the_bus(tree, bus),
         ..GresDevice::default()
     }
 }

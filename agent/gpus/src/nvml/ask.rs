@@ -1,7 +1,7 @@
 //! Asks the library. Only ever in a process of its own: a call may hang in the kernel, or bring the process down.
 
 use super::{Answer, Gpu, Part, Trouble, smi, uvm};
-use crate::kind;
+use crate::{Tree, kind, others};
 use nvml_wrapper::enum_wrappers::device::{Brand, EccCounter, MemoryError};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
@@ -13,12 +13,13 @@ pub const WORD: &str = "gpus ";
 /// Links that a GPU has at most (`NVML_NVLINK_MAX_LINKS`).
 const MOST_LINKS: u32 = 18;
 
-/// What the process does: asks, and writes one line.
+/// What the process does: asks NVIDIA's library and AMD's driver, and writes one line.
 ///
 /// # Errors
 /// Nobody reads.
-pub fn main(mut out: impl Write) -> std::io::Result<()> {
-    let answer = serde_json::to_string(&ask())?;
+pub fn main(tree: &Tree, mut out: impl Write) -> std::io::Result<()> {
+    let answer = Answer { errors: others::all_uncorrected(tree), ..ask() };
+    let answer = serde_json::to_string(&answer)?;
     writeln!(out, "{WORD}{answer}")?;
     out.flush()
 }

@@ -9,6 +9,7 @@ mod uvm;
 pub mod watch;
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,8 @@ pub struct Answer {
     pub gpus: Vec<Gpu>,
     /// Why there is nothing, or less.
     pub trouble: Option<Trouble>,
+    /// Of AMD's GPUs by their addresses: errors that were not corrected.
+    pub errors: BTreeMap<String, String>,
 }
 
 /// Why the library does not answer.
