@@ -1,7 +1,7 @@
 //! CUDA's own device files: they come with the first program that uses CUDA, by a helper of the driver's (nvidia-modprobe, set-user-id)
 //! that no container has. So they are made before: by that helper, and where it is not installed by root itself.
 
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags, makedev, mknodat, renameat_with};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ const NAME: &str = "nvidia-uvm";
 
 /// Has them made where the driver is there and they are not. Whether they are there then is seen by whoever looks next.
 pub(super) fn make() {
-    let is_there = || Path::new(FILES[0].0).exists();
+    let is_there = || FILES.iter().all(|(file, _)| Path::new(file).exists());
     if !Path::new("/dev/nvidiactl").exists() || is_there() {
         return;
     }
@@ -27,9 +27,9 @@ pub(super) fn make() {
     }
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     if let Some(wanted) = Wanted::read(&text("/proc/devices"), &text("/proc/driver/nvidia/params")) {
-        for (file, minor) in FILES {
-            // One that cannot be made fences the GPU, with what to do.
-            let _ = wanted.make(Path::new(file), minor);
+        for (file, minor) in FILES.iter().filter(|(file, _)| !Path::new(file).exists()) {
+            // Without the first one the GPU is fenced, with what to do.
+            let _ = wanted.make(Path::new(file), *minor);
         }
     }
 }
@@ -66,7 +66,21 @@ impl Wanted {
         })
     }
 
+    /// Whole or not at all: what is there under the name is never made again.
     fn make(&self, file: &Path, minor: u32) -> io::Result<()> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let new = file.with_file_name(format!(".{name}.{}", std::process::id()));
+        let made = self.make_as(&new, minor).and_then(|()| {
+            // What somebody else has made meanwhile stays.
+            Ok(renameat_with(CWD, &new, CWD, file, RenameFlags::NOREPLACE)?)
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_file(&new);
+        }
+        made
+    }
+
+    fn make_as(&self, file: &Path, minor: u32) -> io::Result<()> {
         // Nobody opens it before its owner and mode are what they are to be.
         mknodat(CWD, file, FileType::CharacterDevice, Mode::empty(), makedev(self.major, minor))?;
         std::os::unix::fs::chown(file, Some(self.uid), Some(self.gid))?;
@@ -112,5 +126,7 @@ mod tests {
         assert_eq!((meta.uid(), meta.gid()), (12345, 23456));
         // What somebody else has put there stays.
         assert!(wanted.make(&file, 0).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half made is left");
+        assert_eq!(std::fs::symlink_metadata(&file).unwrap().rdev(), makedev(511, 1));
     }
 }
