@@ -361,7 +361,8 @@ impl Gpus {
             None => return nothing(),
         };
         let Some(driver) = &self.found.driver else {
-            let tries = is_disabled(image.iter().chain(&launch.env).map(|pair| pair.0.as_slice()));
+            // The submitter's word alone: an image that never asks for a version of the driver need not bring the driver.
+            let tries = is_disabled(launch.env.iter().map(|pair| pair.0.as_slice()));
             let wanted = capabilities(asked(image, launch).as_deref());
             if let Some(why) = &self.found.lacking {
                 notes.push(without_driver(why, &wanted, tries)?);
@@ -442,7 +443,8 @@ fn fence_left(devices: &mut [GresDevice], left: &[Left]) {
 }
 
 /// Takes from the GPUs of a step in a container the files by which they draw, where it does not ask for graphics: neither are they in its
-/// `/dev` nor does its control group permit them. What is on the node's own filesystem keeps what its job has.
+/// `/dev` nor does its control group permit them. What is on the node's own filesystem keeps what its job has. A step that enters a container
+/// is judged by its own words over those of the step that made it; the `/dev` there stays as that one's words had it.
 pub fn narrow(launch: &mut StepLaunch, image: Option<&PreparedImage>) {
     if image.is_none() && !is_root_dir(launch) {
         return;

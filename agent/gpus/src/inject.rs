@@ -81,7 +81,7 @@ pub fn without_driver(why: &str, wanted: &BTreeSet<Capability>, tries: bool) -> 
         true => Ok(less),
         false => Err(format!(
             "the step has GPUs that its container could not use: {why}; until then another node runs it (--exclude), and an image that \
-             brings the libraries itself starts with NVIDIA_DISABLE_REQUIRE=1"
+             brings the libraries itself starts with --export=ALL,NVIDIA_DISABLE_REQUIRE=1"
         )),
     }
 }
