@@ -11,10 +11,11 @@ use berth_model::launch::StepLaunch;
 use berth_model::programs::REBOOT;
 use berth_runtime::JobNamespaces;
 use berth_runtime::hooks::{Alone, Attend, Attended, HookFailure, HookPlan, HookRun, run, unchangeable};
-use berth_step::spool::{TaskProgramsPart, read_json, write_json};
+use berth_step::spool::{TaskProgramsPart, boot_id, read_json, write_json};
 use hanging::Of;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, PipeReader};
 use std::os::fd::BorrowedFd;
@@ -334,19 +335,43 @@ pub fn end_left(paths: &Paths, job: Option<JobId>) {
         Some(job) => (paths.job(job).join(PROCESS), Of::Jobs),
         None => (private.join(PROCESS), Of::Health),
     };
-    let Ok(process) = read_json::<JobNamespaces>(&note) else { return };
+    let Ok(Noted { process, boot_id }) = read_json(&note) else { return };
     // Named by pid and start, so that it is no other process.
-    if process.are_held() {
+    let left = if process.are_held() {
         if let Some(group) = rustix::process::Pid::from_raw(process.pid) {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
-        if let Some(left) = hanging::note(&private, of, process.pid) {
-            tracing::error!(
-                "a program that an earlier agent left does not end although it was killed: {left}"
-            );
-        }
+        hanging::note(&private, of, process.pid)
+    } else if is_this_boot(&boot_id) && is_nobody_elses(&process) {
+        // Its leader was killed with the agent, and a child of it may hang all the same.
+        hanging::note_waiting(&private, of, process.pid)
+    } else {
+        None
+    };
+    if let Some(left) = left {
+        tracing::error!("a program that an earlier agent left does not end although it was killed: {left}");
     }
     let _ = fs::remove_file(note);
+}
+
+/// A program that runs, for an agent that comes after this one.
+#[derive(Debug, Serialize, Deserialize)]
+struct Noted {
+    /// Its process, which leads its group.
+    #[serde(flatten)]
+    process: JobNamespaces,
+    /// The boot in which it was started; empty where an earlier agent noted it.
+    #[serde(default)]
+    boot_id: String,
+}
+
+fn is_this_boot(id: &str) -> bool {
+    !id.is_empty() && boot_id().is_ok_and(|now| now == id)
+}
+
+/// Whether no other process has the number by now: as long as a group is there its number is not given to anybody.
+fn is_nobody_elses(process: &JobNamespaces) -> bool {
+    JobNamespaces::of(process.pid).ok().is_none_or(|now| now == *process)
 }
 
 /// Waits for a program until somebody closes the other end.
@@ -380,7 +405,7 @@ impl Attend for Until<'_> {
         // For the next agent, if this one is killed.
         let process = self.leader.and_then(|pid| JobNamespaces::of(pid).ok());
         if let Some(process) = process
-            && let Err(e) = write_json(&self.note, &process)
+            && let Err(e) = write_json(&self.note, &Noted { process, boot_id: boot_id().unwrap_or_default() })
         {
             tracing::warn!("cannot write {}: {e}", self.note.display());
         }
@@ -399,5 +424,22 @@ impl Attend for Until<'_> {
         }
         let closed = set.last().is_some_and(|stop| !stop.revents().is_empty());
         Ok(if closed { Attended::GivenUp } else { Attended::On })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_nobody_elses_while_its_process_has_it_and_when_nobody_has() {
+        let own = JobNamespaces::of(std::process::id().cast_signed()).unwrap();
+        let later = JobNamespaces { start_ticks: own.start_ticks + 1, ..own };
+        assert!(is_nobody_elses(&own) && !is_nobody_elses(&later));
+        assert!(is_nobody_elses(&JobNamespaces { pid: i32::MAX, ..own }));
+        // As earlier agents wrote it down, who did not say the boot.
+        let earlier: Noted = serde_json::from_str(&serde_json::to_string(&own).unwrap()).unwrap();
+        assert_eq!((earlier.process, earlier.boot_id.as_str()), (own, ""));
+        assert!(!is_this_boot("") && is_this_boot(&boot_id().unwrap()));
     }
 }

@@ -50,12 +50,14 @@ pub fn describe(pids: Vec<i32>) -> Option<String> {
 
 /// Names those of these processes that wait where no signal reaches them; where none does, all of them.
 pub fn waiting(pids: Vec<i32>) -> Option<String> {
-    let hangs = |pid: &i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        state(&stat).is_some_and(|(_, state)| state == 'D')
-    };
-    let (hang, others): (Vec<i32>, Vec<i32>) = pids.into_iter().partition(hangs);
+    let (hang, others): (Vec<i32>, Vec<i32>) = pids.into_iter().partition(|pid| hangs(*pid));
     describe(if hang.is_empty() { others } else { hang })
+}
+
+/// Whether a process waits where no signal reaches it.
+pub fn hangs(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state(&stat).is_some_and(|(_, state)| state == 'D')
 }
 
 /// What a thread waits for in the kernel, as far as one wait can be told from the next.

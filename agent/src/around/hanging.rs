@@ -44,6 +44,13 @@ pub(super) fn note(private: &Path, of: Of, leader: i32) -> Option<String> {
     keep(private, of, leader, group)
 }
 
+/// Notes and names what a program left behind that is gone itself: of the group of its `leader` those that wait where no signal reaches
+/// them. Nothing is killed: a number that others had meanwhile may name them.
+pub(super) fn note_waiting(private: &Path, of: Of, leader: i32) -> Option<String> {
+    let waits = left::group(leader).into_iter().filter(|pid| left::hangs(*pid)).collect();
+    keep(private, of, leader, waits)
+}
+
 fn keep(private: &Path, of: Of, leader: i32, group: Vec<i32>) -> Option<String> {
     // By pid and start, so that they are no other processes.
     let hang: Vec<JobNamespaces> = group.iter().filter_map(|pid| JobNamespaces::of(*pid).ok()).collect();
@@ -114,6 +121,8 @@ mod tests {
         let pid: i32 = String::from_utf8_lossy(&said.stdout).trim().parse().unwrap();
         let told = keep(private.path(), Of::Health, leader, left::group(leader)).unwrap();
         assert!(told.starts_with(&format!("pid {pid} (")), "{told}");
+        // One that can be ended is nobody's to wait for.
+        assert_eq!(note_waiting(private.path(), Of::Jobs, leader), None);
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
