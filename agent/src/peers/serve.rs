@@ -11,6 +11,7 @@ use berth_images::{Digest, Offer, Part, Result as ImageResult};
 use berth_model::ids::{NodeName, Uid};
 use berth_model::time::Span;
 use berth_rpc::{Arrival, PeerConnection, TurnedAway};
+use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,9 @@ const MOST: usize = 96;
 const LIFE: Duration = Duration::from_secs(3600);
 /// Grants that are kept; the oldest goes.
 const MOST_GRANTS: usize = 4096;
+
+/// Grants by which a manifest is looked for that none of them names; each look reads the image's record and makes a manifest.
+const MOST_TRIES: usize = 64;
 
 /// What a tag begins with by which an image is asked for with uncompressed layers; behind it stands its digest.
 const PLAIN: &str = "uncompressed-";
@@ -225,7 +229,12 @@ fn answer(connection: &mut PeerConnection, peers: &Peers, images: &Images) -> io
             return refuse(connection, 500, "Internal Server Error").map(|()| true);
         }
     };
+    let mut looked_at = BTreeSet::new();
     for (grant, of) in wanted.among(&grants) {
+        // Another user's grant of the same image opens nothing more.
+        if looked_at.contains(&of) {
+            continue;
+        }
         let user = images.is_shared().then_some(grant.user.0);
         let offer = match store.offer(&of, &grant.source, user) {
             Ok(offer) => offer,
@@ -237,7 +246,9 @@ fn answer(connection: &mut PeerConnection, peers: &Peers, images: &Images) -> io
         let found = wanted.of(&offer, &of);
         match found {
             Ok(Some((digest, part))) => return send(connection, &request, &part, &digest).map(|()| true),
-            Ok(None) => {}
+            Ok(None) => {
+                looked_at.insert(of);
+            }
             Err(e) => tracing::info!("{} is not given to {node}: {e}", wanted.digest()),
         }
     }
@@ -276,7 +287,8 @@ impl Wanted {
         let (named, others): (Vec<_>, Vec<_>) = all.partition(|(_, of)| of == self.digest());
         match self {
             Wanted::Blob(_) => named.into_iter().chain(others).collect(),
-            Wanted::Manifest(_) if named.is_empty() => others,
+            // That of uncompressed layers, of an image that was named lately.
+            Wanted::Manifest(_) if named.is_empty() => others.into_iter().rev().take(MOST_TRIES).collect(),
             Wanted::Manifest(_) | Wanted::Plain(_) => named,
         }
     }
@@ -369,6 +381,14 @@ mod tests {
         // Perhaps it is one of uncompressed layers.
         assert_eq!(among(&Wanted::Manifest(digest(3))).len(), 3);
         assert_eq!(among(&Wanted::Blob(digest(2))), [digest(2), digest(1), digest(1)]);
+        for user in 100..300 {
+            let source = "docker://r.io/y".into();
+            let of = digest(4).to_string();
+            grants.add(NodeName("n".into()), "a".into(), of, source, Uid(user), Span::from_secs(60));
+        }
+        let all = of("r.io/y");
+        assert_eq!((all.len(), Wanted::Manifest(digest(3)).among(&all).len()), (200, MOST_TRIES));
+        assert_eq!(Wanted::Manifest(digest(4)).among(&all).len(), 200);
     }
 
     #[test]
