@@ -49,8 +49,9 @@ pub(crate) fn components(
     by: &Submitter,
     call: &Invocation<'_>,
 ) -> Result<Vec<Component>, Failure> {
+    let rules = image::Rules::default();
     let one = |options: &SubmitOptions| {
-        let (image, login) = image::named(options, None, call)?;
+        let (image, login) = image::named(options, None, call, &rules)?;
         let converted = options.job_spec(by, image).map_err(|e| submit::bad_option(command, &e))?;
         submit::warn(command, &converted.notes, options.quiet);
         Ok(Component { spec: converted.spec, login })

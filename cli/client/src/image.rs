@@ -13,6 +13,7 @@ use berth_model::record::JobInfo;
 use berth_model::request::{Refusal, RefusalCode};
 use berth_model::spec::{ImageRef, JobSelector};
 use berth_rpc::RpcError;
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -20,17 +21,22 @@ use std::time::Duration;
 /// After which somebody who waits for a registry is told.
 const A_WORD: Duration = Duration::from_secs(4);
 
+/// What the cluster's configuration says of images, once it was asked; nothing within where the answer was not understood.
+#[derive(Default)]
+pub(crate) struct Rules(OnceCell<Option<ImagesConfig>>);
+
 /// The image that the options name, looked up where there is a resolver, and the login that its registry wanted. `part`: which
-/// part of the command line the options are, where it has several.
+/// part of the command line the options are, where it has several; `known`: the cluster's rules, of all parts.
 pub(crate) fn named(
     options: &SubmitOptions,
     part: Option<usize>,
     call: &Invocation<'_>,
+    known: &Rules,
 ) -> Result<(Option<ImageRef>, Option<Login>), Failure> {
     let Some(typed) = options.container.image.clone() else { return Ok((None, None)) };
     let Some(resolver) = call.resolver else { return Ok((Some(ImageRef { typed, resolved: None }), None)) };
     let site = call.site()?;
-    let (rules, accounts) = block_on(rules(options, part, &site))?;
+    let (rules, accounts) = block_on(rules(options, part, &site, known))?;
     if let Some(rules) = &rules {
         for account in &accounts {
             let judged = resolver.admits(&typed, rules, account.as_deref());
@@ -48,14 +54,23 @@ async fn rules(
     options: &SubmitOptions,
     part: Option<usize>,
     site: &Site,
+    known: &Rules,
 ) -> Result<(Option<ImagesConfig>, BTreeSet<Option<String>>), Failure> {
-    let client = site.connect_patiently(options.command.name()).await?;
-    let told = client.persist(Some(PATIENCE), |client| async move { client.config().await }).await;
-    let rules = match told {
-        Ok(config) => Some(config.images),
-        Err(e) if e.is_transient() => return Err(e.into()),
-        // A controller of another version, whose answer is not understood: it judges alone.
-        Err(_) => None,
+    let connect = || site.connect_patiently(options.command.name());
+    let mut client = None;
+    let rules = match known.0.get() {
+        Some(rules) => rules.clone(),
+        None => {
+            let asked = client.insert(connect().await?);
+            let told = asked.persist(Some(PATIENCE), |client| async move { client.config().await }).await;
+            let rules = match told {
+                Ok(config) => Some(config.images),
+                Err(e) if e.is_transient() => return Err(e.into()),
+                // A controller of another version, whose answer is not understood: it judges alone.
+                Err(_) => None,
+            };
+            known.0.get_or_init(|| rules).clone()
+        }
     };
     // Without rules about accounts nobody needs to know them.
     let accounts = match &options.jobid {
@@ -69,6 +84,10 @@ async fn rules(
             let query =
                 JobQuery { ids: vec![selector.named()], include_finished: true, ..JobQuery::default() };
             let query = &query;
+            let client = match client {
+                Some(client) => client,
+                None => connect().await?,
+            };
             let found =
                 client.persist(Some(PATIENCE), |client| async move { client.jobs(query).await }).await?;
             accounts(&found, selector, &groups)

@@ -83,7 +83,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let programs = if options.multi_prog { programs(&options, &argv)? } else { Vec::new() };
     let name = program.as_path().file_name().unwrap_or_default().as_bytes();
     let by = submit::submitter(call, String::from_utf8_lossy(name).into_owned(), program.clone())?;
-    let (image, login) = image::named(&options, None, call)?;
+    let (image, login) = image::named(&options, None, call, &image::Rules::default())?;
     let x11 = options.x11.map(x11::forward).transpose()?;
     let site = call.site()?;
     submit::announce(&options, &site);
@@ -110,6 +110,7 @@ fn several(call: &Invocation<'_>, all: Vec<SubmitOptions>, programs: Vec<Vec<Byt
     }
     het::refuse_in_several(&all)?;
     let mut parts = Vec::with_capacity(all.len());
+    let rules = image::Rules::default();
     for (part, (mut options, argv)) in all.into_iter().zip(programs).enumerate() {
         let Some(program) = argv.first() else {
             return Err(Failure::raw(
@@ -124,7 +125,7 @@ fn several(call: &Invocation<'_>, all: Vec<SubmitOptions>, programs: Vec<Vec<Byt
             // What cannot be copied needs no nodes.
             bcast::Source::open(&program_here(&argv, options.work_dir(&by.cwd).as_path())?, true)?;
         }
-        let (image, login) = image::named(&options, Some(part), call)?;
+        let (image, login) = image::named(&options, Some(part), call, &rules)?;
         let site = call.site()?;
         submit::announce(&options, &site);
         let x11 = options.x11.map(x11::forward).transpose()?;
