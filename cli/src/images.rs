@@ -1,5 +1,7 @@
 //! What the commands need of images: the resolver for submissions, the store to use, and progress on a terminal.
 
+use crate::daemon::{Part, pid_file};
+use crate::joined::{Joined, last_settings};
 use berth_agent::admission;
 use berth_client::error::{Failure, Kind};
 use berth_client::explain::Explained;
@@ -12,6 +14,7 @@ use berth_images::{
 };
 use berth_model::config::ImagesConfig;
 use berth_model::login::{Login, SealedLogin};
+use berth_model::member::MemberRole;
 use berth_model::options::Explain;
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -118,19 +121,39 @@ pub fn admitted_to_nodes(image: &str, state: Option<&Path>) -> Result<(), Failur
     cluster(state).map_or(Ok(()), |rules| admitted(&rules, image))
 }
 
-/// As [`admitted_to_nodes`], for the store of [`local_dir`], by the rules of the cluster whose jobs use that: as its controller has them, else
-/// as its `berth.toml` says. A store without a cluster has no rules.
+/// As [`admitted_to_nodes`], for the store of [`local_dir`], by the rules of the cluster whose jobs use that: as its controller has them, or
+/// had them last where that is elsewhere; where none runs as the `berth.toml` says that is there, by which one would run. A store of
+/// which no job takes anything has no rules: one with neither, and that of a login node.
 pub fn admitted_to_store(image: &str, state: Option<&Path>) -> Result<(), Failure> {
     let dir = local_dir(state)?;
+    match rules_of_store(&dir)? {
+        Some(rules) => admitted(&rules, image),
+        None => Ok(()),
+    }
+}
+
+fn rules_of_store(dir: &StateDir) -> Result<Option<ImagesConfig>, Failure> {
+    let unknown = |e: Failure| e.while_trying("which images the cluster's rules refuse cannot be known");
+    if let Some(joined) = Joined::read(dir)? {
+        if joined.role == MemberRole::Login {
+            return Ok(None);
+        }
+        let known = last_settings(dir).map(|config| Some(config.images));
+        return known.ok_or_else(|| {
+            let text = "this machine has joined a cluster and has not heard its settings yet: start its agent ('berth up')";
+            unknown(Failure::new(Kind::Configuration, text))
+        });
+    }
     let site = Site::of(dir.clone());
-    let rules = match block_on(async { Ok(site.connect().await?.config().await?) }) {
-        Ok(config) => config.images,
+    match block_on(async { Ok(site.connect().await?.config().await?) }) {
+        Ok(config) => Ok(Some(config.images)),
+        Err(e) if e.kind != Kind::Unreachable || pid_file(dir, Part::Controller).is_some() => Err(unknown(e)),
+        // None runs.
         Err(_) => {
             let config = berth_controller::load_config(&dir.0, None);
-            config.map_err(|e| Failure::new(Kind::Configuration, e.to_string()))?.images
+            Ok(Some(config.map_err(|e| Failure::new(Kind::Configuration, e.to_string()))?.images))
         }
-    };
-    admitted(&rules, image)
+    }
 }
 
 /// No account is asked about: rules for some hold where a job names it.
@@ -473,4 +496,32 @@ pub fn size(bytes: u64) -> String {
 /// `5 minutes`, `3 days`.
 pub fn age(seconds: u64) -> String {
     indicatif::HumanDuration(Duration::from_secs(seconds)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_has_the_rules_of_the_cluster_whose_jobs_take_from_it() {
+        let state = tempfile::tempdir().unwrap();
+        let dir = StateDir(state.path().to_path_buf());
+        let none = rules_of_store(&dir).unwrap().unwrap();
+        assert_eq!((none.allow, none.deny), (Vec::new(), Vec::new()));
+        // One that does not run.
+        std::fs::write(state.path().join("berth.toml"), "[images]\ndeny = [\"r.io/evil\"]\n").unwrap();
+        assert_eq!(rules_of_store(&dir).unwrap().unwrap().deny, ["r.io/evil"]);
+        std::fs::create_dir(state.path().join("private")).unwrap();
+        let joined = |role: &str| {
+            let text = serde_json::json!({
+                "address": "head:7817", "name": "n1", "role": role, "cluster": "c", "key": "k", "authority": "00",
+            });
+            std::fs::write(state.path().join("private/joined.json"), text.to_string()).unwrap();
+        };
+        joined("login");
+        assert_eq!(rules_of_store(&dir), Ok(None), "no job takes from it");
+        joined("compute");
+        let unheard = rules_of_store(&dir).unwrap_err();
+        assert!(unheard.text.contains("has not heard its settings yet"), "{unheard}");
+    }
 }
