@@ -155,9 +155,15 @@ fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
     assert_eq!(told(&mut w, "n3", true), some(""));
     assert_eq!(told(&mut w, "n4", true), None, "it means another one on each machine");
     // What a node says itself is newer; what is no address does not get into anybody's environment.
-    for (address, expected) in
-        [("10.0.0.9:7818", "10.0.0.9"), ("[fd00::9]:7818", "fd00::9"), ("a\nB=1:7818", "10.0.0.2")]
-    {
+    for (address, expected) in [
+        ("10.0.0.9:7818", "10.0.0.9"),
+        ("[fd00::9]:7818", "fd00::9"),
+        ("a\nB=1:7818", "10.0.0.2"),
+        // All addresses of a machine are none, and neither is one that means another machine on each.
+        ("0.0.0.0:7818", "10.0.0.2"),
+        ("[::]:7818", "10.0.0.2"),
+        ("[fe80::9]:7818", "10.0.0.2"),
+    ] {
         let said = FromPeers::Ready { address: address.into(), key: "k".into(), streams: true };
         w.tell("n2", |session| FromAgent::Peers { session, said });
         assert_eq!(told(&mut w, "n2", true), some(expected), "{address}");

@@ -413,16 +413,15 @@ impl Cluster {
     /// other knows one. A node's word goes into the environment of others' tasks: it is an address, or it does not count.
     pub(super) fn address_of(&self, node: &NodeName) -> Option<String> {
         let (told, member) = (self.exchange.address(node), self.members.get(node));
-        let told = told.and_then(|told| told.parse::<SocketAddr>().ok()).map(|address| address.ip());
+        let told =
+            told.and_then(|told| told.parse::<SocketAddr>().ok()).map(|address| address.ip().to_canonical());
+        let told = told.filter(is_found_elsewhere);
         let Some(member) = member else { return Some(told.map(|ip| ip.to_string()).unwrap_or_default()) };
-        match told.or_else(|| member.from.parse::<IpAddr>().ok())?.to_canonical() {
-            // It joined on the controller's own machine.
-            ip if ip.is_loopback() => Some(String::new()),
-            ip if ip.is_unspecified() => None,
-            // Which network it is in, each machine numbers for itself.
-            IpAddr::V6(ip) if ip.is_unicast_link_local() => None,
-            ip => Some(ip.to_string()),
-        }
+        let joined =
+            || member.from.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()).filter(is_found_elsewhere);
+        let ip = told.or_else(joined)?;
+        // It joined on the controller's own machine.
+        Some(if ip.is_loopback() { String::new() } else { ip.to_string() })
     }
 
     /// Checks the books of members and keys.
@@ -439,5 +438,13 @@ impl Cluster {
             Some((id, _)) => Err(format!("token {id} is good for nothing and is still there")),
             None => Ok(()),
         }
+    }
+}
+
+/// Whether an address means the same machine on others: which network a link-local one is in, each machine numbers for itself.
+fn is_found_elsewhere(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => false,
+        ip => !ip.is_unspecified(),
     }
 }
