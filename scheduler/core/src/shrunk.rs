@@ -1,31 +1,59 @@
 //! Nodes that come back with less than they were registered with: a module of memory, a processor or a GPU that is gone is work for
 //! somebody's hands, and nothing else shows it, since jobs go where there is room.
 
-use crate::rows::NodeSize;
+use crate::rows::{NodeRow, NodeSize};
+use berth_model::devices::GPU;
 use berth_model::hardware::Hardware;
+use std::collections::BTreeSet;
 
 /// The part of its memory by which a node's figure may fall unnoticed: what firmware and kernel take for themselves differs from boot to boot.
 const MEMORY: u64 = 64;
 
 fn size(hardware: &Hardware) -> NodeSize {
+    let gpus = || hardware.gres.iter().filter(|device| device.name == GPU);
+    // Into how many parts one is divided is set by people: all of them are at its place.
+    let places: BTreeSet<&str> = gpus().filter_map(|device| device.bus.as_deref()).collect();
+    let placeless = gpus().filter(|device| device.bus.is_none()).count();
     NodeSize {
         cores: hardware.cores.len() as u64,
         cpus: hardware.cpus(),
         memory: hardware.memory,
-        gpus: hardware.gres.iter().filter(|device| device.name == "gpu").count() as u64,
+        gpus: (places.len() + placeless) as u64,
     }
 }
 
-/// What a node without work was registered with, where that is more than it has now. `before`: where it was more already.
+/// What a node without work was registered with, where that is more than it has now. `before`: where it was more already; what it had more
+/// of since counts as well.
 pub(crate) fn registered(before: Option<NodeSize>, known: &Hardware, now: &Hardware) -> Option<NodeSize> {
-    let before = before.unwrap_or_else(|| size(known));
+    let known = size(known);
+    let before = before.map_or(known, |before| NodeSize {
+        cores: before.cores.max(known.cores),
+        cpus: before.cpus.max(known.cpus),
+        memory: before.memory.max(known.memory),
+        gpus: before.gpus.max(known.gpus),
+    });
     (!missing(Some(before), now).is_empty()).then_some(before)
 }
 
 /// What a node has less of than it was registered with, a line each.
 pub(crate) fn missing(registered: Option<NodeSize>, now: &Hardware) -> Vec<String> {
-    let Some(before) = registered else { return Vec::new() };
-    let now = size(now);
+    registered.map_or_else(Vec::new, |before| lines(before, size(now)))
+}
+
+/// Whether a node lacks something, and not what it lacked when it was last seen: memory varies a little from boot to boot.
+pub(crate) fn is_news(last: &NodeRow, now: &NodeRow) -> bool {
+    let Some(registered) = now.registered else { return false };
+    let (was, mut is) = (size(&last.hardware), size(&now.hardware));
+    if lines(registered, is).is_empty() {
+        return false;
+    }
+    if was.memory.abs_diff(is.memory) <= registered.memory / MEMORY {
+        is.memory = was.memory;
+    }
+    lines(registered, is) != missing(last.registered, &last.hardware)
+}
+
+fn lines(before: NodeSize, now: NodeSize) -> Vec<String> {
     let mut lines = Vec::new();
     if now.cores < before.cores {
         lines.push(format!("registered with {} cores, now {}", before.cores, now.cores));
@@ -78,5 +106,26 @@ mod tests {
         assert_eq!(registered(before, &less, &whole), None);
         assert_eq!(missing(before, &node(8, 1, 64_000, 4)), ["registered with 16 CPUs, now 8"]);
         assert!(missing(None, &less).is_empty());
+    }
+
+    #[test]
+    fn what_came_while_something_was_missing_is_missed_as_well() {
+        let before = registered(None, &node(8, 2, 64_000, 4), &node(8, 2, 32_000, 4));
+        let grown = node(8, 2, 32_000, 8);
+        assert_eq!(registered(before, &node(8, 2, 32_000, 4), &grown), before);
+        let more = registered(before, &grown, &node(8, 2, 32_000, 4));
+        let expected = ["registered with 64000 MiB of memory, now 32000", "registered with 8 GPUs, now 4"];
+        assert_eq!(missing(more, &node(8, 2, 32_000, 4)), expected);
+    }
+
+    #[test]
+    fn parts_of_a_gpu_are_at_one_place() {
+        let mut divided = node(8, 2, 64_000, 8);
+        for device in &mut divided.gres {
+            device.bus = Some(if device.index < 7 { "0000:3b:00.0" } else { "0000:86:00.0" }.to_string());
+        }
+        assert_eq!(registered(None, &divided, &node(8, 2, 64_000, 2)), None);
+        let one = registered(None, &divided, &node(8, 2, 64_000, 1));
+        assert_eq!(missing(one, &node(8, 2, 64_000, 1)), ["registered with 2 GPUs, now 1"]);
     }
 }

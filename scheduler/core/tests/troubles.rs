@@ -206,6 +206,10 @@ fn a_node_that_comes_back_with_less_is_shown_until_it_is_whole_or_taken_as_it_is
     assert_eq!(drift(&w), told);
     w.hello("n1", "second", less(), vec![], vec![]);
     assert_eq!((drift(&w), log(&w)), (told.map(str::to_string).to_vec(), vec![entry]));
+    // What memory varies by from boot to boot is no second entry.
+    w.hello("n1", "again", hardware(2, 1, 2990, 1), vec![], vec![]);
+    assert!(drift(&w).contains(&"registered with 4000 MiB of memory, now 2990".to_string()));
+    assert_eq!(log(&w).len(), 1);
     // Some of it is back, then all.
     w.hello("n1", "third", hardware(4, 1, 4000, 1), vec![], vec![]);
     assert_eq!(drift(&w), ["registered with 2 GPUs, now 1"]);

@@ -293,7 +293,7 @@ impl Cluster {
             },
         };
         let less = shrunk::missing(row.registered, &row.hardware);
-        let news = !less.is_empty() && known.is_some_and(|n| n.less() != less);
+        let news = known.is_some_and(|n| shrunk::is_news(&n.row, &row));
         match known {
             None => {
                 let node = Node::new(row, &self.config, self.clock);
