@@ -126,8 +126,15 @@ pub struct JobRow {
     pub hold: Option<Hold>,
     /// When it can first start.
     pub eligible: Time,
+    /// How many of its runs GPUs that do not work stopped, since it was last held for that.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub refusals: u32,
     /// How far it is.
     pub phase: Phase,
+}
+
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// How far a job is, with what it has there.

@@ -412,6 +412,28 @@ fn a_gpu_that_cannot_be_fenced_drains_its_node() {
 }
 
 #[test]
+fn a_node_that_says_it_of_gpus_that_the_job_does_not_have_is_drained() {
+    let mut w = world(&Config::default(), &["n1"]);
+    let first = wants_one(&mut w, "a", Some(false));
+    let own = gpu_of(&w, first);
+    cannot_begin(&mut w, "n1", first, 0, &[own]);
+    w.gone("n1", first, 0);
+    assert_eq!(fenced(&w, "n1"), (vec![own], false));
+    // It is fenced already, and the next job has the other.
+    let second = wants_one(&mut w, "b", Some(true));
+    assert_eq!(gpu_of(&w, second), 1 - own);
+    cannot_begin(&mut w, "n1", second, 0, &[own]);
+    w.gone("n1", second, 0);
+    assert_eq!((fenced(&w, "n1"), w.state(second)), ((vec![own], true), JobState::Pending));
+    // Nor does a job without GPUs end of one.
+    let mut w = world(&Config::default(), &["n1"]);
+    let plain = w.batch("c", |s| s.requeue = Some(true));
+    cannot_begin(&mut w, "n1", plain, 0, &[0]);
+    w.gone("n1", plain, 0);
+    assert_eq!((fenced(&w, "n1"), w.state(plain)), ((vec![0], true), JobState::Pending));
+}
+
+#[test]
 fn what_each_node_of_a_job_says_of_its_gpus_stands() {
     let mut w = world(&Config::default(), &["n1", "n2"]);
     let job = wants(&mut w, "a", 2);

@@ -97,6 +97,7 @@ fn row(job: u32, phase: Phase) -> JobRow {
         priority: job,
         hold: None,
         eligible: Time(0),
+        refusals: 0,
         phase,
     }
 }

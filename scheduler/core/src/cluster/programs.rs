@@ -2,18 +2,17 @@
 
 use super::Cluster;
 use super::ending::Verdict;
-use crate::node::{CLUSTER, Node};
+use crate::node::CLUSTER;
 use crate::rows::{Hold, Phase};
 use berth_model::devices::GPU;
 use berth_model::ids::{Attempt, JobId, NodeName};
 use berth_model::link::{EndCause, GpuFault};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState, Reason};
-use std::sync::Arc;
 
-/// How often a batch job may have run before GPUs that do not work have it held: as often as Slurm requeues one by itself (MaxBatchRequeue).
-/// A fenced GPU is not given again; but one may be well at each look and not when a job comes.
-const MOST_RUNS: u32 = 5;
+/// How many runs of a batch job GPUs that do not work may stop before it is held: one more than Slurm requeues one by itself
+/// (MaxBatchRequeue). A fenced GPU is not given again; but one may be well at each look and not when a job comes.
+const MOST_REFUSALS: u32 = 6;
 
 impl Cluster {
     /// Nothing new starts on the node, and everybody can see why. A reason that is there already stays.
@@ -34,6 +33,7 @@ impl Cluster {
     /// Nothing of a run could begin on a node: its prolog failed, for which the node is drained, or GPUs of its own do not work any more,
     /// which are fenced. A batch job goes back to the queue. After a prolog it waits for another node at its first run and is held later, so
     /// that a job whose fault it is does not drain one node after another; a GPU is not its fault, and it does not get the same one again.
+    /// A node that names none of the run's own says nothing that keeps the next job from the same end, and is drained.
     pub(super) fn could_not_begin(
         &mut self,
         node: &NodeName,
@@ -48,18 +48,27 @@ impl Cluster {
         let runs = matches!(job.row.phase, Phase::Running(_));
         let batch = job.spec.spec.kind == JobKind::Batch;
         let requeue = batch && job.spec.spec.requeue.unwrap_or(self.config.requeue);
+        let refusals = job.row.refusals.saturating_add(1);
         // Another of its nodes may have had it ended: what is said of this one's GPUs stands.
-        let fenced = self.fence_all(node, faults);
+        let fenced = self.fence_own(node, (id, attempt), faults);
         if !runs {
             return;
         }
-        let (what, most) = if fenced {
-            ("", MOST_RUNS)
+        let what = if fenced { "" } else { " and was drained" };
+        let held = requeue && if fenced { refusals >= MOST_REFUSALS } else { attempt.0 >= 1 };
+        let again = match (batch && fenced, requeue) {
+            (true, true) if held => format!("; held after {refusals} runs: scontrol release"),
+            (true, false) => "; submit it again".to_string(),
+            _ => String::new(),
+        };
+        if fenced {
+            if let Some(job) = self.job_mut(id) {
+                // Who releases it has it tried as often again.
+                job.row.refusals = if held { 0 } else { refusals };
+            }
         } else {
             self.drain(node, why);
-            (" and was drained", 1)
-        };
-        let again = if batch && fenced { "; submit it again" } else { "" };
+        }
         let text = format!("node {node} could not begin the job{what}: {why}{again}");
         let verdict = Verdict {
             reason: Reason::LaunchFailed(text),
@@ -68,23 +77,25 @@ impl Cluster {
             ..Verdict::new(JobState::Failed, if requeue { EndCause::Requeued } else { EndCause::JobEnded })
         };
         self.end_job(id, verdict);
-        if requeue
-            && attempt.0 >= most
-            && let Some(job) = self.job_mut(id)
-        {
+        if held && let Some(job) = self.job_mut(id) {
             job.row.hold = Some(Hold::User);
         }
     }
 
-    /// Fences GPUs that are said not to work. Whether the node has them all: what is not known cannot be kept from the next run.
-    fn fence_all(&mut self, node: &NodeName, faults: Vec<GpuFault>) -> bool {
+    /// Fences GPUs that are said not to work. Whether the node has them all and one of them is the run's own: it is well when it is given,
+    /// so that no later run ends of it, while of others a node could say it of one run after another. What is not known cannot be kept
+    /// from the next run.
+    fn fence_own(&mut self, node: &NodeName, run: (JobId, Attempt), faults: Vec<GpuFault>) -> bool {
         let said: Vec<u32> = faults.iter().map(|fault| fault.index).collect();
         self.fence(node, faults);
-        let is_fenced = |n: &Arc<Node>, index: u32| {
+        let Some(n) = self.nodes.get(node) else { return false };
+        let is_fenced = |index: u32| {
             n.hardware.gres.iter().any(|d| d.name == GPU && d.index == index && d.fault.is_some())
         };
-        let node = self.nodes.get(node).filter(|_| !said.is_empty());
-        node.is_some_and(|n| said.iter().all(|index| is_fenced(n, *index)))
+        let is_own = |index: u32| {
+            n.held.get(&run).is_some_and(|share| share.gres.iter().any(|d| d.name == GPU && d.index == index))
+        };
+        said.iter().any(|index| is_own(*index)) && said.iter().all(|index| is_fenced(*index))
     }
 
     /// The epilog of a run failed on a node: the run is over, the node takes nothing new.

@@ -356,6 +356,7 @@ impl Cluster {
             priority,
             hold,
             eligible,
+            refusals: 0,
             phase: Phase::Pending,
         };
         self.adopt(Job::new(spec, row));
