@@ -1,8 +1,10 @@
 //! Variables that stand for options of the commands that look at a cluster or act on it: each is followed as its option is, or
-//! refused by name as that is. What is typed comes first. Those of srun, sbatch and salloc stand in the table of their options, and
+//! refused by name as that is; but those that ask for what is so anyway, or tune what is not done so here, are passed over, since a
+//! site's profile sets them for everybody. What is typed comes first. Those of srun, sbatch and salloc stand in the table of their options, and
 //! formats and filters that a command weighs against one another are read by it.
 
 use crate::getopt::{Parsed, Spec, Stop};
+use crate::out;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -13,11 +15,13 @@ enum Counts {
     Text,
     /// That it is there, whatever it says.
     Presence,
-    /// `true` and `t`, or `false` and `f`.
+    /// `true`, `t`, `yes` and `1`, or `false`, `f`, `no` and `0`.
     Truth,
+    /// Nothing: without the option it is as with it.
+    Nothing,
 }
 
-use Counts::{Presence, Text, Truth};
+use Counts::{Nothing, Presence, Text, Truth};
 
 #[derive(Clone, Copy, Debug)]
 struct Variable {
@@ -37,24 +41,24 @@ const CLUSTERS: Variable = variable("SLURM_CLUSTERS", "clusters", Text);
 const SACCT: &[Variable] = &[
     CLUSTERS,
     variable("SACCT_FEDERATION", "federation", Presence),
-    variable("SACCT_LOCAL", "local", Presence),
+    variable("SACCT_LOCAL", "local", Nothing),
 ];
 
 const SBCAST: &[Variable] = &[
     variable("SBCAST_EXCLUDE", "exclude", Text),
-    variable("SBCAST_FANOUT", "fanout", Text),
+    variable("SBCAST_FANOUT", "fanout", Nothing),
     variable("SBCAST_SEND_LIBS", "send-libs", Presence),
-    variable("SBCAST_SIZE", "size", Text),
-    variable("SBCAST_TIMEOUT", "timeout", Text),
+    variable("SBCAST_SIZE", "size", Nothing),
+    variable("SBCAST_TIMEOUT", "timeout", Nothing),
 ];
 
 const SCANCEL: &[Variable] = &[
     CLUSTERS,
     variable("SCANCEL_ACCOUNT", "account", Text),
-    variable("SCANCEL_BATCH", "batch", Truth),
+    Variable { others: &["full"], ..variable("SCANCEL_BATCH", "batch", Truth) },
     variable("SCANCEL_CRON", "cron", Presence),
     variable("SCANCEL_CTLD", "ctld", Presence),
-    variable("SCANCEL_FULL", "full", Truth),
+    Variable { others: &["batch"], ..variable("SCANCEL_FULL", "full", Truth) },
     variable("SCANCEL_HURRY", "hurry", Presence),
     variable("SCANCEL_INTERACTIVE", "interactive", Truth),
     Variable { others: &["jobname"], ..variable("SCANCEL_NAME", "name", Text) },
@@ -70,8 +74,8 @@ const SCONTROL: &[Variable] = &[
     CLUSTERS,
     variable("SCONTROL_ALL", "all", Presence),
     variable("SCONTROL_FEDERATION", "federation", Presence),
-    variable("SCONTROL_FUTURE", "future", Presence),
-    variable("SCONTROL_LOCAL", "local", Presence),
+    variable("SCONTROL_FUTURE", "future", Nothing),
+    variable("SCONTROL_LOCAL", "local", Nothing),
     variable("SCONTROL_SIBLING", "sibling", Presence),
 ];
 
@@ -79,8 +83,8 @@ const SINFO: &[Variable] = &[
     CLUSTERS,
     variable("SINFO_ALL", "all", Presence),
     variable("SINFO_FEDERATION", "federation", Presence),
-    variable("SINFO_FUTURE", "future", Presence),
-    variable("SINFO_LOCAL", "local", Presence),
+    variable("SINFO_FUTURE", "future", Nothing),
+    variable("SINFO_LOCAL", "local", Nothing),
 ];
 
 const SQUEUE: &[Variable] = &[
@@ -88,7 +92,7 @@ const SQUEUE: &[Variable] = &[
     variable("SQUEUE_ALL", "all", Presence),
     variable("SQUEUE_FEDERATION", "federation", Presence),
     variable("SQUEUE_LICENSES", "licenses", Text),
-    variable("SQUEUE_LOCAL", "local", Presence),
+    variable("SQUEUE_LOCAL", "local", Nothing),
     variable("SQUEUE_PRIORITY", "priority", Presence),
     variable("SQUEUE_QOS", "qos", Text),
     variable("SQUEUE_SIBLING", "sibling", Presence),
@@ -109,18 +113,22 @@ fn of(command: &str) -> &'static [Variable] {
 /// Reads the arguments after the command's name, and the variables that stand for options of it.
 ///
 /// # Errors
-/// As [`Spec::parse`]; and of a variable that stands for an option which is refused, or that says neither yes nor no.
+/// As [`Spec::parse`]; and of a variable that stands for an option which is refused.
 pub fn read(spec: &Spec, args: &[OsString]) -> Result<Parsed, Stop> {
     let mut parsed = spec.parse(args)?;
-    follow(spec, &mut parsed, std::env::var_os)?;
+    for line in follow(spec, &mut parsed, std::env::var_os)? {
+        out::complain(&line);
+    }
     Ok(parsed)
 }
 
+/// Takes what the variables say, and returns what is to be said of those that say nothing.
 fn follow(
     spec: &Spec,
     parsed: &mut Parsed,
     get: impl Fn(&'static str) -> Option<OsString>,
-) -> Result<(), Stop> {
+) -> Result<Vec<String>, Stop> {
+    let mut passed_over = Vec::new();
     for variable in of(spec.name) {
         let mut says = std::iter::once(&variable.option).chain(variable.others);
         if says.any(|option| parsed.has(option)) {
@@ -128,27 +136,31 @@ fn follow(
         }
         let Some(value) = get(variable.name) else { continue };
         let value = match variable.counts {
+            Nothing => continue,
             Presence => None,
             Text | Truth if value.is_empty() => continue,
             Text => Some(value),
             Truth => match value.as_bytes().to_ascii_lowercase().as_slice() {
-                b"true" | b"t" => None,
-                b"false" | b"f" => continue,
-                _ => return Err(neither(spec, variable, &value)),
+                b"true" | b"t" | b"yes" | b"1" => None,
+                b"false" | b"f" | b"no" | b"0" => continue,
+                _ => {
+                    passed_over.push(neither(spec, variable, &value));
+                    continue;
+                }
             },
         };
         spec.take_variable(parsed, variable.option, variable.name, value)?;
     }
-    Ok(())
+    Ok(passed_over)
 }
 
-fn neither(spec: &Spec, variable: &Variable, value: &OsStr) -> Stop {
-    Stop::Bad(format!(
-        "{0}: error: Unrecognized {1} value: {2}\n{0}: error: write true or false, or unset it",
+fn neither(spec: &Spec, variable: &Variable, value: &OsStr) -> String {
+    format!(
+        "{0}: error: Unrecognized {1} value: {2}\n{0}: error: it is passed over: write true or false, or unset it",
         spec.name,
         variable.name,
         value.to_string_lossy()
-    ))
+    )
 }
 
 #[cfg(test)]
@@ -260,6 +272,15 @@ mod tests {
         let parsed = with(&scancel::SPEC, "--me -Q -t RUNNING", &pairs).unwrap();
         assert!(!parsed.has("user") && !parsed.has("verbose"));
         assert_eq!((parsed.text("state").as_deref(), parsed.variable("state")), (Some("RUNNING"), None));
+        let both = [("SCANCEL_BATCH", "yes"), ("SCANCEL_FULL", "1")];
+        for (typed, other) in [("batch", "full"), ("full", "batch")] {
+            let parsed = with(&scancel::SPEC, &format!("--{typed} 7"), &both).unwrap();
+            assert!(parsed.has(typed) && !parsed.has(other), "--{typed}");
+        }
+        for (says, counts) in [("Yes", true), ("1", true), ("no", false), ("0", false)] {
+            let parsed = with(&scancel::SPEC, "7", &[("SCANCEL_FULL", says)]).unwrap();
+            assert_eq!(parsed.has("full"), counts, "{says}");
+        }
         assert!(with(&sinfo::SPEC, "", &[("SINFO_ALL", "")]).unwrap().has("all"));
         assert!(with(&scontrol::SPEC, "ping", &[("SCONTROL_ALL", "1")]).unwrap().has("all"));
     }
@@ -267,10 +288,10 @@ mod tests {
     #[test]
     fn a_variable_of_a_refused_option_is_refused_by_name() {
         for (spec, name, option) in [
-            (&sacct::SPEC, "SACCT_LOCAL", "--local"),
-            (&sbcast::SPEC, "SBCAST_TIMEOUT", "--timeout"),
+            (&sacct::SPEC, "SACCT_FEDERATION", "--federation"),
+            (&sbcast::SPEC, "SBCAST_EXCLUDE", "--exclude"),
             (&scancel::SPEC, "SCANCEL_QOS", "--qos"),
-            (&scontrol::SPEC, "SCONTROL_FUTURE", "--future"),
+            (&scontrol::SPEC, "SCONTROL_SIBLING", "--sibling"),
             (&sinfo::SPEC, "SLURM_CLUSTERS", "--clusters"),
             (&squeue::SPEC, "SQUEUE_PRIORITY", "--priority"),
         ] {
@@ -280,7 +301,24 @@ mod tests {
             assert!(said.starts_with(&start), "{said}");
         }
         assert!(with(&sinfo::SPEC, "", &[("SLURM_CLUSTERS", "")]).is_ok());
-        let said = error(&scancel::SPEC, "7", &[("SCANCEL_FULL", "yes")]);
-        assert!(said.starts_with("scancel: error: Unrecognized SCANCEL_FULL value: yes\n"), "{said}");
+    }
+
+    #[test]
+    fn what_asks_for_nothing_new_or_says_nothing_is_passed_over_and_refused_where_it_is_typed() {
+        let differences = include_str!("../../../docs/slurm-differences.md");
+        for spec in SPECS {
+            for variable in of(spec.name).iter().filter(|variable| variable.counts == Nothing) {
+                let parsed = with(spec, "", &[(variable.name, "5")]).unwrap();
+                assert!(!parsed.has(variable.option) && parsed.variable(variable.option).is_none());
+                assert!(differences.contains(&format!("`{}`", variable.name)), "{}", variable.name);
+                let said = error(spec, &format!("--{}", variable.option), &[]);
+                assert!(said.contains("is not supported"), "{said}");
+            }
+        }
+        let mut parsed = scancel::SPEC.parse(&["7".into()]).unwrap();
+        let get = |name: &str| (name == "SCANCEL_FULL").then(|| OsString::from("maybe"));
+        let said = follow(&scancel::SPEC, &mut parsed, get).unwrap();
+        assert!(!parsed.has("full") && said.len() == 1, "{said:?}");
+        assert!(said[0].starts_with("scancel: error: Unrecognized SCANCEL_FULL value: maybe\n"), "{said:?}");
     }
 }
