@@ -3,13 +3,16 @@
 use crate::DATABASE;
 use crate::encode::decode;
 use crate::error::StoreError;
+use crate::lock::DirectoryLock;
 use crate::schema;
 use berth_sched_core::{JobRow, Phase};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
-/// Whether the database in `dir`, if there is one, has jobs that are not over.
+/// Whether the database in `dir`, if there is one, has jobs that are not over. Where a controller has it, or may have, it has: it is not
+/// opened beside one.
 ///
 /// # Errors
 /// It is somebody else's, damaged, or of a later version.
@@ -26,6 +29,8 @@ pub fn has_unfinished_jobs(dir: &Path) -> Result<bool, StoreError> {
         let why = format!("belongs to user id {}, and this command runs as {own}", meta.uid());
         return Err(StoreError::file(&path, why));
     }
+    // A controller that starts meanwhile waits for as long as this takes.
+    let Ok(_lock) = DirectoryLock::take_within(dir, Duration::ZERO) else { return Ok(true) };
     let sqlite = |e: rusqlite::Error| StoreError::from_sqlite(&path, &e);
     let connection = schema::connect(&path, false).map_err(sqlite)?;
     schema::known(&path, &connection)?;

@@ -43,6 +43,11 @@ impl DirectoryLock {
     /// # Errors
     /// A controller has it; the message names its process.
     pub fn take(dir: &Path) -> Result<DirectoryLock, StoreError> {
+        DirectoryLock::take_within(dir, DYING)
+    }
+
+    /// As [`DirectoryLock::take`], waiting for as long for a controller that is going.
+    pub(crate) fn take_within(dir: &Path, patience: Duration) -> Result<DirectoryLock, StoreError> {
         let path = dir.join("lock");
         let file = OpenOptions::new()
             .read(true)
@@ -52,7 +57,7 @@ impl DirectoryLock {
             .mode(0o600)
             .open(&path)
             .map_err(|e| StoreError::file(&path, e))?;
-        match patient(file) {
+        match patient(file, patience) {
             Ok(mut file) => {
                 // The pid is only for the message below.
                 let noted = file
@@ -76,11 +81,11 @@ impl DirectoryLock {
 }
 
 /// Locks it. A controller that was killed a moment ago holds it until the last of its threads is gone.
-fn patient(mut file: File) -> Result<Flock<File>, (File, nix::errno::Errno)> {
+fn patient(mut file: File, patience: Duration) -> Result<Flock<File>, (File, nix::errno::Errno)> {
     let begun = Instant::now();
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Err((back, nix::errno::Errno::EWOULDBLOCK)) if begun.elapsed() < DYING => {
+            Err((back, nix::errno::Errno::EWOULDBLOCK)) if begun.elapsed() < patience => {
                 file = back;
                 std::thread::sleep(Duration::from_millis(5));
             }

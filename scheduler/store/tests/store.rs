@@ -27,7 +27,7 @@ use berth_sched_core::{
     PayloadKey, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepResult, StepRow, Tasks, TokenRow, Write,
     commit,
 };
-use berth_store::{DATABASE, Room, SqliteStore, StoreError, has_unfinished_jobs};
+use berth_store::{DATABASE, DirectoryLock, Room, SqliteStore, StoreError, has_unfinished_jobs};
 use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -264,6 +264,11 @@ fn whether_jobs_wait_is_seen_while_no_controller_runs() {
     assert!(!dir.path().join(DATABASE).exists());
     assert!(waits(&[spec(1), pending(1)]));
     assert!(!waits(&[ended(1, 70)]));
+    // What a controller has open, or another look at it, is not opened: nobody knows then.
+    let held = DirectoryLock::take(dir.path()).unwrap();
+    assert!(has_unfinished_jobs(dir.path()).unwrap());
+    drop(held);
+    assert!(!has_unfinished_jobs(dir.path()).unwrap());
     let Write::PutJob(mut job) = ended(1, 70) else { unreachable!() };
     let Phase::Ended { result, .. } = job.phase.clone() else { unreachable!() };
     job.phase = Phase::Ending {
