@@ -12,7 +12,7 @@ use berth_images::{
 use berth_model::member::MemberRole;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Images that are named when they are gone.
@@ -32,25 +32,32 @@ pub fn bring(
     state: Option<&Path>,
     bring: &Bring<'_>,
 ) -> berth_images::Result<PreparedImage> {
-    let room = &Room { store, state, digest, progress, removed: Mutex::new(false) };
+    let room = &Room { store, state, digest, progress, removed: Mutex::new(false), warned: Mutex::default() };
     let fetches = AtomicBool::new(false);
+    let reached = Reached::default();
+    let mut last = None;
     let prepared = std::thread::scope(|scope| {
         let telling = |event: ProgressEvent| {
+            reached.note(&event);
             if let ProgressEvent::Start { bytes, .. } = &event
                 && *bytes > 0
                 && !fetches.swap(true, Ordering::Relaxed)
             {
-                let wanted = Wanted::to_fetch(*bytes);
+                let bytes = *bytes;
                 // The pull goes on meanwhile. Without a thread for it room is made when the disk is full.
                 let look = std::thread::Builder::new().name("room".into());
-                let _ = look.spawn_scoped(scope, move || room.look(wanted));
+                let _ = look.spawn_scoped(scope, move || room.await_bytes(bytes));
             }
             progress.event(event);
         };
         loop {
             match bring(&telling) {
                 // Layers that were complete are there still.
-                Err(e) if e.kind() == ErrorKind::NoSpace && room.press() => {}
+                Err(e)
+                    if e.kind() == ErrorKind::NoSpace
+                        && reached.further_than(&mut last)
+                        && room.may_hold(reached.bytes.load(Ordering::Relaxed))
+                        && room.press() => {}
                 other => break other,
             }
         }
@@ -62,6 +69,52 @@ pub fn bring(
     Ok(prepared)
 }
 
+/// How far bringing an image came, of the try that runs or ran last.
+#[derive(Default)]
+struct Reached {
+    /// It is known what is to come.
+    begun: AtomicBool,
+    /// Bytes that are to be fetched, compressed.
+    bytes: AtomicU64,
+    /// Of these, bytes that came.
+    fetched: AtomicU64,
+    /// Layers that are complete.
+    layers: AtomicUsize,
+}
+
+impl Reached {
+    fn note(&self, event: &ProgressEvent) {
+        match event {
+            ProgressEvent::Start { cached, bytes, .. } => {
+                self.begun.store(true, Ordering::Relaxed);
+                self.bytes.store(*bytes, Ordering::Relaxed);
+                self.fetched.store(0, Ordering::Relaxed);
+                self.layers.store(*cached, Ordering::Relaxed);
+            }
+            ProgressEvent::Fetched { bytes } => {
+                self.fetched.fetch_add(*bytes, Ordering::Relaxed);
+            }
+            ProgressEvent::LayerDone { .. } => {
+                self.layers.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether this try, which is over, came further than the one before, or is the first. Others' images do not go for one that gets
+    /// nowhere with their room.
+    fn further_than(&self, last: &mut Option<(u64, usize)>) -> bool {
+        let fetched = self.fetched.load(Ordering::Relaxed);
+        let left = match self.begun.load(Ordering::Relaxed) {
+            true => self.bytes.load(Ordering::Relaxed).saturating_sub(fetched),
+            false => u64::MAX,
+        };
+        let layers = self.layers.load(Ordering::Relaxed);
+        let before = last.replace((left, layers));
+        before.is_none_or(|before| left < before.0 || layers > before.1)
+    }
+}
+
 /// Keeps room while an image comes.
 struct Room<'a> {
     store: &'a Store,
@@ -71,11 +124,25 @@ struct Room<'a> {
     progress: &'a dyn Progress,
     /// Something was removed of which no pull knows that failed. Held while something is removed.
     removed: Mutex<bool>,
+    /// Why nothing is removed, as it was told last.
+    warned: Mutex<Option<String>>,
 }
 
 impl Room<'_> {
     fn removed(&self) -> MutexGuard<'_, bool> {
         self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the filesystem could hold so many bytes if nothing else were on it: for an image that never fits nothing is removed.
+    fn may_hold(&self, bytes: u64) -> bool {
+        self.store.capacity().is_ok_and(|all| bytes <= all)
+    }
+
+    /// So many bytes of layers are about to be fetched.
+    fn await_bytes(&self, bytes: u64) {
+        if self.may_hold(bytes) {
+            self.look(Wanted::to_fetch(bytes));
+        }
     }
 
     /// So much is about to come, or came.
@@ -96,6 +163,14 @@ impl Room<'_> {
             Ok(Some(made)) => (told(&made), true),
             Err(why) => (format!("images are to go from the store, and nothing is removed: {why}"), false),
         };
+        if !made {
+            // It is looked at several times for one pull.
+            let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+            if warned.as_ref() == Some(&text) {
+                return false;
+            }
+            *warned = Some(text.clone());
+        }
         self.progress.event(ProgressEvent::Note { text });
         made
     }
@@ -106,7 +181,7 @@ impl Room<'_> {
         if is_served(&dir) {
             return Ok(None);
         }
-        let rules = own_rules(&dir)?;
+        let Some(rules) = own_rules(&dir, self.store)? else { return Ok(None) };
         if !self.store.lacks_room(&rules, wanted).map_err(failed)? {
             return Ok(None);
         }
@@ -126,20 +201,27 @@ fn is_compute_node(dir: &StateDir) -> Result<bool, Failure> {
     Ok(Joined::read(dir)?.is_some_and(|joined| joined.role == MemberRole::Compute))
 }
 
-/// The rules by which a `berth.toml` in the state directory has room kept.
-fn own_rules(dir: &StateDir) -> Result<RoomRules, Failure> {
+/// The rules by which room is kept in the store of the state directory: those of its `berth.toml`; where a cluster has it whose configuration
+/// is elsewhere, those that its agent noted in the store; else the defaults. `None`: nobody here knows what they are.
+fn own_rules(dir: &StateDir, store: &Store) -> Result<Option<RoomRules>, Failure> {
+    let failed = |e: Error| Failure::new(Kind::Configuration, e.to_string());
+    let own = std::fs::metadata(dir.0.join("berth.toml"));
+    let has_none = own.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    if has_none && berth_controller::has_records(&dir.0) {
+        return Ok(store.room_state().map_err(failed)?.rules);
+    }
     let config = berth_controller::load_config(&dir.0, None);
     let config = config.map_err(|e| Failure::new(Kind::Configuration, e.to_string()))?;
-    Ok(berth_agent::room_rules(&config.images))
+    Ok(Some(berth_agent::room_rules(&config.images)))
 }
 
 /// The rules by which room is kept after pulls; `None` where that is an agent's affair, which notes them in the store.
-pub fn rules(state: Option<&Path>) -> Result<Option<RoomRules>, Failure> {
+pub fn rules(state: Option<&Path>, store: &Store) -> Result<Option<RoomRules>, Failure> {
     let dir = images::local_dir(state)?;
     if is_served(&dir) || is_compute_node(&dir)? {
         return Ok(None);
     }
-    own_rules(&dir).map(Some)
+    own_rules(&dir, store)
 }
 
 /// Images that must stay. `None`: nobody here can say what jobs need; their cluster's agent looks after the store when it is up.
@@ -190,7 +272,6 @@ mod tests {
 
     use super::*;
     use berth_images::CollectedImage;
-    use std::sync::atomic::AtomicUsize;
 
     fn digest(n: usize) -> Digest {
         format!("sha256:{n:064x}").parse().unwrap()
@@ -255,15 +336,47 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_cannot_be_read_remove_nothing_and_are_told() {
-        let full =
-            |_: &dyn Progress| Err(Error::new(ErrorKind::NoSpace, "image x", "No space left on device"));
+    fn rules_that_cannot_be_read_remove_nothing_and_are_told_once() {
+        // It is looked at while the image comes, and when the disk is full.
+        let full = |progress: &dyn Progress| {
+            progress.event(ProgressEvent::Start { layers: 1, cached: 0, bytes: 5 });
+            Err(Error::new(ErrorKind::NoSpace, "image x", "No space left on device"))
+        };
         let (notes, error) = told_of("[images]\nhigh_watermarks = 3\n", &full);
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert!(
             notes.len() == 1 && notes[0].contains("nothing is removed") && notes[0].contains("berth.toml"),
             "{notes:?}"
         );
+    }
+
+    #[test]
+    fn nothing_goes_for_an_image_that_never_fits() {
+        let full = |progress: &dyn Progress| {
+            progress.event(ProgressEvent::Start { layers: 1, cached: 0, bytes: u64::MAX });
+            Err(Error::new(ErrorKind::NoSpace, "image x", "No space left on device"))
+        };
+        let (notes, error) = told_of("[images]\nhigh_watermarks = 3\n", &full);
+        assert_eq!((notes, error.kind()), (Vec::new(), ErrorKind::NoSpace), "it does not come to the rules");
+    }
+
+    #[test]
+    fn a_try_that_gets_no_further_is_the_last() {
+        let (reached, mut last) = (Reached::default(), None);
+        assert!(reached.further_than(&mut last), "the first");
+        let start = |cached, bytes| reached.note(&ProgressEvent::Start { layers: 3, cached, bytes });
+        assert!(!reached.further_than(&mut last), "it does not even begin");
+        start(0, 100);
+        reached.note(&ProgressEvent::Fetched { bytes: 10 });
+        assert!(reached.further_than(&mut last));
+        start(0, 100);
+        reached.note(&ProgressEvent::Fetched { bytes: 30 });
+        assert!(reached.further_than(&mut last), "more bytes came");
+        start(0, 100);
+        reached.note(&ProgressEvent::Fetched { bytes: 30 });
+        assert!(!reached.further_than(&mut last));
+        reached.note(&ProgressEvent::LayerDone { diff_id: digest(1) });
+        assert!(reached.further_than(&mut last), "a layer more");
     }
 
     #[test]
@@ -283,9 +396,25 @@ mod tests {
     #[test]
     fn a_store_without_an_agent_has_the_rules_of_its_state_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let of = || rules(Some(dir.path())).unwrap().unwrap();
+        let store = Store::open(&dir.path().join("images")).unwrap();
+        let of = || rules(Some(dir.path()), &store).unwrap().unwrap();
         assert_eq!((of().high_watermark, of().max_size), (85, None));
         std::fs::write(dir.path().join("berth.toml"), "[images]\nmax_size = \"1M\"\n").unwrap();
         assert_eq!(of().max_size, Some(1 << 20));
+    }
+
+    #[test]
+    fn a_cluster_whose_configuration_is_elsewhere_has_the_rules_that_its_agent_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("images")).unwrap();
+        std::fs::create_dir(dir.path().join("db")).unwrap();
+        std::fs::write(dir.path().join("db").join(berth_controller::RECORDS), "").unwrap();
+        let of = || rules(Some(dir.path()), &store).unwrap();
+        assert_eq!(of(), None, "no agent ran yet");
+        let noted = RoomRules { high_watermark: 100, low_watermark: 100, max_size: None, keep_days: Some(9) };
+        store.note_room_rules(&noted).unwrap();
+        assert_eq!(of(), Some(noted));
+        std::fs::write(dir.path().join("berth.toml"), "[images]\nmax_size = \"1M\"\n").unwrap();
+        assert_eq!(of().unwrap().max_size, Some(1 << 20));
     }
 }

@@ -327,6 +327,15 @@ impl Store {
         Ok(self.record_at(name, id)?.map_or(0, |layer| layer.report.bytes))
     }
 
+    /// Bytes that files may have on the store's filesystem, those that are there among them.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn capacity(&self) -> Result<u64> {
+        let space = self.space()?;
+        Ok(space.used.saturating_add(space.available))
+    }
+
     fn space(&self) -> Result<Space> {
         let stat = fstatvfs(&self.root_fd).map_err(|e| Error::io("image store", e))?;
         let used = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize);

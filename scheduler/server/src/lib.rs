@@ -46,6 +46,8 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+/// The file with a cluster's records, in `db` of its state directory.
+pub use berth_store::DATABASE as RECORDS;
 pub use settings::load_config;
 
 /// How a controller is started.
@@ -120,6 +122,11 @@ pub enum ControllerError {
         /// Why not.
         error: std::io::Error,
     },
+}
+
+/// Whether a state directory has the records of a cluster.
+pub fn has_records(state_dir: &Path) -> bool {
+    state_dir.join("db").join(RECORDS).exists()
 }
 
 /// Whether the records in a state directory, if there are any, have jobs that are not over: of a cluster that is down.

@@ -88,24 +88,36 @@ pub fn df(places: &Places, json: bool, state: Option<&Path>) -> Outcome {
     let own = match &places.own {
         Some(store) => {
             let mut usage = store.df().map_err(|e: Error| images::failed(&e))?;
-            if let Some(rules) = room::rules(state)? {
-                usage.room.rules = Some(rules);
-            }
-            Some((usage, store))
+            // The sizes are known whatever the rules are.
+            let unknown = match room::rules(state, store) {
+                Ok(None) => None,
+                Ok(rules) => {
+                    usage.room.rules = rules;
+                    None
+                }
+                Err(why) => {
+                    usage.room.rules = None;
+                    Some(why.text)
+                }
+            };
+            Some((usage, store, unknown))
         }
         None => None,
     };
     let node = places.node.as_ref().map(|node| node.usage()).transpose()?;
     if json {
-        let mut all = own.as_ref().map_or_else(|| Ok(json!({})), |(usage, _)| value(usage))?;
+        let mut all = own.as_ref().map_or_else(|| Ok(json!({})), |(usage, ..)| value(usage))?;
+        if let Some((.., Some(why))) = &own {
+            all["room"]["error"] = json!(why);
+        }
         if let Some((node, limit)) = &node {
             all["node"] = value(node)?;
             all["node"]["quota"] = json!(limit);
         }
         return out::print(&document(&all)?).map(|()| 0);
     }
-    if let Some((usage, store)) = &own {
-        out::print(&own_store(usage, store))?;
+    if let Some((usage, store, unknown)) = &own {
+        out::print(&own_store(usage, store, unknown.as_deref()))?;
     }
     if let Some((usage, limit)) = node {
         let limit = limit.map_or(String::new(), |limit| format!(" of {}", images::size(limit)));
@@ -119,7 +131,7 @@ pub fn df(places: &Places, json: bool, state: Option<&Path>) -> Outcome {
     Ok(0)
 }
 
-fn own_store(usage: &DiskUsage, store: &Store) -> String {
+fn own_store(usage: &DiskUsage, store: &Store, unknown: Option<&str>) -> String {
     let text = format!(
         "images       {} ({} in use)\nlayers       {}\nsize         {}\nreclaimable  {}\nfree         {}\nstore        {}\n",
         usage.images,
@@ -130,19 +142,22 @@ fn own_store(usage: &DiskUsage, store: &Store) -> String {
         images::size(usage.free_bytes),
         store.root().display()
     );
-    text + &room_text(&usage.room)
+    text + &room_text(&usage.room, unknown)
 }
 
 fn value(of: &impl serde::Serialize) -> Result<Value, Failure> {
     serde_json::to_value(of).map_err(|e| Failure::new(Kind::Internal, format!("cannot print: {e}")))
 }
 
-/// By which rules room is kept, and what was last removed for it.
-fn room_text(room: &RoomState) -> String {
-    let mut text = match &room.rules {
-        None => "room         is kept by the agent of this machine's cluster, which has not run here yet\n"
-            .to_string(),
-        Some(rules) => {
+/// By which rules room is kept, or why that is not known, and what was last removed for it.
+fn room_text(room: &RoomState, unknown: Option<&str>) -> String {
+    let mut text = match (&room.rules, unknown) {
+        (None, Some(why)) => format!("room         {why}\n"),
+        (None, None) => {
+            "room         is kept by the agent of this machine's cluster, which has not run here yet\n"
+                .to_string()
+        }
+        (Some(rules), _) => {
             let mut parts = match rules.high_watermark {
                 100 => vec!["images go when the filesystem is full".to_string()],
                 high => vec![format!(
