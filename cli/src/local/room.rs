@@ -55,9 +55,8 @@ pub fn bring(
                 // Layers that were complete are there still.
                 Err(e)
                     if e.kind() == ErrorKind::NoSpace
-                        && reached.further_than(&mut last)
                         && room.may_hold(reached.bytes.load(Ordering::Relaxed))
-                        && room.press() => {}
+                        && (room.was_made() || (reached.further_than(&mut last) && room.press())) => {}
                 other => break other,
             }
         }
@@ -101,8 +100,8 @@ impl Reached {
         }
     }
 
-    /// Whether this try, which is over, came further than the one before, or is the first. Others' images do not go for one that gets
-    /// nowhere with their room.
+    /// Whether this try, which is over, came further than the one after which images went last, or none went yet: others' images do not
+    /// go for one that gets nowhere with their room.
     fn further_than(&self, last: &mut Option<(u64, usize)>) -> bool {
         let fetched = self.fetched.load(Ordering::Relaxed);
         let left = match self.begun.load(Ordering::Relaxed) {
@@ -151,10 +150,15 @@ impl Room<'_> {
         *removed |= self.make(wanted);
     }
 
-    /// The disk is full. Whether something was removed, now or since it was last asked.
+    /// Whether something was removed beside a pull since it was last asked.
+    fn was_made(&self) -> bool {
+        std::mem::take(&mut *self.removed())
+    }
+
+    /// The disk is full. Whether something was removed for that.
     fn press(&self) -> bool {
-        let mut removed = self.removed();
-        std::mem::take(&mut *removed) || self.make(Wanted::PRESSING)
+        let _alone = self.removed();
+        self.make(Wanted::PRESSING)
     }
 
     fn make(&self, wanted: Wanted) -> bool {
