@@ -133,6 +133,7 @@ pub struct JobRow {
     pub phase: Phase,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
 fn is_none(count: &u32) -> bool {
     *count == 0
 }

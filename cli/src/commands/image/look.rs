@@ -186,3 +186,18 @@ fn room_text(room: &RoomState, unknown: Option<&str>) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_the_rules_are_not_known_stands_in_their_place() {
+        let room = RoomState::default();
+        assert_eq!(
+            room_text(&room, Some("joined.json: it is damaged")),
+            "room         joined.json: it is damaged\n"
+        );
+        assert!(room_text(&room, None).contains("which has not run here yet"));
+    }
+}
