@@ -95,7 +95,8 @@ fn pytorch(env: &mut Env, launch: &StepLaunch, global: u32, local: u32, here: us
 }
 
 /// Where tasks find the first one. Names of nodes are not known to every name service, and least of all to those of containers: so it is an
-/// address where one is known. The first node itself, and a step of one node, need none of the network's.
+/// address where one is known, on the first node, too. A step of one node needs none of the network's, nor does the first node where nobody
+/// knows one.
 fn master(launch: &StepLaunch) -> &str {
     let nodes = &launch.layout.nodes;
     match launch.master.as_deref() {

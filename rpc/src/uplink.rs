@@ -9,6 +9,7 @@ use berth_model::request::{Refusal, RefusalCode};
 use berth_trust::TrustError;
 use rustls::ClientConfig;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -34,12 +35,14 @@ pub enum Uplink {
 pub struct Remote {
     address: String,
     tls: RwLock<Arc<ClientConfig>>,
+    /// The other end of the last connection that was made.
+    reached: RwLock<Option<IpAddr>>,
 }
 
 impl Remote {
     /// `address`: `host:port`.
     pub fn new(address: String, tls: Arc<ClientConfig>) -> Remote {
-        Remote { address, tls: RwLock::new(tls) }
+        Remote { address, tls: RwLock::new(tls), reached: RwLock::default() }
     }
 
     /// From now on connections are made with this: a new key, or a new certificate.
@@ -52,7 +55,9 @@ impl Remote {
         let work = async {
             let stream = TcpStream::connect(&self.address).await?;
             prepare(&stream)?;
+            let other = stream.peer_addr().ok().map(|address| address.ip());
             let stream = TlsConnector::from(tls).connect(berth_trust::server_name(), stream).await?;
+            *self.reached.write().unwrap_or_else(PoisonError::into_inner) = other;
             Ok(Duplex::Tls(Box::new(stream.into())))
         };
         tokio::time::timeout(CONNECT, work).await.unwrap_or_else(|_| {
@@ -70,6 +75,14 @@ impl Uplink {
         match self {
             Uplink::Local(path) => path.display().to_string(),
             Uplink::Remote(remote) => remote.address.clone(),
+        }
+    }
+
+    /// At which address a controller on another machine was reached last, if it was.
+    pub fn reached(&self) -> Option<IpAddr> {
+        match self {
+            Uplink::Local(_) => None,
+            Uplink::Remote(remote) => *remote.reached.read().unwrap_or_else(PoisonError::into_inner),
         }
     }
 

@@ -18,6 +18,7 @@ use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::pin::file_of;
 use berth_rpc::{PeerIdentity, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -54,8 +55,9 @@ pub struct Peers {
     identity: RwLock<Option<Arc<PeerIdentity>>>,
     /// As others reach this node; `host:port`, or the port alone on the controller's machine.
     address: OnceLock<String>,
-    /// The host by which this node reaches the controller's machine.
+    /// The host by which this node reaches the controller's machine, where that is another; and how it does.
     controller: Option<String>,
+    uplink: Uplink,
     inputs: OnceLock<mpsc::UnboundedSender<Input>>,
     turns: Mutex<BTreeMap<u64, Open>>,
     /// Names that were found, of which it is not known yet what all have.
@@ -117,6 +119,7 @@ impl Peers {
             identity: RwLock::default(),
             address: OnceLock::new(),
             controller,
+            uplink: uplink.clone(),
             inputs: OnceLock::new(),
             turns: Mutex::default(),
             pins: pins::Pins::default(),
@@ -257,8 +260,7 @@ impl Peers {
         if !address.as_ref().is_some_and(String::is_empty) {
             return address;
         }
-        let host = self.controller.as_deref()?;
-        Some(host.trim_matches(['[', ']']).to_string())
+        host_of_controller(self.uplink.reached(), self.controller.as_deref()?)
     }
 
     /// Whether this node has to do with others.
@@ -400,10 +402,10 @@ impl Drop for Turn {
 }
 
 /// Takes the port, or another one where somebody has it.
-async fn listen(own: Option<std::net::IpAddr>, port: u16) -> Option<tokio::net::TcpListener> {
+async fn listen(own: Option<IpAddr>, port: u16) -> Option<tokio::net::TcpListener> {
     let hosts: &[&str] = match own {
-        Some(std::net::IpAddr::V4(_)) => &["0.0.0.0"],
-        Some(std::net::IpAddr::V6(_)) => &["[::]"],
+        Some(IpAddr::V4(_)) => &["0.0.0.0"],
+        Some(IpAddr::V6(_)) => &["[::]"],
         None => &["[::]", "0.0.0.0"],
     };
     for port in [port, 0] {
@@ -418,8 +420,24 @@ async fn listen(own: Option<std::net::IpAddr>, port: u16) -> Option<tokio::net::
     None
 }
 
+/// By which host programs of this node, in containers too, reach the controller's machine: the address at which it was `reached`, else the
+/// `host` that this node was told. Nothing where that leads to this machine itself, as the end of a tunnel does.
+fn host_of_controller(reached: Option<IpAddr>, host: &str) -> Option<String> {
+    let leads_there = |ip: &IpAddr| match ip {
+        // Which network it is in, each machine numbers for itself.
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => false,
+        ip => !ip.is_loopback() && !ip.is_unspecified(),
+    };
+    let host = host.trim_matches(['[', ']']);
+    match (reached.map(|ip| ip.to_canonical()), host.parse::<IpAddr>()) {
+        (Some(ip), _) => leads_there(&ip).then(|| ip.to_string()),
+        (None, Ok(ip)) => leads_there(&ip.to_canonical()).then(|| host.to_string()),
+        (None, Err(_)) => (host != "localhost").then(|| host.to_string()),
+    }
+}
+
 /// The address of this machine from which the controller is reached. Nothing is sent for it.
-async fn own_address(controller: String) -> Option<std::net::IpAddr> {
+async fn own_address(controller: String) -> Option<IpAddr> {
     let socket = tokio::net::UdpSocket::bind("0.0.0.0:0");
     let address = async {
         let of = tokio::net::lookup_host(&controller).await?.next();
@@ -435,5 +453,27 @@ async fn own_address(controller: String) -> Option<std::net::IpAddr> {
             tracing::debug!("the address of this node for others: {e}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_controllers_machine_is_told_by_the_address_at_which_it_was_reached_and_by_no_end_of_a_tunnel() {
+        let of = |reached: Option<&str>, host: &str| {
+            host_of_controller(reached.map(|ip| ip.parse().unwrap()), host).unwrap_or_default()
+        };
+        assert_eq!(of(Some("10.0.0.1"), "head"), "10.0.0.1");
+        assert_eq!(of(Some("::ffff:10.0.0.1"), "head"), "10.0.0.1");
+        assert_eq!(of(Some("fd00::1"), "[fd00::1]"), "fd00::1");
+        for tunnel in ["127.0.0.1", "::1", "::ffff:127.0.0.1", "fe80::1"] {
+            assert_eq!(of(Some(tunnel), "head"), "", "{tunnel}");
+            assert_eq!(of(None, tunnel), "", "{tunnel}");
+        }
+        // Not reached yet.
+        assert_eq!((of(None, "head"), of(None, "[fd00::1]")), ("head".into(), "fd00::1".into()));
+        assert_eq!(of(None, "localhost"), "");
     }
 }
