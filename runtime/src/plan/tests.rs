@@ -137,6 +137,24 @@ fn a_host_step_is_not_confined() {
 }
 
 #[test]
+fn what_is_mounted_below_tmp_is_mounted_after_it() {
+    let mount = |source: &str, target: &str| ExtraMount {
+        source: source.into(),
+        target: target.into(),
+        read_only: true,
+    };
+    let targets = |extra: Vec<ExtraMount>| {
+        let request = ContainerRequest { extra_mounts: extra, writable: Some(false), ..request() };
+        let mounts = plan(&request, &facts(true)).unwrap().mounts;
+        let targets = mounts.into_iter().map(|mount| mount.target.display().into_owned());
+        targets.filter(|target| target.starts_with("/tmp")).collect::<Vec<String>>()
+    };
+    let pipes = || mount("/tmp/nvidia-mps", "/tmp/nvidia-mps");
+    assert_eq!(targets(vec![pipes()]), ["/tmp", "/tmp/nvidia-mps"]);
+    assert_eq!(targets(vec![mount("/j/tmp", "/tmp"), pipes()]), ["/tmp", "/tmp/nvidia-mps"]);
+}
+
+#[test]
 fn a_plan_is_stored_and_printed_whole() {
     let mut r = request();
     r.mounts.push(MountSpec { source: "./d".into(), target: "/d".into(), flags: vec!["ro".into()] });
