@@ -348,6 +348,14 @@ fn a_node_without_the_libraries_of_its_driver_starts_no_container_that_computes(
         let ran = node.srun(&["--gres=gpu:1", &format!("--export=ALL,{word}"), "true"]).run();
         assert!(ran.rc == 0 && ran.err().contains(&lacks), "{word}: {ran}");
     }
+    // What an image says for every machine is no word about this one.
+    let copy = node.sandbox.work().join("own");
+    Cmd::new("cp").args(["-r", "--"]).arg(images::debian()).arg(&copy).ok();
+    let layout = format!("{}:latest", copy.display());
+    let config = ["--log=error", "config", "--config.env", "NVIDIA_DISABLE_REQUIRE=1", "--image", &layout];
+    node.sandbox.cmd("umoci").args(config).ok();
+    let image = format!("--container-image={}", copy.display());
+    node.sandbox.srun([image.as_str(), "--gres=gpu:1", "true"]).fails().says(&[&lacks]);
     node.srun(&["true"]).ok();
     node.sandbox.srun(["--gres=gpu:1", "true"]).ok();
 }
