@@ -146,6 +146,7 @@ async fn serve_peer(
                     }
                     _ => how,
                 };
+                service.registry.client_is(attach.key(), peer.job.is_some());
                 let fd: OwnedFd = stream.into_std()?.into();
                 if to.send((how, Some(fd))).is_err() {
                     tracing::debug!("the supervisor of {} ended as a client came", attach.key());

@@ -1,7 +1,7 @@
 //! Which steps the node has, whose they are and how far they are: what a client that wants to attach is
 //! answered from.
 
-use berth_model::ids::{Gid, StepKey, Uid};
+use berth_model::ids::{Gid, JobId, StepKey, Uid};
 use berth_model::launch::StepExit;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -28,6 +28,8 @@ pub enum StepStage {
 struct Entry {
     owner: (Uid, Gid),
     stage: StepStage,
+    /// Its client is a process of the job, and ends with it.
+    inside: bool,
 }
 
 /// Steps by key. Cheap to clone; every clone is the same registry.
@@ -47,14 +49,14 @@ impl Registry {
     /// A step that is to run here.
     pub fn prepare(&self, key: StepKey, owner: (Uid, Gid)) {
         self.change(|steps| {
-            steps.entry(key).or_insert(Entry { owner, stage: StepStage::Preparing });
+            steps.entry(key).or_insert(Entry { owner, stage: StepStage::Preparing, inside: false });
         });
     }
 
     /// Its supervisor takes commands.
     pub fn live(&self, key: StepKey, owner: (Uid, Gid), to: mpsc::UnboundedSender<SupervisorCommand>) {
         self.change(|steps| {
-            steps.insert(key, Entry { owner, stage: StepStage::Live(to) });
+            steps.insert(key, Entry { owner, stage: StepStage::Live(to), inside: false });
         });
     }
 
@@ -73,6 +75,26 @@ impl Registry {
     /// Whether a supervisor still serves it.
     pub fn served(&self, key: StepKey) -> bool {
         matches!(self.get(key), Some((_, StepStage::Live(to))) if !to.is_closed())
+    }
+
+    /// Where its client is that came last.
+    pub fn client_is(&self, key: StepKey, inside: bool) {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = steps.get_mut(&key) {
+            entry.inside = inside;
+        }
+    }
+
+    /// The job is over: clients that were processes of it do not come back to hear how their steps ended.
+    pub fn job_over(&self, job: JobId) {
+        let of_job = |(key, entry): (&StepKey, &Entry)| (key.job == job && entry.inside).then_some(*key);
+        let steps: Vec<StepKey> = {
+            let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+            steps.iter().filter_map(of_job).collect()
+        };
+        for key in steps {
+            self.command(key, ToSupervisor::Kill);
+        }
     }
 
     /// Nothing is known of it any more.

@@ -110,7 +110,7 @@ pub enum ToSupervisor {
         /// Only to the tasks themselves and not to what they started (`scancel -b`).
         leaders_only: bool,
     },
-    /// SIGKILL for everything, now.
+    /// SIGKILL for everything, now. Where nothing is left of the step but what its client has not heard: that does not come back.
     Kill,
     /// A line for the user's standard error.
     Note(String),

@@ -132,6 +132,29 @@ fn input_that_did_not_arrive_is_sent_again_and_none_twice() {
 }
 
 #[test]
+fn a_client_that_went_with_its_job_is_waited_for_no_longer() {
+    let rig = Rig::new();
+    for leaves_first in [true, false] {
+        let mut step = rig.start(rig.launch(&["sh", "-c", "echo heard; read x; echo unheard"]));
+        let (mut client, _) = back(&mut step, 0);
+        while !matches!(blocking::read_frame(&mut client).unwrap(), Some(Frame::Stdout { .. })) {}
+        blocking::write_frame(&mut client, &Frame::StdinEof { task: ALL_TASKS }).unwrap();
+        while !matches!(blocking::read_frame(&mut client).unwrap(), Some(Frame::StepExit(_))) {}
+        let mut staying = Some(client);
+        if leaves_first {
+            staying = None;
+            assert!(!step.gone(Duration::from_millis(300)), "it has not said what it heard");
+        }
+        send(step.control().as_fd(), &ToSupervisor::Kill, &[]).unwrap();
+        if staying.is_some() {
+            assert!(!step.gone(Duration::from_millis(300)), "who is there is not turned away");
+        }
+        drop(staying);
+        assert!(step.gone(Duration::from_secs(5)), "{leaves_first}");
+    }
+}
+
+#[test]
 fn nobody_else_takes_its_place_and_no_count_is_believed() {
     let rig = Rig::new();
     let mut step = rig.start(rig.launch(&["sh", "-c", "echo one; sleep 60"]));

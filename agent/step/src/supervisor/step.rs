@@ -718,6 +718,11 @@ impl Step {
     }
 
     fn kill(&mut self) -> io::Result<()> {
+        if self.exited().is_some() {
+            // It is its client's time that is over.
+            self.streams.nobody_returns();
+            return Ok(());
+        }
         if self.give_up_hooks() {
             return Ok(());
         }

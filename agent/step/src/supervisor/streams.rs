@@ -247,6 +247,14 @@ impl Streams {
         self.remote
     }
 
+    /// A client that is away, or will be, does not come back.
+    pub fn nobody_returns(&mut self) {
+        self.remote = false;
+        if self.client.is_none() {
+            self.give_up_client();
+        }
+    }
+
     /// The client is given up: it will get nothing more, and output from now on is dropped.
     pub fn give_up_client(&mut self) {
         self.client = None;
