@@ -133,8 +133,8 @@ fn input_that_did_not_arrive_is_sent_again_and_none_twice() {
 
 #[test]
 fn a_client_that_went_with_its_job_is_waited_for_no_longer() {
-    let rig = Rig::new();
     for leaves_first in [true, false] {
+        let rig = Rig::new();
         let mut step = rig.start(rig.launch(&["sh", "-c", "echo heard; read x; echo unheard"]));
         let (mut client, _) = back(&mut step, 0);
         while !matches!(blocking::read_frame(&mut client).unwrap(), Some(Frame::Stdout { .. })) {}

@@ -31,7 +31,7 @@ each_user! {
             for inode in of_process(*pid) {
                 let name = known.get(&inode).cloned().unwrap_or_default();
                 assert!(!name.starts_with('@'), "{line} has the abstract socket {name}");
-                paths += usize::from(name.ends_with(".sock"));
+                paths += usize::from(name.contains(".sock"));
             }
         }
         // The named ones were seen, so an abstract one would have been.
