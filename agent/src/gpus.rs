@@ -495,26 +495,34 @@ fn kernel_log(tree: &Tree) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_gpu_that_nobody_samples_is_fenced_by_what_the_kernel_says() {
-        let dir = tempfile::tempdir().unwrap();
-        let gpu = |index: u32, config: &[u8]| {
-            let bus = format!("0000:{index:02x}:00.0");
-            let device = dir.path().join("sys/bus/pci/devices").join(&bus);
-            std::fs::create_dir_all(&device).unwrap();
-            std::fs::write(device.join("config"), config).unwrap();
-            GresDevice { index, bus: Some(bus), vendor: Vendor::Intel, ..GresDevice::default() }
-        };
-        let (well, gone) = (gpu(3, &[0x86, 0x80, 0, 0]), gpu(4, &[0xff; 4]));
-        let gpus = Gpus {
-            tree: Tree::at(dir.path()),
-            found: Found::default(),
+    /// A GPU by what reads as its configuration on its bus, in a tree of its own.
+    fn on_bus(dir: &Path, index: u32, config: &[u8]) -> GresDevice {
+        let bus = format!("0000:{index:02x}:00.0");
+        let device = dir.join("sys/bus/pci/devices").join(&bus);
+        std::fs::create_dir_all(&device).unwrap();
+        std::fs::write(device.join("config"), config).unwrap();
+        let (name, vendor) = (GPU.into(), Vendor::Intel);
+        GresDevice { name, index, bus: Some(bus), vendor, ..GresDevice::default() }
+    }
+
+    /// A node with these, whose drivers do not answer.
+    fn node(dir: &Path, devices: Vec<GresDevice>) -> Gpus {
+        Gpus {
+            tree: Tree::at(dir),
+            found: Found { devices, ..Found::default() },
             configured: Configured::default(),
             given: BTreeMap::new(),
             helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
-            left: LeftFile::at(dir.path().join("left.json")),
+            left: LeftFile::at(dir.join("left.json")),
             unfit: Notify::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_nobody_samples_is_fenced_by_what_the_kernel_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let (well, gone) = (on_bus(dir.path(), 3, &[0x86, 0x80, 0, 0]), on_bus(dir.path(), 4, &[0xff; 4]));
+        let gpus = node(dir.path(), Vec::new());
         let faults = gpus.faults_by_kernel(&[&well, &gone]);
         assert_eq!(faults.iter().map(|fault| fault.index).collect::<Vec<_>>(), [4]);
     }
@@ -522,24 +530,9 @@ mod tests {
     #[test]
     fn a_job_that_is_not_to_begin_names_its_own_gpu_and_all_that_do_not_work() {
         let dir = tempfile::tempdir().unwrap();
-        let gpu = |index: u32, config: &[u8]| {
-            let bus = format!("0000:{index:02x}:00.0");
-            let device = dir.path().join("sys/bus/pci/devices").join(&bus);
-            std::fs::create_dir_all(&device).unwrap();
-            std::fs::write(device.join("config"), config).unwrap();
-            let (name, vendor) = (GPU.into(), Vendor::Intel);
-            GresDevice { name, index, bus: Some(bus), vendor, ..GresDevice::default() }
-        };
+        let gpu = |index: u32, config: &[u8]| on_bus(dir.path(), index, config);
         let devices = vec![gpu(0, &[0xff; 4]), gpu(1, &[0x86, 0x80, 0, 0]), gpu(2, &[0xff; 4])];
-        let gpus = Gpus {
-            tree: Tree::at(dir.path()),
-            found: Found { devices: devices.clone(), ..Found::default() },
-            configured: Configured::default(),
-            given: BTreeMap::new(),
-            helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
-            left: LeftFile::at(dir.path().join("left.json")),
-            unfit: Notify::new(),
-        };
+        let gpus = node(dir.path(), devices.clone());
         let share = |gres: &[GresDevice]| NodeShare { gres: gres.to_vec(), ..NodeShare::default() };
         assert_eq!(gpus.sick(&share(&devices[1..2])), None, "its own is well");
         let sick = gpus.sick(&share(&devices[1..])).unwrap();
@@ -565,15 +558,7 @@ mod tests {
             vendor: Vendor::Nvidia,
             ..GresDevice::default()
         };
-        let gpus = Gpus {
-            tree: Tree::at(dir.path()),
-            found: Found { devices: vec![gpu(0), gpu(1)], ..Found::default() },
-            configured: Configured::default(),
-            given: BTreeMap::new(),
-            helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
-            left: LeftFile::at(at("left.json")),
-            unfit: Notify::new(),
-        };
+        let gpus = node(dir.path(), vec![gpu(0), gpu(1)]);
         let leaves = |index: u32| {
             let fault = GpuFault { index, why: "a process is on it".into() };
             gpus.remember(&[&gpu(index)], &[fault], &BTreeMap::new());

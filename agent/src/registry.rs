@@ -1,7 +1,7 @@
 //! Which steps the node has, whose they are and how far they are: what a client that wants to attach is
 //! answered from.
 
-use berth_model::ids::{Gid, JobId, StepKey, Uid};
+use berth_model::ids::{Attempt, Gid, JobId, StepKey, Uid};
 use berth_model::launch::StepExit;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -85,12 +85,15 @@ impl Registry {
         }
     }
 
-    /// The job is over: clients that were processes of it do not come back to hear how their steps ended.
-    pub fn job_over(&self, job: JobId) {
-        let of_job = |(key, entry): (&StepKey, &Entry)| (key.job == job && entry.inside).then_some(*key);
+    /// A run of a job is over, and all of its steps: clients that were processes of it do not come back to hear how these ended. The next
+    /// run may have begun.
+    pub fn run_over(&self, job: JobId, attempt: Attempt) {
+        let of_run = |(key, entry): (&StepKey, &Entry)| {
+            (key.job == job && key.attempt == attempt && entry.inside).then_some(*key)
+        };
         let steps: Vec<StepKey> = {
             let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-            steps.iter().filter_map(of_job).collect()
+            steps.iter().filter_map(of_run).collect()
         };
         for key in steps {
             self.command(key, ToSupervisor::Kill);
@@ -126,5 +129,27 @@ impl Registry {
     fn change(&self, change: impl FnOnce(&mut BTreeMap<StepKey, Entry>)) {
         change(&mut self.steps.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.send_replace(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_model::ids::StepId;
+
+    #[test]
+    fn the_end_of_a_run_is_told_where_a_process_of_it_was_the_client_and_to_no_later_run() {
+        let registry = Registry::default();
+        let mut told = Vec::new();
+        for (attempt, step, inside) in [(0, 1, true), (0, 2, false), (1, 1, true)] {
+            let key = StepKey { job: JobId(7), attempt: Attempt(attempt), step: StepId::Number(step) };
+            let (to, from) = mpsc::unbounded_channel();
+            registry.live(key, (Uid(1), Gid(1)), to);
+            registry.client_is(key, inside);
+            told.push(from);
+        }
+        registry.run_over(JobId(7), Attempt(0));
+        let killed = told.iter_mut().map(|from| matches!(from.try_recv(), Ok((ToSupervisor::Kill, None))));
+        assert_eq!(killed.collect::<Vec<_>>(), [true, false, false]);
     }
 }

@@ -173,7 +173,7 @@ impl Driver {
         let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
         let (mut gone, mut making) = (None, None);
         self.forget_deadline(job);
-        self.node.registry.job_over(job);
+        self.node.registry.run_over(job, attempt);
         if let Some(j) = self.jobs.remove(&job) {
             if let Some(listener) = j.listener {
                 listener.abort();

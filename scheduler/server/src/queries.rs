@@ -19,8 +19,8 @@ use tokio_stream::wrappers::ReceiverStream;
 /// How long a reader may take for one page.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A watched job is not looked at anew for so long after a state, for each node that this lists: to make, send and read it takes a tenth of
-/// that, and a step over many nodes changes with every one of them.
+/// A watched job is not looked at anew for so long after a change, for each node that the state before it lists. To make, send and free a
+/// state takes the controller about 1 us for each (docs/wide.md), and a step over many nodes changes with every one of them.
 const REST: Duration = Duration::from_micros(40);
 /// States of fewer nodes are sent as they come.
 const FEW: usize = 16;
@@ -186,7 +186,7 @@ fn nodes_of(info: &JobInfo) -> usize {
     info.layout.nodes.len() + running.map(|step| step.layout.nodes.len()).sum::<usize>()
 }
 
-/// How long a job is not looked at anew after a state that listed so many nodes.
+/// How long after a change a job is looked at anew, when the state before listed so many nodes.
 fn rest_after(nodes: usize) -> Duration {
     match nodes {
         few if few < FEW => Duration::ZERO,

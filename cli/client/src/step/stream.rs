@@ -287,9 +287,8 @@ mod tests {
             theirs.push(other);
             output.pump((node, 3), ours.into_split().0, events.clone(), Some(Arc::default()));
         }
-        // One of them is closed, and what tells so has no room.
-        theirs.pop();
-        drop(theirs.pop());
+        // Two of them are closed, and there is room to tell of one.
+        theirs.truncate(1);
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop((events, queue));
         let lost = tokio::time::timeout(Duration::from_secs(10), output.close()).await;
