@@ -163,6 +163,7 @@ fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
         ("0.0.0.0:7818", "10.0.0.2"),
         ("[::]:7818", "10.0.0.2"),
         ("[fe80::9]:7818", "10.0.0.2"),
+        ("127.0.0.1:7818", "10.0.0.2"),
     ] {
         let said = FromPeers::Ready { address: address.into(), key: "k".into(), streams: true };
         w.tell("n2", |session| FromAgent::Peers { session, said });

@@ -415,7 +415,8 @@ impl Cluster {
         let (told, member) = (self.exchange.address(node), self.members.get(node));
         let told =
             told.and_then(|told| told.parse::<SocketAddr>().ok()).map(|address| address.ip().to_canonical());
-        let told = told.filter(is_found_elsewhere);
+        // Only by where it joined from is one on the controller's machine: its own word for that would have others look for it there.
+        let told = told.filter(|ip| is_found_elsewhere(ip) && !ip.is_loopback());
         let Some(member) = member else { return Some(told.map(|ip| ip.to_string()).unwrap_or_default()) };
         let joined =
             || member.from.parse::<IpAddr>().ok().map(|ip| ip.to_canonical()).filter(is_found_elsewhere);
