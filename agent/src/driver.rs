@@ -1,5 +1,6 @@
 //! The agent's shell: feeds the core with what happens and does what the core decides.
 
+mod ends;
 mod killing;
 mod outlast;
 mod runs;
@@ -453,6 +454,7 @@ impl Driver {
             AgentEffect::LookForLeft { job, attempt } => self.look_for_left(job, attempt),
             AgentEffect::Note { key, cause, whole_job } => self.note(key, cause, whole_job),
             AgentEffect::Say { key, text } => self.command(key, ToSupervisor::Note(text)),
+            AgentEffect::LookForEnds { ask, keys } => self.look_for_ends(ask, keys),
             AgentEffect::ForgetSpool { key } => self.forget(key),
             AgentEffect::RemoveJob { job, attempt } => self.remove_job(job, attempt),
         }

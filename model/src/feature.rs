@@ -11,6 +11,9 @@ use crate::spec::{ContainerSpec, JobSpec, ResourceRequest, SrunProlog, StepSpec}
 /// What agents call that they pass words of the controller on to steps ([`crate::link::ToAgent::Say`]): no job asks for it.
 pub const SAY: &str = "say";
 
+/// What agents call that they say which steps have not ended ([`crate::link::ToAgent::LookForEnds`]): no job asks for it.
+pub const LOOK_FOR_ENDS: &str = "look-for-ends";
+
 /// Something that agents did not always know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
@@ -110,7 +113,12 @@ impl Feature {
 
     /// What this version knows, as it says it.
     pub fn known() -> Vec<String> {
-        Feature::ALL.iter().map(|feature| feature.name()).chain([SAY]).map(str::to_string).collect()
+        Feature::ALL
+            .iter()
+            .map(|feature| feature.name())
+            .chain([SAY, LOOK_FOR_ENDS])
+            .map(str::to_string)
+            .collect()
     }
 }
 

@@ -148,6 +148,15 @@ pub enum FromAgent {
         /// What.
         said: FromPeers,
     },
+    /// Answer to `LookForEnds`: these have not ended. Of the others the exit was told before, or comes.
+    NotEnded {
+        /// Registration that this belongs to.
+        session: Session,
+        /// Number of the question.
+        ask: u64,
+        /// Which.
+        keys: Vec<StepKey>,
+    },
     /// Sign of life.
     Heartbeat {
         /// Registration that this belongs to.
@@ -270,6 +279,14 @@ pub enum ToAgent {
         key: StepKey,
         /// What.
         text: String,
+    },
+    /// Another step waits for what these have: which of them have not ended? Looked up when it is asked, so that one whose client has heard its
+    /// end is none of them. Only for agents that know [`crate::feature::LOOK_FOR_ENDS`].
+    LookForEnds {
+        /// Number of the question.
+        ask: u64,
+        /// Which.
+        keys: Vec<StepKey>,
     },
     /// The exit is durable: the spool entry may go.
     ExitRecorded {

@@ -218,6 +218,9 @@ impl AgentCore {
                 None => self.out.push(AgentEffect::ImagesNeeded { ask, digests: None }),
             },
             AgentEvent::Peers(said) => self.send(|session| FromAgent::Peers { session, said }),
+            AgentEvent::NotEnded { ask, keys } => {
+                self.send(|session| FromAgent::NotEnded { session, ask, keys });
+            }
             AgentEvent::Tick => {}
         }
         self.due(now);
@@ -314,6 +317,13 @@ impl AgentCore {
             ToAgent::Say { key, text } => {
                 if self.session.is_some() && self.steps.get(&key).is_some_and(Step::live) {
                     self.out.push(AgentEffect::Say { key, text });
+                }
+            }
+            ToAgent::LookForEnds { ask, mut keys } => {
+                // The exits of all others were told, or are told until they are on record.
+                keys.retain(|key| self.steps.get(key).is_some_and(Step::live));
+                if self.session.is_some() {
+                    self.out.push(AgentEffect::LookForEnds { ask, keys });
                 }
             }
             ToAgent::ExitRecorded { key } => self.recorded(key, now),

@@ -185,6 +185,13 @@ pub enum AgentEvent {
     },
     /// Something to tell the controller about images that travel between nodes. Who does not hear asks again.
     Peers(FromPeers),
+    /// The answer to [`AgentEffect::LookForEnds`].
+    NotEnded {
+        /// Number of the question.
+        ask: u64,
+        /// Steps of which the spool has no exit.
+        keys: Vec<StepKey>,
+    },
     /// The time of [`crate::AgentCore::next_wake`] has come.
     Tick,
 }
@@ -402,6 +409,14 @@ pub enum AgentEffect {
         key: StepKey,
         /// The line.
         text: String,
+    },
+    /// Look in the spool, without delaying any other effect, which of these steps have left no exit there, and answer `NotEnded`: what a
+    /// supervisor has told its client may not have come to its agent yet.
+    LookForEnds {
+        /// Number of the question.
+        ask: u64,
+        /// Those whose end the core has not heard of.
+        keys: Vec<StepKey>,
     },
     /// The exit is durable at the controller: remove the spool entry.
     ForgetSpool {

@@ -3463,14 +3463,25 @@ pub mod to_peers {
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NotEnded {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(uint64, tag = "2")]
+    pub ask: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub keys: ::prost::alloc::vec::Vec<StepKey>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Kind", tags = "80, 1, 2, 3, 4, 5, 6, 7, 20")]
+    #[prost(oneof = "from_agent::Kind", tags = "340, 80, 1, 2, 3, 4, 5, 6, 7, 20")]
     pub kind: ::core::option::Option<from_agent::Kind>,
 }
 /// Nested message and enum types in `FromAgent`.
 pub mod from_agent {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
+        #[prost(message, tag = "340")]
+        NotEnded(super::NotEnded),
         #[prost(message, tag = "80")]
         Peers(super::PeersSaid),
         #[prost(message, tag = "1")]
@@ -3663,14 +3674,23 @@ pub struct Admission {
     pub time: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LookForEnds {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub keys: ::prost::alloc::vec::Vec<StepKey>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160")]
+    #[prost(oneof = "to_agent::Kind", tags = "340, 80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
 pub mod to_agent {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
+        #[prost(message, tag = "340")]
+        LookForEnds(super::LookForEnds),
         #[prost(message, tag = "80")]
         Peers(super::ToPeers),
         #[prost(message, tag = "81")]

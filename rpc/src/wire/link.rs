@@ -180,6 +180,9 @@ impl Field<pb::FromAgent> for FromAgent {
             FromAgent::Peers { session, said } => {
                 Kind::Peers(pb::PeersSaid { session: session.put(), said: said.put() })
             }
+            FromAgent::NotEnded { session, ask, keys } => {
+                Kind::NotEnded(pb::NotEnded { session: session.put(), ask: *ask, keys: keys.put() })
+            }
             FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked, used, gpus } => {
                 Kind::Heartbeat(pb::Heartbeat {
                     session: session.put(),
@@ -264,6 +267,9 @@ impl Field<pb::FromAgent> for FromAgent {
             Kind::Peers(pb::PeersSaid { session, said }) => {
                 FromAgent::Peers { session: Field::get(session)?, said: required(said)? }
             }
+            Kind::NotEnded(pb::NotEnded { session, ask, keys }) => {
+                FromAgent::NotEnded { session: Field::get(session)?, ask, keys: Field::get(keys)? }
+            }
             Kind::Heartbeat(pb::Heartbeat {
                 session,
                 load,
@@ -335,6 +341,9 @@ impl Field<pb::ToAgent> for ToAgent {
             ToAgent::Admit(admission) => Kind::Admit((**admission).put()),
             ToAgent::Dial { number } => Kind::Dial(pb::Dial { number: *number }),
             ToAgent::Say { key, text } => Kind::Say(pb::Say { key: key.put(), text: text.clone() }),
+            ToAgent::LookForEnds { ask, keys } => {
+                Kind::LookForEnds(pb::LookForEnds { ask: *ask, keys: keys.put() })
+            }
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
         pb::ToAgent { kind: Some(kind) }
@@ -393,6 +402,9 @@ impl Field<pb::ToAgent> for ToAgent {
             Kind::Admit(admission) => ToAgent::Admit(Box::new(Field::get(admission)?)),
             Kind::Dial(pb::Dial { number }) => ToAgent::Dial { number },
             Kind::Say(pb::Say { key, text }) => ToAgent::Say { key: required(key)?, text },
+            Kind::LookForEnds(pb::LookForEnds { ask, keys }) => {
+                ToAgent::LookForEnds { ask, keys: Field::get(keys)? }
+            }
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })
     }

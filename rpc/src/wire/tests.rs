@@ -368,8 +368,9 @@ impl Arbitrary for Response {
 impl Arbitrary for FromAgent {
     fn arbitrary(r: &mut Source) -> Self {
         let session = Session::arbitrary(r);
-        match r.below(9) {
+        match r.below(10) {
             7 => FromAgent::Peers { session, said: Arbitrary::arbitrary(r) },
+            8 => FromAgent::NotEnded { session, ask: Arbitrary::arbitrary(r), keys: Arbitrary::arbitrary(r) },
             0 => FromAgent::Hello {
                 node: Arbitrary::arbitrary(r),
                 boot_id: Arbitrary::arbitrary(r),
@@ -500,8 +501,9 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(17) {
+        match r.below(18) {
             15 => ToAgent::Say { key, text: Arbitrary::arbitrary(r) },
+            16 => ToAgent::LookForEnds { ask: Arbitrary::arbitrary(r), keys: Arbitrary::arbitrary(r) },
             12 => ToAgent::Peers(Arbitrary::arbitrary(r)),
             13 => ToAgent::Fetch(Box::new(Arbitrary::arbitrary(r))),
             0 => ToAgent::Welcome {

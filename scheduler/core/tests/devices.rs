@@ -134,7 +134,9 @@ fn steps_at_once_have_a_part_each_wait_or_share() {
     create(&mut w, id, of_tasks("second", 4)).unwrap();
     assert_eq!(of_steps(&w, id), [vec![0, 1], vec![2, 0, 1, 2]], "what the first left, and the other node");
     let busy = StepSpec { immediate: Some(berth_model::Span(0)), ..of_tasks("third", 1) };
-    assert!(create(&mut w, id, busy).unwrap_err().message.contains("busy"));
+    let busy = w.request_later(actor(1000), Request::CreateStep { job: id, spec: Box::new(busy) });
+    w.nothing_has_ended();
+    assert!(w.replies.remove(&busy).unwrap().unwrap_err().message.contains("busy"));
     create(&mut w, id, StepSpec { overlap: true, ..of_tasks("fourth", 1) }).unwrap();
     let mut whole =
         StepSpec { exact: true, tasks: Some(2), nodes: Some(2), gres: Some(wanted("none")), ..step("fifth") };

@@ -144,6 +144,7 @@ fn what_agents_say_they_know_has_names_that_never_change() {
         "lost-after",
         "x11-carried",
         "say",
+        "look-for-ends",
     ];
     assert_eq!(Feature::known(), known);
 }

@@ -630,6 +630,7 @@ fn without_session(mut message: FromAgent) -> FromAgent {
         | FromAgent::RebootFailed { session, .. }
         | FromAgent::ImagesHeld { session, .. }
         | FromAgent::Peers { session, .. }
+        | FromAgent::NotEnded { session, .. }
         | FromAgent::Heartbeat { session, .. } => *session = Session(0),
     }
     message

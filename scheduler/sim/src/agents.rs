@@ -239,6 +239,11 @@ impl World {
             AgentEffect::ImagesNeeded { digests: Some(_), .. } => {
                 self.count("answers which images are needed")
             }
+            AgentEffect::LookForEnds { ask, mut keys } => {
+                keys.retain(|key| m.spool.get(key).is_none_or(|s| s.exit.is_none()));
+                self.count("questions which steps have not ended");
+                return self.agent(node, AgentEvent::NotEnded { ask, keys });
+            }
             AgentEffect::CancelImage { key } => self.image_unwanted(node, key),
             AgentEffect::Peers(ToPeers::Pinned { ask, image }) => self.pinned(node, ask, image)?,
             AgentEffect::Configure(_)

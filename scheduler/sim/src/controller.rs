@@ -181,6 +181,7 @@ impl World {
             | FromAgent::RebootFailed { session, .. }
             | FromAgent::ImagesHeld { session, .. }
             | FromAgent::Peers { session, .. }
+            | FromAgent::NotEnded { session, .. }
             | FromAgent::Heartbeat { session, .. } => session,
         };
         let registered = self.controller.registered.get(node);

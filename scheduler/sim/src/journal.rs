@@ -332,6 +332,7 @@ pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
         | ToAgent::Admit(_)
         | ToAgent::Peers(_)
         | ToAgent::Say { .. }
+        | ToAgent::LookForEnds { .. }
         | ToAgent::ExitRecorded { .. } => None,
     }
 }
@@ -377,6 +378,10 @@ pub(crate) fn from_agent(message: &FromAgent) -> String {
         FromAgent::Heartbeat { session, .. } => format!("Heartbeat session {}", session.0),
         FromAgent::Peers { session, said } => format!("{said:?} session {}", session.0),
         FromAgent::ImagesHeld { session, ask, .. } => format!("ImagesHeld {ask} session {}", session.0),
+        FromAgent::NotEnded { session, ask, keys } => {
+            let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+            format!("NotEnded {ask} [{}] session {}", keys.join(", "), session.0)
+        }
     }
 }
 

@@ -215,3 +215,28 @@ fn a_run_that_was_found_without_steps_keeps_its_limit_when_a_step_comes() {
     n.later(Span::from_secs(61));
     assert_eq!(n.blows(), [18, 15]);
 }
+
+#[test]
+fn of_steps_that_have_not_told_their_end_it_is_looked_up_when_somebody_asks() {
+    let mut n = Node::new(vec![]);
+    n.running(BATCH);
+    n.running(FIRST);
+    n.exits(FIRST, 0);
+    n.seen.clear();
+    let unknown = StepKey { step: StepId::Number(9), ..FIRST };
+    let question = || ToAgent::LookForEnds { ask: 5, keys: vec![BATCH, FIRST, unknown] };
+    n.say(question());
+    let [AgentEffect::LookForEnds { ask: 5, keys }] = &n.seen[..] else { panic!("{:?}", n.seen) };
+    assert_eq!(keys, &[BATCH]);
+    n.seen.clear();
+    n.event(AgentEvent::NotEnded { ask: 5, keys: vec![BATCH] });
+    let [AgentEffect::Send(FromAgent::NotEnded { ask: 5, keys, .. })] = &n.seen[..] else {
+        panic!("{:?}", n.seen)
+    };
+    assert_eq!(keys, &[BATCH]);
+    // The connection is gone on which it was asked: nobody waits for the answer.
+    n.event(AgentEvent::Disconnected);
+    n.seen.clear();
+    n.event(AgentEvent::NotEnded { ask: 5, keys: vec![BATCH] });
+    assert!(n.seen.is_empty(), "{:?}", n.seen);
+}

@@ -111,6 +111,11 @@ impl Cluster {
                     self.peers(node, said);
                 }
             }
+            FromAgent::NotEnded { session, ask, keys } => {
+                if self.heard(node, connection, session) {
+                    self.not_ended(node, ask, keys);
+                }
+            }
             FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked, used, gpus } => {
                 if !self.heard(node, connection, session) {
                     return;
@@ -173,6 +178,7 @@ impl Cluster {
             n.link = None;
             let told = self.exchange.gone(node, self.clock);
             self.tell_peers(told);
+            self.no_answer_from(node);
         }
     }
 
@@ -225,6 +231,7 @@ impl Cluster {
         if before.is_none_or(|l| l.connection != connection) {
             let told = self.exchange.gone(name, self.clock);
             self.tell_peers(told);
+            self.no_answer_from(name);
         }
         // Said again on the same connection it is the same registration: its Welcome may have been lost, or this one may be.
         let session = match before.filter(|l| l.connection == connection) {

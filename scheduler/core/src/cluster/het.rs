@@ -457,7 +457,7 @@ impl Cluster {
                 takes_steps(record)?;
             }
         }
-        if self.waits_already(first, &first_spec.submission, request) {
+        if self.waits_already(first, first_spec, request) {
             return Ok(());
         }
         match self.plan_het(&parts) {
@@ -469,7 +469,8 @@ impl Cluster {
             Err(NoRoom::Busy) => {
                 let mut parts = parts;
                 let (first, spec) = parts.remove(0);
-                self.wait_for_room(request, first, spec, parts)
+                self.wait_for_room(request, first, spec, parts);
+                Ok(())
             }
         }
     }

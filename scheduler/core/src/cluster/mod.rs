@@ -4,6 +4,7 @@ mod admin;
 mod agents;
 mod ahead;
 mod audit;
+mod busy;
 mod cancel;
 mod causes;
 mod ending;
@@ -100,6 +101,9 @@ pub struct Cluster {
     /// Nodes that are to be rebooted, or are being: when these are told again.
     rebooting: BTreeMap<NodeName, Option<Time>>,
     waiting: BTreeMap<JobId, Vec<Waiting>>,
+    /// Questions to agents which steps have not ended, by the job in which others wait for that.
+    looks: BTreeMap<JobId, busy::Look>,
+    next_look: u64,
     /// Submissions by owner and digest of their id, for retries.
     submissions: BTreeSet<(Uid, u64, JobId)>,
     identities: BTreeMap<Uid, Arc<Identity>>,
@@ -160,6 +164,8 @@ impl Cluster {
             timers: BTreeSet::new(),
             rebooting: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            looks: BTreeMap::new(),
+            next_look: 0,
             submissions: BTreeSet::new(),
             identities: BTreeMap::new(),
             common: Common::default(),

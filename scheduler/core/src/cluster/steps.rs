@@ -1,5 +1,6 @@
 //! Steps: made in a running allocation when their resources are free, waiting until then.
 
+use super::busy::Patience;
 use super::layout::{self, Place};
 use super::timers::Timer;
 use super::{Cluster, texts};
@@ -15,11 +16,11 @@ use berth_model::feature::needed_by_step;
 use berth_model::gres::Wanted;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::het::HetStep;
-use berth_model::ids::{JobId, NodeName, StepId, StepKey, SubmissionId};
+use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::launch::{Layout, NodeShare};
 use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Response};
 use berth_model::spec::{MemoryRequest, SrunProlog, StepSpec, TimeLimit};
-use berth_model::time::Time;
+use berth_model::time::{Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -32,7 +33,18 @@ pub(super) struct Waiting {
     /// What it is in further components of the job.
     others: Vec<(JobId, StepSpec)>,
     since: Time,
+    pub(super) patience: Patience,
 }
+
+impl Waiting {
+    /// What it is in each component, beginning with the job in which it waits.
+    pub(super) fn parts(&self, job: JobId) -> impl Iterator<Item = (JobId, &StepSpec)> {
+        std::iter::once((job, &self.spec)).chain(self.others.iter().map(|(other, spec)| (*other, spec)))
+    }
+}
+
+/// Whether a part of a step counts as in use on a node.
+type InUse<'a> = &'a dyn Fn(&StepRow, &NodeName) -> bool;
 
 /// A step about to begin.
 pub(super) struct Plan {
@@ -97,12 +109,12 @@ struct Used {
 }
 
 /// What they have in use on each node that they are on.
-fn used<'a>(job: &'a Job, run: &Run) -> BTreeMap<&'a NodeName, Used> {
+fn used<'a>(job: &'a Job, run: &Run, in_use: InUse<'_>) -> BTreeMap<&'a NodeName, Used> {
     let shares: BTreeMap<&NodeName, &NodeShare> =
         run.allocation.nodes.iter().zip(&run.allocation.shares).collect();
     let mut all: BTreeMap<&NodeName, Used> = BTreeMap::new();
     for step in job.steps.values().filter(|s| s.result.is_none() && s.consumes) {
-        for (_, part) in step.nodes.unended() {
+        for (_, part) in step.nodes.unended().filter(|(_, part)| in_use(step, &part.node)) {
             let Some(share) = part.share.as_ref().or_else(|| shares.get(&part.node).copied()) else {
                 continue;
             };
@@ -310,7 +322,7 @@ impl Cluster {
         let same = |s: &&Arc<StepRow>| s.spec.as_ref().is_some_and(|o| o.submission == spec.submission);
         if let Some(step) = record.steps.values().find(same) {
             let layout = step.layout(record.run());
-            let waited = berth_model::Span::default();
+            let waited = Span::default();
             let key = step.key;
             self.reply(request, Ok(Response::StepCreated { key, layout, waited }));
             return Ok(());
@@ -322,7 +334,7 @@ impl Cluster {
             return Ok(());
         }
         self.check_step_images(&record.spec.spec, &spec)?;
-        if self.waits_already(job, &spec.submission, request) {
+        if self.waits_already(job, &spec, request) {
             return Ok(());
         }
         match self.plan_step(job, &spec) {
@@ -333,7 +345,8 @@ impl Cluster {
             Err(NoRoom::Never(why)) => return Err(cannot(job, &why)),
             Err(NoRoom::Busy) => {}
         }
-        self.wait_for_room(request, job, spec, Vec::new())
+        self.wait_for_room(request, job, spec, Vec::new());
+        Ok(())
     }
 
     /// A step of a job is made outside of jobs, or in the job, or in another component of it.
@@ -349,10 +362,13 @@ impl Cluster {
         ))
     }
 
-    /// Whether the step waits already: its client asks again, and is answered under this request.
-    pub(super) fn waits_already(&mut self, job: JobId, id: &SubmissionId, request: RequestId) -> bool {
-        let old = self.waiting.get_mut(&job).into_iter().flatten().find(|w| w.spec.submission == *id);
-        old.map(|old| old.request = request).is_some()
+    /// Whether the step waits already: its client asks again, perhaps with another patience, and is answered under this request.
+    pub(super) fn waits_already(&mut self, job: JobId, spec: &StepSpec, request: RequestId) -> bool {
+        let mut queue = self.waiting.get_mut(&job).into_iter().flatten();
+        let Some(old) = queue.find(|w| w.spec.submission == spec.submission) else { return false };
+        (old.request, old.patience) = (request, Patience::Waits);
+        self.wait_as_asked(job, request, spec.immediate);
+        true
     }
 
     /// Has the step wait until there is room for it, as long as its client has patience.
@@ -362,19 +378,21 @@ impl Cluster {
         job: JobId,
         spec: StepSpec,
         others: Vec<(JobId, StepSpec)>,
-    ) -> Result<(), Refusal> {
-        if let Some(patience) = spec.immediate {
-            if patience.0 == 0 {
-                return Err(Refusal::new(
-                    RefusalCode::Busy,
-                    format!("Unable to create step for job {job}: Requested nodes are busy with other steps"),
-                ));
+    ) {
+        let (since, patience, immediate) = (self.clock, Patience::Waits, spec.immediate);
+        self.waiting.entry(job).or_default().push(Waiting { request, spec, others, since, patience });
+        self.wait_as_asked(job, request, immediate);
+    }
+
+    /// Refuses it when its client's patience is over, be that now.
+    fn wait_as_asked(&mut self, job: JobId, request: RequestId, immediate: Option<Span>) {
+        match immediate {
+            None => {}
+            Some(Span(0)) => self.has_waited(job, request),
+            Some(patience) => {
+                self.timers.insert((self.clock + patience, Timer::StepImmediate(job, request)));
             }
-            self.timers.insert((self.clock + patience, Timer::StepImmediate(job, request)));
         }
-        let since = self.clock;
-        self.waiting.entry(job).or_default().push(Waiting { request, spec, others, since });
-        Ok(())
     }
 
     fn begin_asked_step(&mut self, request: RequestId, job: JobId, plan: Plan, since: Time) {
@@ -396,13 +414,24 @@ impl Cluster {
 
     /// Where a step would be, if it can begin now.
     pub(super) fn plan_step(&self, job: JobId, spec: &StepSpec) -> Result<Plan, NoRoom> {
+        self.plan_beside(job, spec, &|_, _| true)
+    }
+
+    /// Where it would be, if only these parts of other steps were in use.
+    pub(super) fn plan_beside(&self, job: JobId, spec: &StepSpec, in_use: InUse<'_>) -> Result<Plan, NoRoom> {
         let gone = || NoRoom::Never("the job is gone".into());
         let record = self.job(job).ok_or_else(gone)?;
         let run = record.run().ok_or_else(gone)?;
-        self.plan_in(record, run, spec)
+        self.plan_in(record, run, spec, in_use)
     }
 
-    pub(super) fn plan_in(&self, record: &Job, run: &Run, spec: &StepSpec) -> Result<Plan, NoRoom> {
+    pub(super) fn plan_in(
+        &self,
+        record: &Job,
+        run: &Run,
+        spec: &StepSpec,
+        in_use: InUse<'_>,
+    ) -> Result<Plan, NoRoom> {
         let of_job;
         let spec = match record.spec.spec.resources.overcommit && !spec.overcommit {
             // Its tasks have no CPUs, in whatever step they are.
@@ -420,17 +449,13 @@ impl Cluster {
             };
             spec.tasks_per_node.map_or(by_cpus, |p| by_cpus.min(p.max(1)))
         };
-        let mut in_use = used(record, run);
+        let mut taken = used(record, run, in_use);
         let mut parts = Vec::with_capacity(run.allocation.nodes.len());
         for (name, have) in run.allocation.nodes.iter().zip(&run.allocation.shares) {
             let Some(node) = self.nodes.get(name) else {
                 return Err(NoRoom::Never(format!("node {name} is not known")));
             };
-            parts.push(Part {
-                have,
-                used: in_use.remove(name).unwrap_or_default(),
-                hardware: &node.hardware,
-            });
+            parts.push(Part { have, used: taken.remove(name).unwrap_or_default(), hardware: &node.hardware });
         }
         let places: Vec<Place<'_>> = parts
             .iter()
@@ -581,6 +606,7 @@ impl Cluster {
 
     /// The job is over: nothing that waits in it can begin.
     pub(super) fn refuse_waiting(&mut self, job: JobId) {
+        self.looks.remove(&job);
         let mut over = self.waiting.remove(&job).unwrap_or_default();
         for member in self.whole(job) {
             let Some(queue) = self.waiting.get_mut(&member) else { continue };

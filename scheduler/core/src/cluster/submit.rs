@@ -394,7 +394,7 @@ impl Cluster {
             lease: None,
             imex_channel: None,
         };
-        match self.plan_in(job, &run, step) {
+        match self.plan_in(job, &run, step, &|_, _| true) {
             Err(NoRoom::Never(why)) => refuse(
                 RefusalCode::Impossible,
                 format!("the step asks for more than its job: {why}; ask for it on the job too"),

@@ -22,6 +22,10 @@ pub(super) enum Timer {
     Immediate(JobId),
     /// `--immediate` of a step.
     StepImmediate(JobId, RequestId),
+    /// An end on its way that a step waits for whose client has no more patience.
+    StepBusy(JobId, RequestId),
+    /// Answers of agents to a question which steps of a job have not ended.
+    Look(JobId, u64),
     /// The time limit. Agents keep it too, for times without a controller.
     Limit(JobId),
     /// An ended job leaves memory.
@@ -54,7 +58,9 @@ impl Cluster {
             match timer {
                 Timer::Begin(job) => self.enqueue(job),
                 Timer::Immediate(job) => self.patience_over(job),
-                Timer::StepImmediate(job, request) => self.give_up_waiting(job, request, true),
+                Timer::StepImmediate(job, request) => self.has_waited(job, request),
+                Timer::StepBusy(job, request) => self.give_up_waiting(job, request, true),
+                Timer::Look(job, ask) => self.no_answer_to(job, ask),
                 Timer::Limit(job) => self.limit_passed(job),
                 Timer::Purge(job) => self.purge(job),
                 Timer::Silence(node) => self.check_silence(&node),

@@ -373,6 +373,26 @@ impl World {
         });
     }
 
+    /// All agents answer what they were asked since the last look: of these steps none has ended.
+    pub fn nothing_has_ended(&mut self) {
+        let mut asked: BTreeMap<u64, BTreeSet<StepKey>> = BTreeMap::new();
+        for message in &self.sent {
+            if let ToAgent::LookForEnds { ask, keys } = message {
+                asked.entry(*ask).or_default().extend(keys);
+            }
+        }
+        self.sent.clear();
+        for (ask, keys) in asked {
+            for node in self.sessions.keys().cloned().collect::<Vec<_>>() {
+                self.not_ended(&node.0, ask, keys.iter().copied().collect());
+            }
+        }
+    }
+
+    pub fn not_ended(&mut self, node: &str, ask: u64, keys: Vec<StepKey>) {
+        self.tell(node, |session| FromAgent::NotEnded { session, ask, keys });
+    }
+
     pub fn info(&self, id: JobId) -> JobInfo {
         self.core.snapshot().job(id).expect("the job is not known")
     }
