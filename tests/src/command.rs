@@ -246,6 +246,11 @@ impl Running {
         self.stdout.so_far()
     }
 
+    /// What it has said on standard error so far, as text.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.so_far()).into_owned()
+    }
+
     /// Waits until its standard output contains a text; returns how long that took.
     pub fn wait_for(&mut self, text: &str, seconds: u64) -> Duration {
         let start = Instant::now();

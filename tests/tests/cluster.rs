@@ -162,6 +162,43 @@ fn an_allocation_without_a_command_stays_and_has_steps_as_root() {
     on(&sandbox, "salloc").args(["--no-shell", "true"]).fails().says(&["--no-shell runs no command"]);
 }
 
+each_user! {
+    fn a_step_finds_free_what_the_last_one_had_however_late_its_end_is_told(who) {
+        let sandbox = Sandbox::start(who);
+        let id = sandbox.sbatch(&["-n1"], "#!/bin/sh\nuntil [ -e over ]; do sleep 0.1; done\n");
+        sandbox.wait_state(id, "RUNNING", 30);
+        let job = format!("--jobid={id}");
+        let srun = |words: &[&str]| sandbox.srun([job.as_str()]).args(words).limit(60);
+        let agent = sandbox.agent().to_string();
+        let mut first = srun(&["sh", "-c", "echo up; until [ -e go ]; do sleep 0.1; done"]).spawn();
+        first.wait_for("up", 30);
+        // What the step says goes from its supervisor to its srun; how it ended is told to the controller by the agent.
+        sandbox.cmd("kill").args(["-STOP", &agent]).ok();
+        sandbox.write("go", "");
+        let first = first.finish();
+        let mut second = srun(&["echo", "second"]).spawn();
+        // Longer than srun waits for an answer before it asks for what it waits.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let waits = second.alive();
+        sandbox.cmd("kill").args(["-CONT", &agent]).ok();
+        let second = second.finish();
+        assert!(first.rc == 0 && second.rc == 0 && waits, "{first}{second}");
+        assert_eq!((second.text().as_str(), second.err().as_str()), ("second", ""));
+        // For one that runs it is said, and nobody is kept waiting who will not wait.
+        let mut third = srun(&["sh", "-c", "echo up; until [ -e further ]; do sleep 0.1; done"]).spawn();
+        third.wait_for("up", 30);
+        srun(&["--immediate=1", "true"]).fails().says(&["Requested nodes are busy"]);
+        let fourth = srun(&["echo", "fourth"]).spawn();
+        let says = "step creation temporarily disabled, retrying (Requested nodes are busy)";
+        assert!(wait(30, || fourth.stderr().contains(says).then_some(())).is_some(), "it says nothing");
+        sandbox.write("further", "");
+        let fourth = fourth.finish();
+        assert_eq!((third.finish().rc, fourth.rc, fourth.text().as_str()), (0, 0, "fourth"), "{fourth}");
+        fourth.says(&["srun: Step created for StepId="]);
+        sandbox.write("over", "");
+    }
+}
+
 /// A job of someone's that sleeps for a minute.
 fn sleeper(sandbox: &Sandbox, who: &Who) -> String {
     let line = sandbox.cmd_as(who, "sbatch").dir("/tmp");

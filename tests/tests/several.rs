@@ -100,9 +100,8 @@ fn tasks_are_laid_out_over_nodes_as_asked_as_root() {
     std::fs::write(hosts.work().join("job.sh"), script).unwrap();
     hosts.cmd("n1", "sbatch").args(["-N3", "-o", "out", "--wait", "job.sh"]).limit(60).ok();
     let text = std::fs::read_to_string(hosts.work().join("out")).unwrap();
-    // A node of a busy machine can be a moment late with the end of the step before.
-    let waits = |line: &&str| line.contains("temporarily disabled") || line.contains("Step created");
-    let lines: Vec<&str> = text.lines().filter(|line| !waits(line)).collect();
+    // However late a node of a busy machine is with the end of the step before: nothing is said of that.
+    let lines: Vec<&str> = text.lines().collect();
     assert_eq!(&lines[..7], ["0: n3", "1: n1", "2: n2", "n2", "n3", "n2", "n3"], "{text}");
     assert!(lines[7].contains("1 tasks cannot be on the 3 nodes"), "{text}");
     assert!(lines[8].contains("n9 is none of the job's nodes (n[1-3])"), "{text}");

@@ -3,6 +3,7 @@
 use crate::commands::srun::{self, LATER, Run};
 use crate::error::{Failure, Kind, Outcome};
 use crate::step::follow;
+use crate::step::making::{self, Ask};
 use crate::submit::{self, Records};
 use crate::{Invocation, image};
 use berth_model::het::{HetFacts, HetGroup};
@@ -288,22 +289,29 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
         || Failure::new(Kind::Internal, format!("{what}: unexpected answer from the controller"));
     let site = first.site_programs(client, None).await?;
     let specs_ref = &specs;
-    let create = client.persist(None, |client| async move {
-        match specs_ref.as_slice() {
-            [(job, spec)] => client.create_step(*job, spec).await,
-            several => client.create_het_step(several).await,
-        }
-    });
-    tokio::pin!(create);
-    let response = tokio::select! {
-        response = &mut create => response,
-        () = tokio::time::sleep(submit::SOON), if first.options.immediate.is_none() => {
-            first.tell(&format!(
-                "srun: Job {leader} step creation temporarily disabled, retrying (Requested nodes are busy)"
-            ));
-            create.await
-        }
+    let ask = |how: Ask| async move {
+        let impatient: Vec<(JobId, StepSpec)>;
+        let specs = match how {
+            Ask::Make => specs_ref,
+            Ask::MakeOrRefuse => {
+                impatient = specs_ref.iter().map(|(job, spec)| (*job, making::impatient(spec))).collect();
+                &impatient
+            }
+        };
+        let create = |client: Client| async move {
+            match specs.as_slice() {
+                [(job, spec)] => client.create_step(*job, spec).await,
+                several => client.create_het_step(several).await,
+            }
+        };
+        client.persist(None, create).await
     };
+    let busy = || {
+        first.tell(&format!(
+            "srun: Job {leader} step creation temporarily disabled, retrying (Requested nodes are busy)"
+        ));
+    };
+    let (response, _) = making::make(first.options.immediate.is_none(), busy, ask).await;
     let (keys, layout) = match response.map_err(|e| submit::refused(&what, e))? {
         Response::HetStepCreated { parts, layout, .. } => (parts, layout),
         Response::StepCreated { key, layout, .. } => (vec![(key, 0)], layout),

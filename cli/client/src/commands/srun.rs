@@ -13,6 +13,7 @@ use crate::explain::Asked;
 use crate::site::Site;
 use crate::step::around::{self, Around};
 use crate::step::interrupt::{First, Presses};
+use crate::step::making::{self, Ask};
 use crate::step::sinks::Sinks;
 use crate::step::{dismiss, follow, nodes, terminal};
 use crate::submit::{self, Granted, Read};
@@ -257,24 +258,26 @@ impl Run {
         nodes::could_have_room(spec.nodes.unwrap_or(1))?;
         self.copy(client, job, &mut spec).await?;
         self.check_prolog(client).await?;
-        let asked = std::time::Instant::now();
         let spec_ref = &spec;
-        let create = client.persist(None, |client| async move { client.create_step(job.id, spec_ref).await });
-        tokio::pin!(create);
-        let created = async {
-            tokio::select! {
-                response = &mut create => response,
-                // With --immediate it is over soon, one way or the other.
-                () = tokio::time::sleep(submit::SOON), if self.options.immediate.is_none() => {
-                    self.tell(&format!(
-                        "srun: Job {} step creation temporarily disabled, retrying (Requested nodes are busy)",
-                        job.id
-                    ));
-                    create.await
+        let ask = |how: Ask| async move {
+            let impatient;
+            let spec = match how {
+                Ask::Make => spec_ref,
+                Ask::MakeOrRefuse => {
+                    impatient = making::impatient(spec_ref);
+                    &impatient
                 }
-            }
+            };
+            client.persist(None, |client| async move { client.create_step(job.id, spec).await }).await
         };
-        let (response, site) = tokio::join!(created, self.site_programs(client, None));
+        let busy = || {
+            self.tell(&format!(
+                "srun: Job {} step creation temporarily disabled, retrying (Requested nodes are busy)",
+                job.id
+            ));
+        };
+        let made = making::make(self.options.immediate.is_none(), busy, ask);
+        let ((response, waited), site) = tokio::join!(made, self.site_programs(client, None));
         let what = format!("Unable to create step for job {}", job.id);
         let response = response.map_err(|e| submit::refused(&what, e))?;
         let Response::StepCreated { key, layout, .. } = response else {
@@ -283,7 +286,7 @@ impl Run {
                 format!("{what}: unexpected answer from the controller"),
             ));
         };
-        if asked.elapsed() > submit::SOON && self.options.immediate.is_none() {
+        if waited {
             self.tell(&format!("srun: Step created for StepId={key}"));
         }
         let records = submit::records_after(client, job.id, LATER);

@@ -9,6 +9,7 @@ pub mod follow;
 mod hung;
 pub mod interrupt;
 pub mod labels;
+pub mod making;
 pub mod nodes;
 pub mod signals;
 pub mod sinks;
