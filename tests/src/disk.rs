@@ -56,7 +56,7 @@ impl Disk {
     /// Unmounts it; whoever still has something of it open fails the test.
     pub fn unmount(mut self) {
         let unmount = || Cmd::new("umount").arg(&self.place).run();
-        let done = wait(10, || (unmount().rc == 0).then_some(()));
+        let done = wait(30, || (unmount().rc == 0).then_some(()));
         assert!(done.is_some(), "{}", unmount());
         self.mounted = false;
     }

@@ -215,7 +215,7 @@ impl Sandbox {
 /// Kills a process without warning and waits until it is gone.
 pub fn kill_9(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    assert!(wait(10, || gone(pid).then_some(())).is_some(), "process {pid} survives SIGKILL");
+    assert!(wait(30, || gone(pid).then_some(())).is_some(), "process {pid} survives SIGKILL");
 }
 
 /// Prints the ends of a state directory's logs, for a test that failed.
@@ -230,7 +230,7 @@ pub fn print_logs(state: &Path) {
 
 /// What is left of a test below its directory; processes are ended.
 pub fn end_what_is_left(directory: &Path, complaints: &mut Vec<String>) {
-    if wait(5, || leftovers::processes(directory).is_empty().then_some(())).is_none() {
+    if wait(20, || leftovers::processes(directory).is_empty().then_some(())).is_none() {
         for (pid, line) in leftovers::processes(directory) {
             complaints.push(format!("process {pid} is left: {line}"));
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -142,7 +142,7 @@ fn the_script_of_two_nodes_with_eight_gpus_each_runs_as_it_is_written_as_root() 
     let token = hosts.token("n1", &["--uses", "1"]);
     begin("n2", &["berth", "join", "10.77.0.1", &token, "--detach"]);
     for name in ["n1", "n2"] {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
     }
     let gres = hosts.root("n1", "sinfo").args(["-h", "-N", "-o", "%G"]).ok().text();
     assert_eq!(gres.lines().filter(|line| line.contains("gpu:nvidia_a100-sxm4-40gb:8")).count(), 2, "{gres}");

@@ -126,7 +126,7 @@ fn a_job_goes_where_its_image_is_and_an_image_where_its_job_will_go_as_root() {
     hosts.up("n1", &registry.without_tls());
     let token = hosts.token("n1", &["--uses", "2"]);
     NODES[1..].iter().for_each(|name| hosts.join(name, &token));
-    NODES.iter().for_each(|name| hosts.wait_node(name, "idle", 20));
+    NODES.iter().for_each(|name| hosts.wait_node(name, "idle", 60));
     for name in NODES {
         let log = || std::fs::read_to_string(hosts.state(name).join("log/agent.log")).unwrap();
         let gives = || log().contains("images are given to other nodes at").then_some(());

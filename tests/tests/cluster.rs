@@ -24,7 +24,7 @@ each_user! {
         let nowhere = sandbox.work().join("nowhere");
         let begun = std::time::Instant::now();
         let never = sandbox.cmd("srun").arg("true").env("BERTH_STATE", &nowhere).fails().says(&["berth up"]);
-        assert!(begun.elapsed().as_secs() < 5 && !never.err().contains("trying again"), "{never}");
+        assert!(begun.elapsed().as_secs() < 10 && !never.err().contains("trying again"), "{never}");
         sandbox.cmd("srun").arg("true").fails().says(&["srun: ", "trying again for 10 s", "berth up"]);
     }
 
@@ -33,7 +33,8 @@ each_user! {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let image = format!("--container-image={}/x:1", silent.local_addr().unwrap());
         let asking = sandbox.cmd("srun").args([image.as_str(), "true"]).spawn();
-        std::thread::sleep(std::time::Duration::from_secs(8));
+        let said = wait(60, || asking.stderr().contains("no answer yet").then_some(()));
+        assert!(said.is_some(), "{}", asking.stderr());
         asking.signal(nix::sys::signal::Signal::SIGKILL);
         asking.finish().says(&["srun: still asking what the image", "/x:1", "no answer yet"]);
     }
@@ -107,7 +108,7 @@ each_user! {
         assert!(output.err().contains("Granted job allocation"), "{output}");
         assert!(output.err().contains("Relinquishing job allocation"), "{output}");
         assert!(output.text().starts_with("in "), "{output}");
-        let left = wait(10, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));
+        let left = wait(30, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));
         assert!(left.is_some(), "the allocation is still in the queue");
     }
 
@@ -130,7 +131,7 @@ each_user! {
             let mut shell = shell.spawn();
             shell.wait_for("job ", 30);
             let said = || String::from_utf8_lossy(&shell.stdout()).into_owned();
-            let job = wait(10, || Some(said().split_once("job ")?.1.split_once('\n')?.0.to_string())).unwrap();
+            let job = wait(30, || Some(said().split_once("job ")?.1.split_once('\n')?.0.to_string())).unwrap();
             sandbox.cmd("scancel").arg(&job).ok();
             let told = shell.finish();
             assert!(told.rc == 6 && told.text().ends_with(signal), "{options} {variable}: {told}");

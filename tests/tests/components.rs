@@ -13,7 +13,7 @@ fn nodes() -> Hosts {
         hosts.join(name, &token);
     }
     for name in ["n1", "n2", "n3"] {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
     }
     hosts
 }

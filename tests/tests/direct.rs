@@ -18,7 +18,7 @@ fn site() -> Hosts {
     hosts.join("n3", &token);
     hosts.join("front", &hosts.token("n1", &["--role", "login"]));
     for name in ["n1", "n2", "n3"] {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
         let ready = || log(&hosts, name).contains("streams of steps are taken there").then_some(());
         assert!(wait(20, ready).is_some(), "{}", log(&hosts, name));
     }
@@ -270,7 +270,7 @@ fn a_compute_nodes_key_is_of_use_for_the_jobs_that_run_on_it_alone_as_root() {
             format!("{host} speaks for the jobs that run on it, and job {job} of uid {uid} is none of them");
         for line in prefaces(uid) {
             // What was said may be lost with a connection that is closed before it was read.
-            let told = wait(10, || ask(host, shows, &line).contains(&why).then_some(()));
+            let told = wait(30, || ask(host, shows, &line).contains(&why).then_some(()));
             assert!(told.is_some(), "{host} for uid {uid}: {line}: {}", ask(host, shows, &line));
         }
     };

@@ -33,7 +33,7 @@ fn a_node_with_other_numbers_is_named_and_jobs_run_as_the_controller_says_as_roo
         groups.display()
     );
     hosts.root("n1", "unshare").args(["--mount", "sh", "-c", &join]).ok();
-    hosts.wait_node("n1", "idle", 10);
+    hosts.wait_node("n1", "idle", 60);
     let shown = || hosts.root("head", "scontrol").args(["show", "node", "n1"]).ok().text();
     assert!(!shown().contains("IdentityDrift"), "nobody was there yet: {}", shown());
 
@@ -57,7 +57,7 @@ fn a_node_with_other_numbers_is_named_and_jobs_run_as_the_controller_says_as_roo
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(hosts.work().join("made")).unwrap());
     assert_eq!(owner, user.uid);
     // The administrator sees it in the node's record and log, once.
-    let seen = wait(15, || shown().contains("IdentityDrift=user").then_some(()));
+    let seen = wait(30, || shown().contains("IdentityDrift=user").then_some(()));
     assert!(seen.is_some(), "{}", shown());
     let listed = hosts.root("head", "berth").args(["node", "ls"]).ok();
     assert!(listed.err().contains("n1 differs") && listed.err().contains("'somebody'"), "{listed}");

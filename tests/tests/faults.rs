@@ -52,10 +52,10 @@ each_user! {
         let agent = sandbox.agent();
         sandbox.kill_9(agent);
         step.write(b"while dead\n");
-        step.wait_for("got while dead", 10);
+        step.wait_for("got while dead", 30);
         revive(&mut sandbox);
         step.write(b"after\n");
-        step.wait_for("got after", 10);
+        step.wait_for("got after", 30);
         assert_ne!(sandbox.agent(), agent);
         step.close();
         assert_eq!(step.finish().rc, 8);

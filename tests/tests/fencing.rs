@@ -27,7 +27,7 @@ fn a_silent_node_is_powered_off_and_its_job_runs_elsewhere_as_root() {
     let token = hosts.token("head", &["--uses", "2"]);
     for node in ["n1", "n2"] {
         hosts.join(node, &token);
-        hosts.wait_node(node, "idle", 20);
+        hosts.wait_node(node, "idle", 60);
     }
     let work = hosts.work();
     fs::write(work.join("job.sh"), JOB).unwrap();

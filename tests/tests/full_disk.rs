@@ -60,13 +60,13 @@ fn refused(sandbox: &Sandbox, disk: &Disk, command: Cmd, image: &Path, entry: &s
     let left = || -> Vec<PathBuf> {
         entries(&store).difference(&there).filter(|path| !may_stay(path)).cloned().collect()
     };
-    let nothing = wait(10, || left().is_empty().then_some(()));
+    let nothing = wait(30, || left().is_empty().then_some(()));
     assert!(nothing.is_some(), "{:?} are left of {place}", left());
     let back = || {
         let now = disk.free();
         (now.bytes + (1 << 20) >= before.bytes && now.files + 16 >= before.files).then_some(())
     };
-    assert!(wait(10, back).is_some(), "free were {before:?}, and now {:?} are", disk.free());
+    assert!(wait(30, back).is_some(), "free were {before:?}, and now {:?} are", disk.free());
 }
 
 fn full(who: Who, form: &str) {

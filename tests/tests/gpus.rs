@@ -231,7 +231,7 @@ fn what_a_job_leaves_on_its_gpu_is_ended_or_fences_it_until_it_is_free() {
         node.does(&format!("device 1 0 100\nprocess 1 {} 100 0\n", stray.id()));
         end(sleeps);
         node.sandbox.wait_state(job, "FAILED", 30);
-        (sandbox::wait(1, || stray.try_wait().unwrap()).is_some(), stray)
+        (sandbox::wait(if own { 30 } else { 1 }, || stray.try_wait().unwrap()).is_some(), stray)
     };
     let (gone, _) = left(true, "77003");
     assert!(gone, "a process that says itself to be the job's");
@@ -261,7 +261,7 @@ fn a_job_is_told_that_a_gpu_of_its_own_is_fenced() {
     node.sandbox.write("mode", "lost");
     node.again();
     node.sandbox.wait_file("out", "*** GPU 1 (0000:80:00.0) of", 30);
-    node.sandbox.wait_file("out", "is fenced: it fell off the bus", 1);
+    node.sandbox.wait_file("out", "is fenced: it fell off the bus", 30);
     let show = node.sandbox.cmd("scontrol").args(["show", "job", &job.to_string()]).ok().text();
     assert!(show.contains("SystemComment=GPU 1 (0000:80:00.0) of"), "{show}");
     node.sandbox.cmd("scancel").arg(job.to_string()).ok();

@@ -194,7 +194,7 @@ each_user! {
         let left = fs::read_to_string(site.sandbox.work().join("log.pid")).unwrap();
         let stat = format!("/proc/{}/stat", left.trim());
         let gone = || fs::read_to_string(&stat).map_or(true, |s| s.contains(") Z ") || !s.contains("(sleep)"));
-        assert!(sandbox::wait(10, || gone().then_some(())).is_some(), "what a hook started ends with it");
+        assert!(sandbox::wait(30, || gone().then_some(())).is_some(), "what a hook started ends with it");
         site.sandbox.srun_in(images::busybox(), ["true"]).ok();
     }
 

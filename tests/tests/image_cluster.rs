@@ -25,7 +25,7 @@ fn images_of_all_nodes_are_looked_after_from_one_as_root() {
         hosts.join(name, &token);
     }
     for name in ["n1", "n2", "n3"] {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
     }
     assert_eq!(counts(&hosts, true), [0, 0, 0]);
     let image = images::debian();
@@ -98,7 +98,7 @@ fn nobody_reaches_others_images_on_other_nodes_as_root() {
     hosts.up("n1", "root_jobs = true\n");
     hosts.join("n2", &hosts.token("n1", &[]));
     for name in ["n1", "n2"] {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
     }
     let image = images::debian();
     hosts.cmd("n1", "srun").args(["-w", "n2", "--container-image"]).arg(&image).arg("true").limit(60).ok();

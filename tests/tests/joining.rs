@@ -23,7 +23,7 @@ fn machines_join_with_a_token_and_run_jobs_as_root() {
     let listed = hosts.root("head", "berth").args(["node", "ls"]).ok().text();
     for name in ["n1", "n2"] {
         assert!(listed.lines().any(|l| l.starts_with(name) && l.ends_with("yes")), "{listed}");
-        hosts.wait_node(name, "idle", 10);
+        hosts.wait_node(name, "idle", 60);
         // Streams in both directions, exit codes, and the host's name.
         let told = hosts.cmd("head", "srun").args(["-w", name, "hostname"]).ok().text();
         assert_eq!(told.trim(), name);
@@ -102,7 +102,7 @@ fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
     let listed = hosts.root("head", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
     assert!(!listed.contains("n2"), "{listed}");
     hosts.root("head", "berth").args(["node", "approve", "n2"]).ok();
-    hosts.wait_node("n2", "idle", 20);
+    hosts.wait_node("n2", "idle", 60);
 }
 
 /// A machine is known by its full name, and says when it joins what was found in it.
@@ -116,7 +116,7 @@ fn a_machine_joins_under_its_full_name_and_shows_its_hardware_as_root() {
     let first = joined.text().lines().next().unwrap_or_default().to_string();
     assert!(first.starts_with(&format!("{NAME} joined cluster '")), "{joined}");
     assert!(first.ends_with("' at 10.77.0.1:7817 as a compute node."), "{joined}");
-    hosts.wait_node(NAME, "idle", 20);
+    hosts.wait_node(NAME, "idle", 60);
     // The same as the cluster has on record of it.
     let node = hosts.cmd("head", "scontrol").args(["show", "node", NAME]).ok().text();
     let number = |name: &str| -> u64 {
@@ -146,7 +146,7 @@ fn a_node_listens_on_nothing_where_images_do_not_travel_as_root() {
     let hosts = Hosts::new(&["head", "n1"]);
     hosts.up("head", "[images]\npeers = \"off\"\n");
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 20);
+    hosts.wait_node("n1", "idle", 60);
     let open = |host: &str| hosts.root(host, "ss").args(["-H", "-l", "-t", "-n"]).ok().text();
     assert_eq!(open("n1"), "");
     assert!(open("head").contains(":7817"), "{}", open("head"));
@@ -166,7 +166,7 @@ fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root
     let token = hosts.token("head", &["--uses", "2"]);
     for node in ["n1", "n2"] {
         hosts.join(node, &token);
-        hosts.wait_node(node, "idle", 10);
+        hosts.wait_node(node, "idle", 60);
     }
     let [first, second] = ["n1", "n2"].map(|node| copy(&hosts, node, "thief"));
     let ask = |key: &[String; 4], line: &Value| {
@@ -189,7 +189,7 @@ fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root
         ] {
             // What was said may be lost with a connection that is closed before it was read.
             let why = "this machine's key is not (any more) one of the cluster's";
-            let told = wait(10, || ask(key, &line).contains(why).then_some(()));
+            let told = wait(30, || ask(key, &line).contains(why).then_some(()));
             assert!(told.is_some(), "{of}: {line}: {}", ask(key, &line));
         }
     };
@@ -207,12 +207,12 @@ fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root
     let named =
         |line: &str| line.contains("10.77.0.4:") && line.contains("turned away: this machine's key is not");
     assert!(log.lines().any(named), "{log}");
-    let gone = wait(10, || {
+    let gone = wait(30, || {
         let listed = hosts.root("head", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
         (!listed.contains("n2")).then_some(())
     });
     assert!(gone.is_some(), "a removed machine is still a node");
-    let log = wait(15, || {
+    let log = wait(30, || {
         let text = std::fs::read_to_string(hosts.state("n2").join("log/agent.log")).unwrap_or_default();
         text.contains("join again with a new token").then_some(())
     });
@@ -229,7 +229,7 @@ fn a_machine_that_leaves_is_gone_from_the_cluster_and_joins_again_as_root() {
     let token = hosts.token("head", &["--uses", "2"]);
     for node in ["n1", "n2"] {
         hosts.join(node, &token);
-        hosts.wait_node(node, "idle", 20);
+        hosts.wait_node(node, "idle", 60);
     }
     hosts.join("front", &hosts.token("head", &["--role", "login"]));
     let nodes = || -> Vec<String> {
@@ -276,7 +276,7 @@ fn a_machine_that_leaves_is_gone_from_the_cluster_and_joins_again_as_root() {
     assert!(!member("front"));
     // Its name is free.
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 20);
+    hosts.wait_node("n1", "idle", 60);
     let told = hosts.cmd("head", "srun").args(["-w", "n1", "hostname"]).ok();
     assert_eq!(told.text(), "n1", "{told}");
 
@@ -290,7 +290,7 @@ fn a_machine_that_leaves_is_gone_from_the_cluster_and_joins_again_as_root() {
     let removed = || hosts.root("head", "berth").args(["node", "remove", "n2"]).ok();
     removed();
     hosts.join("n2", &hosts.token("head", &[]));
-    hosts.wait_node("n2", "idle", 20);
+    hosts.wait_node("n2", "idle", 60);
     // Nor is a machine kept that was removed before.
     berth("n2", &["down"]).ok();
     removed();
@@ -306,7 +306,7 @@ fn login_nodes_speak_for_their_users_and_for_no_root_as_root() {
     hosts.join("n1", &hosts.token("head", &[]));
     hosts.join("front", &hosts.token("head", &["--role", "login"]));
     hosts.join("desk", &hosts.token("head", &["--role", "login", "--administrators"]));
-    hosts.wait_node("n1", "idle", 10);
+    hosts.wait_node("n1", "idle", 60);
     let told = hosts.cmd("front", "srun").args(["-w", "n1", "sh", "-c", "hostname; id -un"]).ok();
     assert_eq!(told.text().lines().collect::<Vec<_>>(), ["n1", user.as_str()], "{told}");
     // Root of a login node is nobody, and an administrator an ordinary user, unless the token said otherwise.
@@ -342,7 +342,7 @@ fn login_nodes_speak_for_their_users_and_for_no_root_as_root() {
 #[test]
 fn steps_and_their_streams_outlive_links_and_daemons_as_root() {
     let hosts = three();
-    hosts.wait_node("n1", "idle", 10);
+    hosts.wait_node("n1", "idle", 60);
     let script = "i=0; while [ $i -lt 120 ]; do echo line $i; i=$((i+1)); sleep 0.1; done; exit 5";
     let mut step = hosts.cmd("head", "srun").args(["-w", "n1", "sh", "-c", script]).limit(120).spawn();
     step.wait_for("line 5", 20);
@@ -365,9 +365,10 @@ fn certificates_renew_themselves_and_those_that_ended_are_refused_as_root() {
     const LIFE: u64 = 15;
     let hosts = Hosts::new(&["head", "n1"]);
     hosts.up("head", &format!("certificate_seconds = {LIFE}\n"));
-    let began = std::time::Instant::now();
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 10);
+    // It has its certificate: how long it took to come so far does not matter.
+    let began = std::time::Instant::now();
+    hosts.wait_node("n1", "idle", 60);
     let mut step = hosts
         .cmd("head", "srun")
         .args(["-w", "n1", "-c1", "--mem=64M", "sh", "-c", "echo ready; read x; echo got $x"])
@@ -411,7 +412,7 @@ fn certificates_renew_themselves_and_those_that_ended_are_refused_as_root() {
     hosts.kill_9("n1", "agent");
     assert_ne!(up.finish().rc, 0);
     hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).ok();
-    hosts.wait_node("n1", "mixed", 20);
+    hosts.wait_node("n1", "mixed", 60);
     step.write(b"it\n");
     step.wait_for("got it", 30);
     assert_eq!(step.finish().rc, 0);
@@ -423,7 +424,7 @@ fn a_restored_controller_beside_the_living_old_one_runs_nothing_twice_as_root() 
     let hosts = Hosts::new(&["head", "n1", "spare"]);
     hosts.up("head", "");
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 20);
+    hosts.wait_node("n1", "idle", 60);
     let script = "#!/bin/sh\necho begun >> $1\nuntil [ -e go ]; do sleep 0.1; done\necho ended >> $1\n";
     std::fs::write(hosts.work().join("job.sh"), script).unwrap();
     let sbatch = |options: &[&str], name: &str| {

@@ -20,6 +20,17 @@ fn modified(path: &Path) -> SystemTime {
     std::fs::metadata(path).unwrap().modified().unwrap()
 }
 
+/// Whether what beats twenty times a second has stopped: on a busy machine it may come to nothing for a second.
+fn quiet(beat: &Path) -> bool {
+    beat.exists() && modified(beat).elapsed().is_ok_and(|passed| passed.as_secs() >= 3)
+}
+
+/// Whether it beats from now on.
+fn goes_on(beat: &Path) -> bool {
+    let now = SystemTime::now();
+    wait(30, || (modified(beat) > now).then_some(())).is_some()
+}
+
 /// Process ids in the state files of all steps on a node.
 fn supervisors(spool: &Path) -> Vec<i32> {
     let mut found = Vec::new();
@@ -49,7 +60,7 @@ fn what_is_cut_off_ends_by_itself_and_runs_again_elsewhere() {
     let token = hosts.token("head", &["--uses", "2"]);
     for node in ["n1", "n2"] {
         hosts.join(node, &token);
-        hosts.wait_node(node, "idle", 20);
+        hosts.wait_node(node, "idle", 60);
     }
     std::fs::write(hosts.work().join("job.sh"), JOB).unwrap();
     let work = hosts.work();
@@ -118,8 +129,7 @@ each_user! {
         sandbox.wait_file("begun", "x", 20);
         sandbox.kill_9(sandbox.controller());
         let beat = sandbox.work().join("beat");
-        let quiet = || beat.exists() && modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() > 1);
-        assert!(wait(30, || quiet().then_some(())).is_some(), "it goes on");
+        assert!(wait(60, || quiet(&beat).then_some(())).is_some(), "it goes on");
         assert_eq!(sandbox.read("begun"), "x\n");
         sandbox.up();
         // It said how it ended, and runs again at once.
@@ -139,7 +149,7 @@ fn a_job_that_asks_for_it_ends_out_of_touch_and_no_other_does_as_root() {
     let token = hosts.token("head", &["--uses", "2"]);
     for node in ["n1", "n2"] {
         hosts.join(node, &token);
-        hosts.wait_node(node, "idle", 20);
+        hosts.wait_node(node, "idle", 60);
     }
     let work = hosts.work();
     let with_own = JOB.replacen("#!/bin/sh\n", "#!/bin/sh\n#SBATCH --lost-after=6\n", 1);
@@ -174,8 +184,7 @@ fn a_job_that_asks_for_it_ends_out_of_touch_and_no_other_does_as_root() {
     assert_ne!(again, lost);
     let ended = modified(&work.join(format!("moved.{lost}")));
     assert!(ended < modified(&work.join("moved")), "it was alive on {lost} when it ran again on {again}");
-    let alive = modified(&work.join(format!("plain.{lost}"))).elapsed();
-    assert!(alive.is_ok_and(|passed| passed.as_secs() <= 1), "nobody asked for its end");
+    assert!(goes_on(&work.join(format!("plain.{lost}"))), "nobody asked for its end");
     hosts.link(&lost, true);
     hosts.root(&lost, "berth").args(["up", "--detach"]).ok();
     std::fs::write(work.join("go"), "").unwrap();
@@ -190,7 +199,7 @@ fn a_supervisor_that_is_stopped_when_the_agent_starts_again_keeps_nothing_alive_
     let hosts = Hosts::new(&["head", "n1"]);
     hosts.up("head", CONFIG);
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 20);
+    hosts.wait_node("n1", "idle", 60);
     std::fs::write(hosts.work().join("job.sh"), JOB).unwrap();
     hosts.cmd("head", "sbatch").args(["--no-requeue", "--mem=20M", "-w", "n1", "job.sh", "it"]).ok();
     let work = hosts.work();
@@ -203,8 +212,7 @@ fn a_supervisor_that_is_stopped_when_the_agent_starts_again_keeps_nothing_alive_
     hosts.kill_9("n1", "agent");
     let up = hosts.root("n1", "berth").args(["up", "--detach"]).limit(90).spawn();
     let beat = work.join("it.n1");
-    let quiet = || modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() > 1);
-    assert!(wait(30, || quiet().then_some(())).is_some(), "it goes on");
+    assert!(wait(60, || quiet(&beat).then_some(())).is_some(), "it goes on");
     signal(nix::sys::signal::Signal::SIGCONT);
     hosts.link("n1", true);
     assert_eq!(up.finish().rc, 0);
@@ -217,7 +225,7 @@ fn a_supervisor_that_is_stopped_keeps_nothing_alive_without_an_agent_as_root() {
     let hosts = Hosts::new(&["head", "n1"]);
     hosts.up("head", CONFIG);
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 20);
+    hosts.wait_node("n1", "idle", 60);
     std::fs::write(hosts.work().join("job.sh"), JOB).unwrap();
     hosts.cmd("head", "sbatch").args(["--requeue", "--mem=20M", "-w", "n1", "job.sh", "it"]).ok();
     let work = hosts.work();
@@ -225,20 +233,19 @@ fn a_supervisor_that_is_stopped_keeps_nothing_alive_without_an_agent_as_root() {
     let beat = work.join("it.n1");
     // With an agent it goes on past its first deadline.
     std::thread::sleep(std::time::Duration::from_secs(9));
-    assert!(modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() <= 1));
+    assert!(goes_on(&beat), "it has ended");
     let stopped = supervisors(&hosts.state("n1").join("spool"));
     assert_eq!(stopped.len(), 1);
     let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(stopped[0]), signal).unwrap();
     hosts.kill_9("n1", "agent");
     signal(nix::sys::signal::Signal::SIGSTOP);
-    let quiet = || modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() > 1);
-    assert!(wait(20, || quiet().then_some(())).is_some(), "it goes on");
+    assert!(wait(60, || quiet(&beat).then_some(())).is_some(), "it goes on");
     signal(nix::sys::signal::Signal::SIGCONT);
     hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).ok();
     // It runs again there, and is left alone by whoever ended it before.
     assert!(wait(60, || (begun(&work, "it").len() == 2).then_some(())).is_some());
     std::thread::sleep(std::time::Duration::from_secs(12));
-    assert!(modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() <= 1));
+    assert!(goes_on(&beat), "it has ended");
     std::fs::write(work.join("go"), "").unwrap();
     hosts.wait_node("n1", "idle", 60);
 }
@@ -262,8 +269,7 @@ fn a_stopped_supervisor_keeps_nothing_alive() {
     signal(nix::sys::signal::Signal::SIGSTOP);
     sandbox.kill_9(controller);
     let beat = sandbox.work().join("beat");
-    let quiet = || modified(&beat).elapsed().is_ok_and(|passed| passed.as_secs() > 1);
-    assert!(wait(30, || quiet().then_some(())).is_some(), "it goes on");
+    assert!(wait(60, || quiet(&beat).then_some(())).is_some(), "it goes on");
     signal(nix::sys::signal::Signal::SIGCONT);
     let mut sandbox = sandbox;
     sandbox.up();

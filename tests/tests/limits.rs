@@ -103,7 +103,7 @@ fn a_fork_bomb_stays_in_its_job_as_root() {
     sandbox.wait_file("out", "many", 30);
     sandbox.wait_state(job, "COMPLETED", 30);
     assert_eq!(sandbox.agent(), before);
-    let left = berth_tests::sandbox::wait(10, || {
+    let left = berth_tests::sandbox::wait(30, || {
         let all = berth_tests::leftovers::processes(&sandbox.work());
         all.iter().all(|(_, line)| !line.starts_with("sleep 100")).then_some(())
     });

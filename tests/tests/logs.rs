@@ -62,14 +62,14 @@ each_user! {
             for (signal, times) in [(Signal::SIGHUP, 1), (Signal::SIGUSR2, 2)] {
                 kill(Pid::from_raw(pid), signal).unwrap();
                 let again = || text(&path).matches("the log was opened again").count() == times;
-                assert!(wait(10, || again().then_some(())).is_some(), "{}", text(&path));
+                assert!(wait(30, || again().then_some(())).is_some(), "{}", text(&path));
             }
             assert!(!text(&moved).contains("opened again"));
             // Its copytruncate.
             fs::OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
             kill(Pid::from_raw(pid), Signal::SIGHUP).unwrap();
             let at_the_start = || text(&path).contains("opened again") && !text(&path).starts_with('\0');
-            assert!(wait(10, || at_the_start().then_some(())).is_some(), "{:?}", text(&path));
+            assert!(wait(30, || at_the_start().then_some(())).is_some(), "{:?}", text(&path));
         }
         assert_eq!([sandbox.controller(), sandbox.agent()], pids);
         assert_eq!(sandbox.srun(["echo", "goes on"]).ok().text(), "goes on");

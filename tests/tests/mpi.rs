@@ -291,7 +291,7 @@ fn a_libpmix_that_is_missing_or_dies_is_told_as_root() {
     assert!(told.rc != 0, "{told}");
     told.says(&["the PMIx server of this node is gone", "signal: 9"]);
     sandbox.srun(["-n2", "--mpi=pmix", "true"]).ok();
-    let gone = wait(5, || pmix_server(&sandbox.state()).is_none().then_some(()));
+    let gone = wait(30, || pmix_server(&sandbox.state()).is_none().then_some(()));
     assert!(gone.is_some(), "it is left behind");
     // A node without it.
     let mut sandbox = Sandbox::empty(berth_tests::Who::root());
@@ -317,7 +317,7 @@ fn a_batch_script_has_no_pmi_and_its_steps_and_mpirun_do_as_root() {
     let job = sandbox.sbatch(&["-n2", "-o", "out"], &script);
     sandbox.wait_state(job, "COMPLETED", 60);
     let lines = "ranks 2 token 2 sum 3 here 2\n".repeat(3);
-    let seen = wait(5, || (sandbox.read("out") == format!("fd none\n{lines}")).then_some(()));
+    let seen = wait(30, || (sandbox.read("out") == format!("fd none\n{lines}")).then_some(()));
     assert!(seen.is_some(), "{}", sandbox.read("out"));
     // MPICH's mpirun starts what it needs by our srun.
     let names: Vec<String> = sandbox.sacct(job, "jobname").into_iter().flatten().collect();

@@ -18,7 +18,7 @@ fn fine(sandbox: &Sandbox, words: &[&str], expected: &str) {
     let output = update(sandbox, words);
     assert_eq!((output.rc, output.err()), (0, String::new()), "{words:?}");
     // What ran there takes a moment to go.
-    let seen = wait(10, || (shown(sandbox) == expected).then_some(()));
+    let seen = wait(30, || (shown(sandbox) == expected).then_some(()));
     assert!(seen.is_some(), "{} is not {expected} after {words:?}", shown(sandbox));
 }
 

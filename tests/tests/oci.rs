@@ -478,7 +478,7 @@ fn a_poststart_hook_that_fails_leaves_no_process_as_root() {
             ["pids", "memory", "unified", ""].map(|c| format!("/sys/fs/cgroup/{c}{group}/cgroup.procs"));
         groups.iter().filter_map(|f| std::fs::read_to_string(f).ok()).collect::<String>()
     };
-    assert!(berth_tests::sandbox::wait(10, || left().is_empty().then_some(())).is_some(), "left: {}", left());
+    assert!(berth_tests::sandbox::wait(30, || left().is_empty().then_some(())).is_some(), "left: {}", left());
 }
 
 #[test]

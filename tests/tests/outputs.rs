@@ -135,13 +135,14 @@ fn a_file_that_tasks_of_several_nodes_share_has_the_words_of_all_as_root() {
         let words = [&["-o", "/nonexistent/words"], parts, &stubborn].concat();
         let told = srun(&words).fails();
         let told = told.says(&["could not open output file /nonexistent/words", "no such file", "--output"]);
-        assert!(told.took < Duration::from_secs(20), "{told}");
+        // Sooner than the time that such a task has between SIGTERM and SIGKILL.
+        assert!(told.took < Duration::from_secs(28), "{told}");
         let none = || supervisors(&hosts).is_empty().then_some(());
-        assert!(wait(10, none).is_some(), "supervisors are left: {:?}", supervisors(&hosts));
+        assert!(wait(30, none).is_some(), "supervisors are left: {:?}", supervisors(&hosts));
     }
     let idle = wait(30, || hosts.cmd("n1", "squeue").arg("-h").run().text().is_empty().then_some(()));
     assert!(idle.is_some(), "jobs are left");
-    ["n1", "n2", "n3"].iter().for_each(|node| hosts.wait_node(node, "idle", 20));
+    ["n1", "n2", "n3"].iter().for_each(|node| hosts.wait_node(node, "idle", 60));
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn configured(count: usize, more: &str) -> (Hosts, Registry) {
         hosts.join(name, &token);
     }
     for name in &names {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
     }
     (hosts, registry)
 }
@@ -272,7 +272,7 @@ fn a_digest_opens_nothing_for_whom_the_controller_did_not_name_as_root() {
     hosts.join("n3", &token);
     hosts.join("front", &hosts.token("n1", &["--role", "login"]));
     for name in &names[..3] {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
         gives(&hosts, name);
     }
     let place = images::layers();
@@ -423,7 +423,7 @@ fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_roo
         hosts.join(name, &token);
     }
     for name in ["n1", "gw", "far"] {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
         gives(&hosts, name);
     }
     // The login file is gone when the job starts: what is used is what came with the job, sealed.
@@ -500,7 +500,7 @@ fn an_image_that_must_be_signed_comes_from_nodes_and_its_signature_from_the_regi
         hosts.join(name, &token);
     }
     for name in ["n1", "n2", "n3"] {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
         gives(&hosts, name);
     }
     let before = asked(&registry);

@@ -238,7 +238,7 @@ fn a_node_whose_prolog_fails_is_named_by_srun_and_the_others_are_free_as_root() 
         hosts.join(node, &token);
     }
     for node in ["n1", "n2", "n3"] {
-        hosts.wait_node(node, "idle", 20);
+        hosts.wait_node(node, "idle", 60);
     }
     let told = hosts.cmd("n1", "srun").args(["-N3", "sleep", "600"]).limit(60).fails();
     let why = format!("n2: prolog {} failed: exit code 3: no disk left", prolog.display());

@@ -30,7 +30,7 @@ each_user! {
         assert!(wait(30, || sandbox.status()["agents"][0]["pid"].as_i64().is_some().then_some(())).is_some());
         assert_eq!((sandbox.controller(), sandbox.agent()), (controller, agent));
         step.write(b"after\n");
-        step.wait_for("got after", 10);
+        step.wait_for("got after", 30);
         step.close();
         assert_eq!(step.finish().rc, 8);
         sandbox.write("go", "");
@@ -104,7 +104,7 @@ fn machines_that_joined_are_told_and_no_step_notices_as_root() {
         hosts.join(node, &token);
     }
     for node in ["n1", "n2"] {
-        hosts.wait_node(node, "idle", 20);
+        hosts.wait_node(node, "idle", 60);
     }
     let script = "echo ready; while read x; do echo got $x; done; exit 8";
     let step = hosts.cmd("head", "srun").args(["-w", "n1", "-c1", "--mem=64M", "sh", "-c", script]);

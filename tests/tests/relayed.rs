@@ -19,7 +19,7 @@ fn a_hundred_megabytes_each_way_outlive_relay_and_agent_as_root() {
     // By the controller, and not by the node's own port.
     hosts.up("head", "[images]\npeers = \"off\"\n");
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 10);
+    hosts.wait_node("n1", "idle", 60);
     let work = hosts.work();
     std::fs::write(work.join("pieces"), PIECES).unwrap();
     let small = "srun -w n1 -c1 --mem=64M";
@@ -69,7 +69,7 @@ fn who_does_not_read_holds_up_nobody_else_and_fills_no_memory_as_root() {
     let hosts = Hosts::new(&["head", "n1"]);
     hosts.up("head", "[images]\npeers = \"off\"\n");
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 10);
+    hosts.wait_node("n1", "idle", 60);
     let small = "srun -w n1 -c1 --mem=64M";
     // A reader that reads nothing: its own step waits, and another one of the same node goes the same way.
     let full = format!("{small} sh -c 'echo $SLURM_JOB_ID > held; yes' | sleep 120");

@@ -78,7 +78,7 @@ each_user! {
         sandbox.cmd("scancel").arg(job.trim()).ok();
         running.finish();
         assert_eq!(sandbox.read("kept.sqsh"), "as it was");
-        assert!(wait(10, || (of_name(&sandbox, "kept") == 1).then_some(())).is_some(), "half an image is left");
+        assert!(wait(30, || (of_name(&sandbox, "kept") == 1).then_some(())).is_some(), "half an image is left");
         // A failed task's container is saved all the same, and the exit code is the task's.
         let output = sandbox.srun_in(images::busybox(), ["--container-save=kept.sqsh", "sh", "-c", "exit 7"]).run();
         assert_eq!(output.rc, 7, "{output}");

@@ -14,7 +14,7 @@ fn nodes(count: usize) -> Hosts {
         hosts.join(name, &token);
     }
     for name in &names {
-        hosts.wait_node(name, "idle", 20);
+        hosts.wait_node(name, "idle", 60);
     }
     hosts
 }

@@ -99,7 +99,7 @@ each_user! {
         let gone = |what: &str| {
             assert_eq!(sandbox.read("begun_too"), "x\n");
             fs::remove_file(sandbox.work().join("begun_too")).unwrap();
-            assert!(sandbox::wait(10, || (!runs(&program)).then_some(())).is_some(), "{what}");
+            assert!(sandbox::wait(30, || (!runs(&program)).then_some(())).is_some(), "{what}");
         };
         sandbox.srun(["sh", "-c", "echo ran > ran"]).env("HANG", "before").fails().says(&[
             "srun_prolog failed: it did not end within 2 s (srun_prolog_seconds) and was killed; the step is not run",
@@ -130,7 +130,7 @@ each_user! {
         sandbox.cmd("scancel").arg(job.trim()).ok();
         let output = step.finish();
         assert!(output.rc != 0 && output.err().contains("ending the prolog"), "{output}");
-        assert!(sandbox::wait(10, || (!runs(&forever)).then_some(())).is_some(), "the prolog is left");
+        assert!(sandbox::wait(30, || (!runs(&forever)).then_some(())).is_some(), "the prolog is left");
         assert!(!sandbox.work().join("ran").exists());
         assert_eq!(drained(&sandbox), "");
     }
@@ -143,7 +143,7 @@ fn the_tasks_on_all_nodes_wait_for_the_prolog_where_srun_is_as_root() {
     let token = hosts.token("head", &["--uses", "2"]);
     for node in ["n1", "n2"] {
         hosts.join(node, &token);
-        hosts.wait_node(node, "idle", 20);
+        hosts.wait_node(node, "idle", 60);
     }
     let before = hosts.work().join("before");
     fs::write(&before, "#!/bin/sh\nsleep 2\necho $(hostname) $SLURM_STEP_NODELIST > where\n").unwrap();

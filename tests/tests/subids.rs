@@ -166,7 +166,7 @@ each_user! {
                 .filter(|pid: &i32| !gone(*pid))
                 .collect::<Vec<i32>>()
         };
-        assert!(wait(10, || of_range().is_empty().then_some(())).is_some(), "{:?} go on", of_range());
+        assert!(wait(30, || of_range().is_empty().then_some(())).is_some(), "{:?} go on", of_range());
         users.cmd("scancel").arg(job.to_string()).ok();
         assert!(wait(20, || users.of_the_range().is_empty().then_some(())).is_some(), "{:?}", users.of_the_range());
         // A container that is kept keeps its ids, whoever enters it, and goes whole.

@@ -106,7 +106,7 @@ each_user! {
         let gone = |what: &str| {
             assert_eq!(sandbox.read("begun_too"), "x\n");
             fs::remove_file(sandbox.work().join("begun_too")).unwrap();
-            assert!(sandbox::wait(10, || (!runs(&program)).then_some(())).is_some(), "{what}");
+            assert!(sandbox::wait(30, || (!runs(&program)).then_some(())).is_some(), "{what}");
         };
         sandbox.srun(["sh", "-c", "echo ran"]).env("HANG", "before").fails().says(&["ran longer than its 2 s and was killed"]);
         gone("what the prolog started");

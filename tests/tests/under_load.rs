@@ -77,7 +77,7 @@ impl Busy {
             hosts.join(node, &token);
         }
         for node in NODES {
-            hosts.wait_node(node, "idle", 20);
+            hosts.wait_node(node, "idle", 60);
         }
         Busy { hosts, submit: None }
     }
@@ -174,7 +174,7 @@ impl Busy {
             assert_eq!(lines, ["begun", "ended"], "job {job}");
         }
         for node in NODES {
-            self.hosts.wait_node(node, "idle", 20);
+            self.hosts.wait_node(node, "idle", 60);
             for part in ["spool", "jobs", "scratch"] {
                 let left =
                     || std::fs::read_dir(self.hosts.state(node).join(part)).into_iter().flatten().flatten();
@@ -233,7 +233,7 @@ fn daemons_killed_at_any_moment_under_load_lose_no_job_and_run_none_twice_as_roo
     let rounds = std::env::var("BERTH_ROUNDS").ok().map_or(6, |rounds| rounds.parse::<u64>().unwrap());
     let busy = Busy::idle(Hosts::new(&["head", "n1", "n2", "n3", "front"]), "");
     busy.hosts.join("front", &busy.hosts.token("head", &["--role", "login"]));
-    busy.hosts.wait_node("head", "idle", 20);
+    busy.hosts.wait_node("head", "idle", 60);
     // On the node of the four that need not begin any job: it may have one core.
     let counts = ["-w", "head", "-c1", "--mem=16M", "sh", "-c", COUNTS];
     let mut stream = busy.hosts.cmd("front", "srun").args(counts).limit(3600).spawn();
@@ -367,9 +367,10 @@ fn what_is_behind_steps_killed_under_load_ends_its_own_job_and_nothing_else_as_r
         assert!(wait(30, || (state() == "FAILED|0:9").then_some(())).is_some(), "job {job}: {}", state());
         let quiet = || {
             let beat = std::fs::metadata(hosts.work().join(format!("stays/{job}.beat"))).unwrap();
-            beat.modified().unwrap().elapsed().is_ok_and(|since| since > Duration::from_secs(1))
+            // A busy machine may keep it from beating for a second.
+            beat.modified().unwrap().elapsed().is_ok_and(|since| since > Duration::from_secs(3))
         };
-        assert!(wait(10, || quiet().then_some(())).is_some(), "job {job} lives on {node}");
+        assert!(wait(30, || quiet().then_some(())).is_some(), "job {job} lives on {node}");
     }
     // What is the node's own is there again, and no job notices.
     type Find = fn(&Hosts, &str) -> Option<i32>;

@@ -104,7 +104,7 @@ fn only_its_own_job_waits(options: impl Fn(&str) -> Vec<String>) {
     assert_eq!(sandbox.read("out"), "ready\nstep 1\nstep 2\nstep 3\n");
     let state = || sandbox.cmd("sinfo").args(["-h", "-o", "%T"]).ok().text().trim().to_string();
     assert!(["mixed", "allocated"].contains(&state().as_str()), "{}", state());
-    let next = sandbox.srun([&few[..], &["echo", "next"]].concat()).limit(20).ok();
+    let next = sandbox.srun([&few[..], &["echo", "next"]].concat()).limit(60).ok();
     assert_eq!(next.text(), "next", "{next}");
     assert_eq!((sandbox.controller(), sandbox.agent()), daemons);
     assert_eq!(sandbox.job_state(waits), "RUNNING");

@@ -27,7 +27,7 @@ fn controller_and_nodes_are_upgraded_under_running_steps_as_root() {
     let token = hosts.token("head", &["--uses", "2"]);
     for node in ["n1", "n2"] {
         hosts.join(node, &token);
-        hosts.wait_node(node, "idle", 20);
+        hosts.wait_node(node, "idle", 60);
     }
     let script = "echo ready; while read x; do echo got $x; done; exit 8";
     let step = hosts.cmd("head", "srun").args(["-w", "n1", "-c1", "--mem=64M", "sh", "-c", script]);
@@ -121,7 +121,7 @@ fn an_agent_goes_without_what_it_does_not_know_and_says_so_as_root() {
     let hosts = Hosts::new(&["head", "n1"]);
     hosts.up("head", "[images]\nkeep_days = 77\n");
     hosts.join("n1", &hosts.token("head", &[]));
-    hosts.wait_node("n1", "idle", 20);
+    hosts.wait_node("n1", "idle", 60);
     let settings = hosts.state("n1").join("private/settings.json");
     let told = std::fs::read_to_string(&settings).unwrap();
     assert_eq!(told, "{\"images\":{\"keep_days\":77}}");
