@@ -651,6 +651,11 @@ impl Driver {
             true => None,
             false => node.hooks.of_step(&launch, ready.image.as_ref(), node.defaults, dir.path()),
         };
+        match node.gpus.find_mps(&mut launch, ready.image.as_mut()) {
+            // What it joins runs without.
+            Err(why) if !joins => return Err(why),
+            _ => {}
+        }
         let (mut injected, glibc) = match joins {
             true => Default::default(),
             false => node.gpus.inject(&launch, ready.image.as_mut(), &mut ready.notes)?,

@@ -9,10 +9,11 @@ use crate::{gres, imex};
 use berth_gpus::inject::{capabilities, missing, specification, without_driver};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
-use berth_gpus::{Driver, Found, Tree, drm};
+use berth_gpus::{Driver, Found, Tree, drm, mps};
 use berth_model::ByteStr;
 use berth_model::devices::{GPU, MPS};
 use berth_model::elf::NeedsGlibc;
+use berth_model::gpus::MPS_PIPES;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_model::launch::{NodeShare, StepLaunch};
 use berth_model::link::GpuFault;
@@ -57,6 +58,8 @@ pub struct Configured {
     pub named: Vec<GresDevice>,
     /// Those with files of their own.
     pub by_file: Vec<GresDevice>,
+    /// Directory of the pipes of MPS's control daemon.
+    pub mps: String,
 }
 
 /// What CDI files add to a container.
@@ -328,12 +331,36 @@ impl Gpus {
         Ok(all)
     }
 
+    /// The directory of MPS's control daemon, which may have come or gone since the last look, and its directory be another's by now.
+    fn mps(&self) -> Result<String, String> {
+        berth_gpus::mps::find(&self.tree, &self.configured.mps)
+    }
+
+    /// Has the programs of a step with NVIDIA's GPUs find MPS's control daemon where it is ([`tell_of_mps`]).
+    ///
+    /// # Errors
+    /// The node has not the MPS of which the step has a part.
+    pub fn find_mps(&self, launch: &mut StepLaunch, image: Option<&mut PreparedImage>) -> Result<(), String> {
+        let given = &launch.share.gres;
+        if !given.iter().any(|device| device.vendor == Vendor::Nvidia) {
+            return Ok(());
+        }
+        let part = given.iter().any(|device| device.name == MPS);
+        match self.mps() {
+            Ok(dir) => tell_of_mps(&dir, part, launch, image),
+            Err(why) if part => {
+                return Err(format!("--gres={MPS}: {why}; or ask for whole GPUs (--gres=gpu:1)"));
+            }
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
     /// What the container of a step gets beside its device files: mounts, and the glibc that libraries among them need; variables
     /// go into the image's. `notes`: what is to be told to the user.
     ///
     /// # Errors
-    /// The image cannot run with this driver, by its own words, or the node has not the driver's libraries, or not the MPS of which
-    /// the step has a part.
+    /// The image cannot run with this driver, by its own words, or the node has not the driver's libraries.
     pub fn inject(
         &self,
         launch: &StepLaunch,
@@ -345,13 +372,6 @@ impl Gpus {
             launch.share.gres.iter().filter(|d| d.vendor == Vendor::Nvidia).cloned().collect();
         if given.is_empty() {
             return nothing();
-        }
-        // Its daemon may have come or gone since the last look, and its directory be another's by now.
-        let mps = berth_gpus::mps(&self.tree);
-        if given.iter().any(|device| device.name == MPS)
-            && let Err(why) = &mps
-        {
-            return Err(format!("--gres={MPS}: {why}; or ask for whole GPUs (--gres=gpu:1)"));
         }
         // A root directory has no words of its own; the loader finds the libraries there by its cache alone.
         let mut none = Vec::new();
@@ -369,7 +389,7 @@ impl Gpus {
             }
             return nothing();
         };
-        let driver = &Driver { mps: mps.ok(), ..driver.clone() };
+        let driver = &Driver { mps: self.mps().ok(), ..driver.clone() };
         let of_first =
             self.found.answer.gpus.iter().find(|g| given.iter().any(|d| d.bus.as_deref() == Some(&g.bus)));
         let have = Have {
@@ -442,6 +462,24 @@ fn fence_left(devices: &mut [GresDevice], left: &[Left]) {
     }
 }
 
+/// Tells a step in which directory it finds MPS's control daemon. One that has a part of a GPU is held to it by that daemon alone, whatever
+/// image and submitter say; with whole GPUs these may have another one, and the usual place is found without a word.
+fn tell_of_mps(dir: &str, part: bool, launch: &mut StepLaunch, image: Option<&mut PreparedImage>) {
+    let is_said = |pair: &ByteStr| {
+        pair.0.strip_prefix(mps::VARIABLE.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
+    };
+    let own = image.as_ref().is_some_and(|image| image.env.iter().any(is_said));
+    if !part && (dir == MPS_PIPES || own || launch.env.iter().any(is_said)) {
+        return;
+    }
+    if let Some(image) = image {
+        // Its words stand over the submitter's.
+        image.env.retain(|pair| !is_said(pair));
+    }
+    launch.env.retain(|pair| !is_said(pair));
+    launch.env.push(ByteStr::from(format!("{}={dir}", mps::VARIABLE)));
+}
+
 /// Takes from the GPUs of a step in a container the files by which they draw, where it does not ask for graphics: neither are they in its
 /// `/dev` nor does its control group permit them. What is on the node's own filesystem keeps what its job has. A step that enters a container
 /// is judged by its own words over those of the step that made it; the `/dev` there stays as that one's words had it.
@@ -494,6 +532,7 @@ fn kernel_log(tree: &Tree) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_model::ids::{Attempt, JobId, StepId, StepKey};
 
     /// A GPU by what reads as its configuration on its bus, in a tree of its own.
     fn on_bus(dir: &Path, index: u32, config: &[u8]) -> GresDevice {
@@ -538,6 +577,34 @@ mod tests {
         let sick = gpus.sick(&share(&devices[1..])).unwrap();
         assert!(sick.why.starts_with("GPU 2 does not work any more"), "{sick:?}");
         assert_eq!(sick.faults.iter().map(|fault| fault.index).collect::<Vec<_>>(), [2, 0]);
+    }
+
+    #[test]
+    fn steps_are_told_where_the_daemon_of_mps_is_and_with_a_part_of_a_gpu_of_no_other() {
+        let said = |dir: &str, part: bool, submitter: &[&str], image: Option<&[&str]>| {
+            let pairs = |words: &[&str]| words.iter().map(|word| ByteStr::from(*word)).collect::<Vec<_>>();
+            let mut launch =
+                berth_samples::launch(StepKey { job: JobId(1), attempt: Attempt(0), step: StepId::Batch });
+            launch.env = pairs(submitter);
+            let mut image = image.map(|env| PreparedImage { env: pairs(env), ..PreparedImage::default() });
+            tell_of_mps(dir, part, &mut launch, image.as_mut());
+            // The image's words stand over the submitter's.
+            let all = launch.env.iter().chain(image.iter().flat_map(|image| &image.env));
+            let all: Vec<String> = all.map(|pair| pair.display().into_owned()).collect();
+            all.join(" ")
+        };
+        let other = "CUDA_MPS_PIPE_DIRECTORY=/home/own";
+        let here = "CUDA_MPS_PIPE_DIRECTORY=/run/mps";
+        assert_eq!(said("/run/mps", false, &["A=1"], None), format!("A=1 {here}"));
+        assert_eq!(said("/run/mps", false, &["A=1"], Some(&["B=2"])), format!("A=1 {here} B=2"));
+        // Who has whole GPUs may have a daemon of their own.
+        assert_eq!(said("/run/mps", false, &[other], Some(&[])), other);
+        assert_eq!(said("/run/mps", false, &[], Some(&[other])), other);
+        assert_eq!(said("/run/mps", true, &[other], Some(&[other, "B=2"])), format!("{here} B=2"));
+        // Where every program looks by itself.
+        assert_eq!(said("/tmp/nvidia-mps", false, &["A=1"], None), "A=1");
+        let usual = "CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps";
+        assert_eq!(said("/tmp/nvidia-mps", true, &[other], None), usual);
     }
 
     #[test]

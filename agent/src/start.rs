@@ -175,7 +175,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let looked = options.program.clone();
     let left = paths.gpus_left();
     let (named, devices): (Vec<_>, Vec<_>) = devices.into_iter().partition(|d| d.cdi.is_some());
-    let configured = Configured { named, by_file: devices.clone() };
+    let mps = options.config.gpus.mps_pipes().to_string();
+    let configured = Configured { named, by_file: devices.clone(), mps };
     let gpus = tokio::task::block_in_place(move || Gpus::look(&looked, left, configured));
     let gpus = Arc::new(gpus);
     let mut files: Vec<String> =

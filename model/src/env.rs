@@ -129,6 +129,7 @@ pub fn is_job_variable(name: &[u8]) -> bool {
     ];
     const NAMES: &[&str] = &[
         "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+        "CUDA_MPS_PIPE_DIRECTORY",
         "CUDA_VISIBLE_DEVICES",
         "ENVIRONMENT",
         "GPU_DEVICE_ORDINAL",

@@ -1,9 +1,14 @@
-//! `[gpus]`: how often GPUs are looked at while jobs have them, what becomes of jobs that leave theirs idle, and from whom they are kept.
+//! `[gpus]`: how often GPUs are looked at while jobs have them, what becomes of jobs that leave theirs idle, from whom they are kept, and
+//! where the control daemon of MPS is.
 
 use serde::{Deserialize, Serialize};
 
 /// Most seconds between two looks: an hour.
 const MOST_SECONDS: u32 = 3600;
+/// Where the control daemon of MPS has its pipes where nobody says otherwise (`CUDA_MPS_PIPE_DIRECTORY`).
+pub const MPS_PIPES: &str = "/tmp/nvidia-mps";
+/// Most bytes of another directory: a socket's path has 107 at most (`unix(7)`), and the longest name there is `control_privileged`.
+const MOST_OF_MPS: usize = 107 - "/control_privileged".len();
 /// Most minutes of a policy: a month.
 const MOST_MINUTES: u32 = 31 * 24 * 60;
 
@@ -21,6 +26,9 @@ pub struct GpusConfig {
     pub idle_release_minutes: u32,
     /// Control groups that are not the agent's, such as `user.slice`: in these no device opens that jobs are given.
     pub kept_from: Vec<String>,
+    /// Directory of the pipes of MPS's control daemon on the nodes; [`MPS_PIPES`] where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mps_pipe_directory: Option<String>,
 }
 
 impl Default for GpusConfig {
@@ -31,6 +39,7 @@ impl Default for GpusConfig {
             idle_warn_minutes: 0,
             idle_release_minutes: 0,
             kept_from: Vec::new(),
+            mps_pipe_directory: None,
         }
     }
 }
@@ -42,8 +51,14 @@ impl GpusConfig {
         GpusConfig {
             sample_seconds: self.sample_seconds,
             kept_from: self.kept_from.clone(),
+            mps_pipe_directory: self.mps_pipe_directory.clone(),
             ..GpusConfig::default()
         }
+    }
+
+    /// Directory of the pipes of MPS's control daemon.
+    pub fn mps_pipes(&self) -> &str {
+        self.mps_pipe_directory.as_deref().unwrap_or(MPS_PIPES)
     }
 
     /// Tells `wrong` each key with what is wrong with it.
@@ -70,6 +85,22 @@ impl GpusConfig {
                 );
                 wrong(format!("gpus.kept_from[{}]", n + 1), why);
             }
+        }
+        if let Some(dir) = &self.mps_pipe_directory
+            && dir.strip_prefix('/').is_none_or(|rest| !rest.split('/').all(is_part))
+        {
+            let why = format!(
+                "'{dir}': write the directory's path from the root, without '.', '..' and a '/' at its end, as the daemon was started with \
+                 it in CUDA_MPS_PIPE_DIRECTORY, such as {MPS_PIPES}"
+            );
+            wrong("gpus.mps_pipe_directory".into(), why);
+        } else if let Some(dir) = self.mps_pipe_directory.as_ref().filter(|dir| dir.len() > MOST_OF_MPS) {
+            let why = format!(
+                "'{dir}' has {} bytes, and no socket of the daemon could be reached below more than {MOST_OF_MPS}: have it in a \
+                 directory with a shorter path",
+                dir.len()
+            );
+            wrong("gpus.mps_pipe_directory".into(), why);
         }
         if self.idle_release_minutes > 0 && self.idle_warn_minutes == 0 {
             let why = "nobody is ended without a warning: write idle_warn_minutes as well";
@@ -107,6 +138,15 @@ mod tests {
         };
         assert_eq!(keys(groups(&["user.slice", "a/b.slice"])), Vec::<String>::new());
         assert_eq!(groups(&["user.slice"]).for_agents(), groups(&["user.slice"]));
+        let pipes = |dir: &str| GpusConfig { mps_pipe_directory: Some(dir.into()), ..plain() };
+        assert_eq!(keys(pipes("/run/nvidia-mps")), Vec::<String>::new());
+        assert_eq!(pipes("/run/nvidia-mps").for_agents().mps_pipes(), "/run/nvidia-mps");
+        assert_eq!(plain().mps_pipes(), "/tmp/nvidia-mps");
+        let long = |bytes: usize| format!("/{}", "d".repeat(bytes - 1));
+        assert_eq!(keys(pipes(&long(88))), Vec::<String>::new());
+        for wrong in ["", "/", "run/nvidia-mps", "/run/nvidia-mps/", "/run/../mps", "/run//mps", &long(89)] {
+            assert_eq!(keys(pipes(wrong)), ["gpus.mps_pipe_directory"], "{wrong}");
+        }
         for wrong in ["", "/user.slice", "user.slice/", "../user.slice", "a/./b"] {
             assert_eq!(keys(groups(&["user.slice", wrong])), ["gpus.kept_from[2]"], "{wrong}");
         }

@@ -143,7 +143,8 @@ pub struct Driver {
     pub firmware: Option<String>,
     /// Sockets.
     pub sockets: Vec<(String, Capability)>,
-    /// Directory of MPS's pipes, where its control process runs.
+    /// Directory of MPS's pipes, where its control process runs. It comes and goes without the driver: who makes a container adds it
+    /// ([`crate::mps`]).
     pub mps: Option<String>,
 }
 
@@ -204,36 +205,8 @@ impl Driver {
                 .filter(|(p, _)| tree.has(p))
                 .map(|(p, of)| (p.to_string(), *of))
                 .collect(),
-            mps: mps(tree).ok(),
+            mps: None,
         })
-    }
-}
-
-/// The directory of the pipes by which programs reach MPS's control daemon.
-///
-/// # Errors
-/// None runs, or it is not root's: why, and what to do.
-pub fn mps(tree: &Tree) -> Result<String, String> {
-    const DIRECTORY: &str = "/tmp/nvidia-mps";
-    // Its files outlive one that was killed, and its socket each one; it keeps its own number beside them.
-    let pid = tree.text(&format!("{DIRECTORY}/nvidia-cuda-mps-control.pid"));
-    let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
-    // The kernel's names of programs end after 15 letters.
-    let lives =
-        |pid: u32| tree.text(&format!("/proc/{pid}/comm")).is_some_and(|name| name == "nvidia-cuda-mps");
-    if !tree.has(&format!("{DIRECTORY}/control")) || !pid.is_some_and(lives) {
-        return Err(format!(
-            "no control daemon of MPS runs on the node at {DIRECTORY}, the only place that is looked at, so that nothing would keep programs \
-             to their part of the GPU: have root start it with CUDA_MPS_PIPE_DIRECTORY={DIRECTORY} (nvidia-cuda-mps-control -d)"
-        ));
-    }
-    // In a directory where anybody makes files: what some user put there would have programs of others as its clients.
-    match tree.is_own_dir(DIRECTORY) {
-        true => Ok(DIRECTORY.into()),
-        false => Err(format!(
-            "{DIRECTORY} on the node is a link, or others than root can change what is in it: have root remove it and start the control daemon \
-             of MPS (nvidia-cuda-mps-control -d)"
-        )),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod drm;
 pub mod imex;
 pub mod inject;
 mod kind;
+pub mod mps;
 pub mod nvidia;
 pub mod nvml;
 mod others;
@@ -19,7 +20,7 @@ pub mod share;
 mod tree;
 mod xid;
 
-pub use driver::{Driver, Library, mps};
+pub use driver::{Driver, Library};
 pub use tree::Tree;
 
 use imex::Imex;

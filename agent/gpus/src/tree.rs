@@ -86,10 +86,14 @@ impl Tree {
 
     /// Whether a directory is one that nobody but root, or who runs this, can have put there or can change: no link, and its own.
     pub fn is_own_dir(&self, path: &str) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        let Ok(meta) = fs::symlink_metadata(self.path(path)) else { return false };
-        let own = [0, rustix::process::geteuid().as_raw()].contains(&meta.uid());
-        meta.is_dir() && own && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0)
+        fs::symlink_metadata(self.path(path)).is_ok_and(|meta| is_own(&meta))
+    }
+
+    /// Whether nobody else can put something in the place of what is at a path: all directories above it are such ones, through links as
+    /// they lead.
+    pub fn is_below_own_dirs(&self, path: &str) -> bool {
+        let mut above = Path::new(path.trim_start_matches('/')).ancestors().skip(1);
+        above.all(|dir| fs::metadata(self.root.join(dir)).is_ok_and(|meta| is_own(&meta)))
     }
 
     /// Where a path leads through its links, as a path of the node; links that are absolute stay below the root.
@@ -107,6 +111,13 @@ impl Tree {
         }
         None
     }
+}
+
+/// Whether it is a directory in which nobody but root, or who runs this, changes what is theirs.
+fn is_own(meta: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let own = [0, rustix::process::geteuid().as_raw()].contains(&meta.uid());
+    meta.is_dir() && own && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0)
 }
 
 /// Lexically, without leaving `/`.

@@ -721,11 +721,9 @@ fn the_loader_itself_reads_a_cache_that_was_written() {
 fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     let tree = Recorded::debian("535.54.03").gpus(1);
     let dir = tree.tree().path("/tmp/nvidia-mps");
-    let lib = tempfile::tempdir().unwrap();
-    library(lib.path());
-    let found = || look(&tree.tree(), "", || helper(lib.path(), 1, "ok", 60.0).ask());
-    let mps = || found().driver.unwrap().mps;
-    let why = || berth_gpus::mps(&tree.tree()).unwrap_err();
+    let find = |dir: &str| berth_gpus::mps::find(&tree.tree(), dir);
+    let mps = || find("/tmp/nvidia-mps").ok();
+    let why = || find("/tmp/nvidia-mps").unwrap_err();
     assert_eq!(mps(), None);
     assert!(why().contains("no control daemon of MPS runs"), "{}", why());
     tree.write("/tmp/nvidia-mps/control", "");
@@ -736,9 +734,12 @@ fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     assert_eq!(mps(), None, "another has its number");
     assert!(why().contains("CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps"), "{}", why());
     tree.write("/proc/77/comm", "nvidia-cuda-mps\n");
-    let mode = |mode| {
-        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    let of = |dir: &Path, mode| {
+        std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     };
+    let above = dir.parent().unwrap();
+    of(above, 0o1777);
+    let mode = |mode| of(&dir, mode);
     mode(0o755);
     assert_eq!(mps().as_deref(), Some("/tmp/nvidia-mps"));
     mode(0o777);
@@ -746,6 +747,19 @@ fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     assert!(why().contains("others than root can change what is in it"), "{}", why());
     mode(0o1777);
     assert!(mps().is_some(), "others may write there, and change nothing of its owner's");
+    of(above, 0o777);
+    assert_eq!(mps(), None, "others may put another one in its place");
+    assert!(why().contains("put another directory in its place"), "{}", why());
+    of(above, 0o755);
+    assert!(mps().is_some());
+    // Where the administrator has it elsewhere, that place alone counts.
+    let elsewhere = find("/run/nvidia-mps").unwrap_err();
+    assert!(elsewhere.contains("CUDA_MPS_PIPE_DIRECTORY=/run/nvidia-mps"), "{elsewhere}");
+    tree.write("/run/nvidia-mps/control", "");
+    tree.write("/run/nvidia-mps/nvidia-cuda-mps-control.pid", "77\n");
+    of(&tree.tree().path("/run"), 0o755);
+    of(&tree.tree().path("/run/nvidia-mps"), 0o755);
+    assert_eq!(find("/run/nvidia-mps").unwrap(), "/run/nvidia-mps");
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(&dir, Some(12345), None).unwrap();
         assert_eq!(mps(), None, "a user's");

@@ -18,12 +18,15 @@ const PREFIXES: &[&str] = &["SLURM_", "SLURMD_", "SRUN_", "BERTH_", "PMI_", "PMI
 const DEVICES: &[&str] =
     &["CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"];
 
+/// Those by which programs with a part of a GPU find who holds them to it.
+const MPS: &[&str] = &["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "CUDA_MPS_PIPE_DIRECTORY"];
+
 /// Whether a variable belongs to the job. The path of a state directory does not: it means nothing in a container.
 pub fn is_of_job(name: &OsStr) -> bool {
     let name = name.as_bytes();
     name != b"BERTH_STATE"
         && (PREFIXES.iter().any(|p| name.starts_with(p.as_bytes()))
-            || DEVICES.iter().any(|n| n.as_bytes() == name))
+            || DEVICES.iter().chain(MPS).any(|n| n.as_bytes() == name))
 }
 
 /// Device files, and variables that go with them.
@@ -102,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_belongs_to_the_job() {
-        for name in ["SLURM_JOB_ID", "PMIX_RANK", "CUDA_VISIBLE_DEVICES", "SLURMD_NODENAME"] {
+        for name in ["SLURM_JOB_ID", "PMIX_RANK", "CUDA_VISIBLE_DEVICES", "CUDA_MPS_PIPE_DIRECTORY"] {
             assert!(is_of_job(OsStr::new(name)), "{name}");
         }
         for name in ["BERTH_STATE", "HOME", "SLURM"] {

@@ -4,8 +4,9 @@ use berth_client::error::Failure;
 use berth_gpus::inject::{capabilities, missing, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
-use berth_gpus::{Driver, Tree, drm, nvidia};
+use berth_gpus::{Driver, Tree, drm, mps, nvidia};
 use berth_model::ByteStr;
+use berth_model::gpus::MPS_PIPES;
 use berth_model::hardware::{GresDevice, Vendor};
 use berth_runtime::{ContainerRequest, ExtraMount, Rootfs};
 use std::collections::BTreeSet;
@@ -55,6 +56,9 @@ pub fn inject(request: &mut ContainerRequest) -> Result<Option<String>, Failure>
         let mut found = env().filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
         found.next_back().map(|value| String::from_utf8_lossy(value).into_owned())
     };
+    // In a job its node's, by the job's own variable.
+    let pipes = value(mps::VARIABLE).filter(|dir| dir.starts_with('/')).unwrap_or_else(|| MPS_PIPES.into());
+    let driver = Driver { mps: mps::find(&tree, &pipes).ok(), ..driver };
     let verdict = if env().any(|pair| pair.starts_with(b"NVIDIA_REQUIRE_")) {
         let words = vec!["internal-gpus".to_string()];
         let answer = Helper::new(crate::own_path()?, words, DEADLINE).ask().map_err(|why| {

@@ -1525,6 +1525,8 @@ pub struct GpusConfig {
     pub idle_release_minutes: u32,
     #[prost(string, repeated, tag = "260")]
     pub kept_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "270")]
+    pub mps_pipe_directory: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -58,7 +58,9 @@ structs! {
         fence, fence_seconds, fence_after_seconds,
     }
     LogsConfig { max_size, keep }
-    GpusConfig { sample_seconds, idle_percent, idle_warn_minutes, idle_release_minutes, kept_from }
+    GpusConfig {
+        sample_seconds, idle_percent, idle_warn_minutes, idle_release_minutes, kept_from, mps_pipe_directory,
+    }
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }
     SignatureRule { images, policy, keys, signed_as }

@@ -65,9 +65,11 @@ pub(super) const NOT_INHERITED: &[&str] = &[
 /// Names and prefixes of variables that belong to the job and win over the image's.
 pub(super) const JOB_PREFIXES: &[&str] = &["SLURM_", "SLURMD_", "SRUN_", "BERTH_", "PMI_", "PMIX_"];
 pub(super) const JOB_NAMES: &[&str] = &[
+    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
     "CUDA_VISIBLE_DEVICES",
     "GPU_DEVICE_ORDINAL",
     "HIP_VISIBLE_DEVICES",
+    "NVIDIA_IMEX_CHANNELS",
     "NVIDIA_VISIBLE_DEVICES",
     "NV_GPU",
     "ROCR_VISIBLE_DEVICES",

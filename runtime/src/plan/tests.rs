@@ -73,10 +73,13 @@ fn images_have_as_many_layers_as_two_overlays_take() {
 #[test]
 fn precedence_of_the_environment() {
     let mut r = request();
-    r.image = ImageConfig { env: vec!["A=image".into(), "HOME=/image".into()], ..ImageConfig::default() };
+    let words = ["A=image", "HOME=/image", "NVIDIA_IMEX_CHANNELS=0", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=100"];
+    r.image = ImageConfig { env: words.map(Into::into).to_vec(), ..ImageConfig::default() };
     r.env = [
         "A=mine",
         "SLURM_JOB_ID=5",
+        "NVIDIA_IMEX_CHANNELS=3",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=30",
         "XDG_RUNTIME_DIR=/run/user/1000",
         "BASH_FUNC_f%%=() {\n}",
         "=x",
@@ -88,6 +91,8 @@ fn precedence_of_the_environment() {
     assert_eq!(env(&p, "A"), Some((&b"image"[..], Origin::Image)));
     assert_eq!(env(&p, "HOME"), Some((&b"/home/ann"[..], Origin::Berth)));
     assert_eq!(env(&p, "SLURM_JOB_ID"), Some((&b"5"[..], Origin::Job)));
+    assert_eq!(env(&p, "NVIDIA_IMEX_CHANNELS"), Some((&b"3"[..], Origin::Job)));
+    assert_eq!(env(&p, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"), Some((&b"30"[..], Origin::Job)));
     assert_eq!(env(&p, "XDG_RUNTIME_DIR"), None);
     assert_eq!(env(&p, "BASH_FUNC_f%%"), Some((&b"() {\n}"[..], Origin::Submitter)));
     r.container_env = vec!["A".into(), "ABSENT".into()];
