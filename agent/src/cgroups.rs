@@ -2,12 +2,14 @@
 //! job, one below it for each step, and a leaf outside of all limits for the supervisors.
 
 use crate::fabrics::Fabric;
+use berth_gpus::imex::Imex;
 use berth_model::ByteStr;
+use berth_model::hardware::Vendor;
 use berth_model::ids::JobId;
 use berth_model::launch::{NodeShare, StepLaunch};
 use berth_model::spec::ResolvedImage;
 use berth_runtime::cgroup::{
-    Cgroup, CgroupError, CgroupFacts, CgroupLimits, Controller, DevicePolicy, DeviceRule, device_of,
+    Cgroup, CgroupError, CgroupFacts, CgroupLimits, Controller, DevicePolicy, DeviceRule, Family, device_of,
     standard_devices, vacate,
 };
 use berth_step::spool::{read_json, write_json};
@@ -30,6 +32,9 @@ struct Record {
     facts: CgroupFacts,
     /// Device files that are allocated; agents of earlier versions wrote none.
     devices: Option<Vec<String>>,
+    /// IMEX channels of the node.
+    #[serde(default)]
+    channels: Option<Imex>,
 }
 
 /// The tree of one state directory.
@@ -42,6 +47,8 @@ pub struct Cgroups {
     allocated: Vec<(String, DeviceRule)>,
     /// Which those are is known: an agent of an earlier version did not write it down.
     knows_devices: bool,
+    /// IMEX channels, of which a job has one at most.
+    channels: Option<Imex>,
 }
 
 impl Cgroups {
@@ -58,16 +65,22 @@ impl Cgroups {
         if usable && own {
             vacate(&facts)?;
         }
-        Ok(Cgroups { facts, root: tree_name(state), usable, allocated, knows_devices: true })
+        Ok(Cgroups { facts, root: tree_name(state), usable, allocated, knows_devices: true, channels: None })
+    }
+
+    /// With the IMEX channels that the node has.
+    #[must_use]
+    pub fn with_channels(self, channels: Option<Imex>) -> Cgroups {
+        Cgroups { channels, ..self }
     }
 
     /// The tree that an earlier agent wrote down by [`Cgroups::record`]; it may have been started elsewhere.
     pub fn recorded(state: &Path, record: &Path) -> Option<Cgroups> {
-        let Record { facts, devices } = read_json(record).ok()?;
+        let Record { facts, devices, channels } = read_json(record).ok()?;
         let root = tree_name(state);
         let knows_devices = devices.is_some();
         let allocated = allocated(&devices.unwrap_or_default());
-        Some(Cgroups { facts, root, usable: true, allocated, knows_devices })
+        Some(Cgroups { facts, root, usable: true, allocated, knows_devices, channels })
     }
 
     /// Writes down where the tree is, for whoever has to take it away.
@@ -76,7 +89,8 @@ impl Cgroups {
             return Ok(());
         }
         let devices = self.allocated.iter().map(|(file, _)| file.clone()).collect();
-        write_json(record, &Record { facts: self.facts.clone(), devices: Some(devices) })
+        let (facts, channels) = (self.facts.clone(), self.channels);
+        write_json(record, &Record { facts, devices: Some(devices), channels })
     }
 
     /// Whether a job has processes.
@@ -204,8 +218,9 @@ impl Cgroups {
         let channels: Vec<ByteStr> = crate::imex::files();
         let is_given = |file: &ByteStr| given.iter().any(|name| name.as_bytes() == file.0);
         let channels: Vec<ByteStr> = channels.into_iter().filter(|file| !is_given(file)).collect();
-        let rules = others.into_iter().chain(rules(&channels)).collect();
-        let limits = CgroupLimits { devices: Some(DevicePolicy::DenyOnly(rules)), ..CgroupLimits::default() };
+        let denied = others.into_iter().chain(rules(&channels)).collect();
+        let own = given.iter().find_map(|file| Imex::of(file));
+        let limits = CgroupLimits { devices: Some(self.deny(denied, own)), ..CgroupLimits::default() };
         Cgroup::create(&self.facts, &own, &limits).inspect_err(|_| self.drop_visitors(job))
     }
 
@@ -270,13 +285,24 @@ impl Cgroups {
         others.iter().map(|(_, rule)| *rule).filter(|rule| !is_own(rule)).collect()
     }
 
+    /// Everything but these devices, and but all IMEX channels that are not the own one: those of other jobs are made later, too.
+    fn deny(&self, denied: Vec<DeviceRule>, own: Option<u32>) -> DevicePolicy {
+        match self.channels {
+            Some(Imex { major, count }) => {
+                DevicePolicy::DenyOthers { denied, family: Family { major, count, own } }
+            }
+            None => DevicePolicy::DenyOnly(denied),
+        }
+    }
+
     fn devices(&self, launch: &StepLaunch, fabric: &Fabric) -> DevicePolicy {
         let given =
             |file: &str| launch.share.gres.iter().flat_map(|g| &g.files).any(|f| f.0 == file.as_bytes());
         let host = launch.container.as_ref().is_none_or(|c| c.image.resolved == Some(ResolvedImage::Host));
         if host {
             let denied = self.others(given).into_iter().chain(rules(&fabric.denied));
-            return DevicePolicy::DenyOnly(denied.collect());
+            let has_gpu = launch.share.gres.iter().any(|device| device.vendor == Vendor::Nvidia);
+            return self.deny(denied.collect(), launch.job.imex_channel.filter(|_| has_gpu));
         }
         let mut allowed = standard_devices();
         allowed.extend(rules(&fabric.files));

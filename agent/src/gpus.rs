@@ -6,6 +6,7 @@ use crate::cdi::{self, Given};
 use crate::fabrics::Fabric;
 use crate::used::{Used, is_known_to_kernel};
 use crate::{gres, imex};
+use berth_gpus::imex::Imex;
 use berth_gpus::inject::{capabilities, missing, specification, without_driver};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::require::{Have, Verdict, is_disabled, judge};
@@ -251,12 +252,13 @@ impl Gpus {
         self.found.imex.map_or(0, |imex| imex.count)
     }
 
-    /// The major number of these channels' device files.
-    pub fn imex_major(&self) -> Option<u32> {
-        self.found.imex.map(|imex| imex.major)
+    /// These channels.
+    pub fn imex(&self) -> Option<Imex> {
+        self.found.imex
     }
 
-    /// Has a step that has GPUs of NVIDIA's use its job's channel, and keeps all others from it.
+    /// Has a step that has GPUs of NVIDIA's use its job's channel, whose file is made where it is not there, or not any more. Its control
+    /// group keeps all others from it.
     ///
     /// # Errors
     /// The channel's device file cannot be made.
@@ -268,7 +270,6 @@ impl Gpus {
         if let Some(file) = own.map(|channel| imex::give(&imex, channel, owner)).transpose()?.flatten() {
             fabric.files.push(file);
         }
-        fabric.denied.extend(imex::files().into_iter().filter(|file| !fabric.files.contains(file)));
         Ok(())
     }
 

@@ -35,15 +35,22 @@ pub(crate) fn give(imex: &Imex, channel: u32, (uid, gid): (u32, u32)) -> Result<
     let number = makedev(u64::from(imex.major), u64::from(channel));
     let made = DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY);
     made.map_err(|e| failed("make the directory of", &e))?;
-    match mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, number) {
-        Ok(()) | Err(Errno::EEXIST) => {}
+    let look = || fs::symlink_metadata(path).map_err(|e| failed("look at", &e));
+    let make = || mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, number);
+    match make() {
+        Ok(()) => {}
+        Err(Errno::EEXIST) => {
+            let there = look()?;
+            // A driver that was loaded again may have another number: what was made by the old one, by root alone, leads nowhere.
+            if there.file_type().is_char_device() && there.rdev() != number {
+                fs::remove_file(path).map_err(|e| failed("remove what the driver had before as", &e))?;
+                make().map_err(|e| failed("make", &e))?;
+            }
+        }
         Err(e) => return Err(failed("make", &e)),
     }
-    let there = fs::symlink_metadata(path).map_err(|e| failed("look at", &e))?;
-    if !there.file_type().is_char_device() || there.rdev() != number {
-        let other =
-            format!("it is not the device {}:{channel}, which the driver names; remove it", imex.major);
-        return Err(failed("use", &other));
+    if !look()?.file_type().is_char_device() {
+        return Err(failed("use", &"something else is there; remove it"));
     }
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|e| failed("change", &e))?;
     chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))

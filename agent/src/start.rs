@@ -193,7 +193,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     }
     let scope = if options.service { Scope::take(&options)? } else { None };
     let facts = scope.as_ref().map_or_else(CgroupFacts::detect, |scope| scope.facts.clone());
-    let cgroups = Arc::new(Cgroups::detect(&options.state_dir, &files, facts, scope.is_none())?);
+    let cgroups = Cgroups::detect(&options.state_dir, &files, facts, scope.is_none())?;
+    let cgroups = Arc::new(cgroups.with_channels(gpus.imex()));
     say_what_is_enforced(&cgroups, options.system)?;
     let sessions = keep_from_sessions(&options, &cgroups, &gpus);
     protect(options.system);
@@ -497,7 +498,7 @@ fn hold_images(paths: &Paths, options: &AgentOptions, hardware: &Hardware) -> Re
 fn keep_from_sessions(options: &AgentOptions, cgroups: &Cgroups, gpus: &Gpus) -> Option<Arc<Sessions>> {
     let groups = &options.config.gpus.kept_from;
     if options.system {
-        let rules = sessions::rules(cgroups.device_rules(), gpus.imex_major());
+        let rules = sessions::rules(cgroups.device_rules(), gpus.imex().map(|imex| imex.major));
         let sessions = Sessions::begin(&options.state_dir, groups, rules, cgroups.facts());
         return Some(sessions).filter(|sessions| sessions.is_any());
     }

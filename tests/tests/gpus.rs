@@ -736,6 +736,61 @@ fn each_job_has_an_imex_channel_of_its_own() {
 }
 
 #[test]
+fn a_channel_that_comes_late_opens_for_later_steps_of_its_job_and_for_no_other_job() {
+    if !machine::is_root() {
+        return;
+    }
+    let node = Node::with(|tree, _| {
+        fs::write(tree.join("proc/devices"), "Character devices:\n 10 nvidia-caps-imex-channels\n").unwrap();
+        fs::write(tree.join("proc/driver/nvidia/params"), "ImexChannelCount: 4\n").unwrap();
+    });
+    let dir = "/dev/nvidia-caps-imex-channels";
+    // The jobs are root's: no mode of a file keeps them from anything. None of the devices is there, and what is permitted fails otherwise.
+    let probe = format!(
+        "for n in 1 2; do (exec 3<{dir}/channel$n) 2>&1 | grep -q permitted && echo $n is refused || echo $n is not; done; echo end"
+    );
+    let waits = |name: &str| {
+        let script = format!(
+            "#!/bin/sh\necho begins >{name}\nuntil [ -e go ]; do sleep 0.05; done\n{probe}\nsleep 600\n"
+        );
+        let file = format!("{name}.out");
+        let job = node.sandbox.sbatch(&["--gres=gpu:1", "-n1", "--mem=50M", "-o", &file], &script);
+        node.sandbox.wait_file(name, "begins", 30);
+        job
+    };
+    // Each begins when the channels of those behind it have no file.
+    let (first, second) = (waits("first"), waits("second"));
+    assert!(fs::exists(format!("{dir}/channel2")).unwrap());
+    fs::write(node.sandbox.work().join("go"), "").unwrap();
+    for (name, said) in [("first", ["1 is not", "2 is refused"]), ("second", ["1 is refused", "2 is not"])] {
+        let file = format!("{name}.out");
+        node.sandbox.wait_file(&file, "end", 30);
+        let text = node.sandbox.read(&file);
+        assert_eq!(text.lines().take(2).collect::<Vec<_>>(), said, "{text}");
+    }
+    // A file that is gone, and one of a driver that had another number, is made anew for the job's next step.
+    let image = format!("--container-image={}", images::debian().display());
+    let id = format!("--jobid={first}");
+    let look = format!("stat -c '%n %t:%T' {dir}/channel*");
+    let file = format!("{dir}/channel1");
+    for other in [false, true] {
+        fs::remove_file(&file).unwrap();
+        if other {
+            Cmd::new("mknod").args([file.as_str(), "c", "11", "1"]).ok();
+        }
+        let words = [id.as_str(), "--overlap", "--gres=gpu:1", &image, "sh", "-c", &look];
+        let text = node.sandbox.srun(words).ok().text();
+        assert_eq!(text.trim(), format!("{file} a:1"), "{other}");
+    }
+    for job in [first, second] {
+        node.sandbox.cmd("scancel").arg(job.to_string()).ok();
+    }
+    let left = || fs::read_dir(dir).unwrap().next().is_none().then_some(());
+    assert!(sandbox::wait(20, left).is_some(), "a channel's file outlives its job");
+    fs::remove_dir(dir).unwrap();
+}
+
+#[test]
 fn outside_of_jobs_a_machine_that_no_cluster_has_gives_its_gpus() {
     if !machine::is_root() {
         return;

@@ -2,6 +2,7 @@
 //! files are made by whoever gives a channel to somebody.
 
 use crate::tree::Tree;
+use serde::{Deserialize, Serialize};
 
 /// Directory of the device files.
 pub const DIRECTORY: &str = "/dev/nvidia-caps-imex-channels";
@@ -11,7 +12,7 @@ const NAME: &str = "nvidia-caps-imex-channels";
 const USUAL: u32 = 2048;
 
 /// The channels of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imex {
     /// Major number of their device files; the minor numbers are theirs.
     pub major: u32,
@@ -37,6 +38,11 @@ impl Imex {
     pub fn file(channel: u32) -> String {
         format!("{DIRECTORY}/channel{channel}")
     }
+
+    /// The channel whose device file it is.
+    pub fn of(file: &str) -> Option<u32> {
+        file.strip_prefix(DIRECTORY)?.strip_prefix("/channel")?.parse().ok()
+    }
 }
 
 #[cfg(test)]
@@ -61,5 +67,7 @@ mod tests {
         assert_eq!(of(devices, "ImexChannelCount: 0\n"), None);
         assert_eq!(of("195 nvidia\nx nvidia-caps-imex-channels\n", ""), None);
         assert_eq!(of("", ""), None);
+        assert_eq!(Imex::of(&Imex::file(17)), Some(17));
+        assert_eq!(Imex::of("/dev/nvidia17"), None);
     }
 }

@@ -39,6 +39,37 @@ pub enum DevicePolicy {
     AllowOnly(Vec<DeviceRule>),
     /// Everything but these: for a `host:` step, whose devices that nobody allocates stay usable.
     DenyOnly(Vec<DeviceRule>),
+    /// The same where a driver has devices of which the group has one at most.
+    DenyOthers {
+        /// What else is denied.
+        denied: Vec<DeviceRule>,
+        /// Those devices.
+        family: Family,
+    },
+}
+
+/// Character devices of one driver, of which one group has one at most. Their files are made when somebody needs them: also after the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Family {
+    /// Their major number.
+    pub major: u32,
+    /// How many there are: the minor numbers below it are theirs.
+    pub count: u32,
+    /// The minor number of the group's own.
+    pub own: Option<u32>,
+}
+
+impl Family {
+    /// All but the own one, as v1's file takes them: it has no ranges, and what it refuses by a `*` it does not allow by a number.
+    pub(super) fn others(&self) -> Vec<String> {
+        match self.own {
+            None => vec![format!("c {}:* rwm", self.major)],
+            Some(own) => {
+                let others = (0..self.count).filter(|minor| *minor != own);
+                others.map(|minor| format!("c {}:{minor} rwm", self.major)).collect()
+            }
+        }
+    }
 }
 
 /// A rule among others of which the last that matches decides, as a `config.json` has them.
@@ -134,7 +165,7 @@ const MOVE: u8 = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
 const AND: u8 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 const SHIFT_RIGHT: u8 = 0x74; // BPF_ALU | BPF_RSH | BPF_K
 const JUMP_NOT: u8 = 0x55; // BPF_JMP | BPF_JNE | BPF_K
-#[cfg(feature = "oci")]
+const JUMP_FROM: u8 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 const JUMP_EQUAL: u8 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const CALL: u8 = 0x85; // BPF_JMP | BPF_CALL
 const MOVE_HALF: u8 = 0xbc; // BPF_ALU | BPF_MOV | BPF_X: the upper half is zero
@@ -148,9 +179,10 @@ fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
 
 /// The program: for an access, 1 lets it pass and 0 refuses it.
 pub(super) fn program(policy: &DevicePolicy) -> Vec<Insn> {
-    let (rules, matched, otherwise) = match policy {
-        DevicePolicy::AllowOnly(rules) => (rules, 1, 0),
-        DevicePolicy::DenyOnly(rules) => (rules, 0, 1),
+    let (rules, family, matched, otherwise) = match policy {
+        DevicePolicy::AllowOnly(rules) => (rules, None, 1, 0),
+        DevicePolicy::DenyOnly(rules) => (rules, None, 0, 1),
+        DevicePolicy::DenyOthers { denied, family } => (denied, Some(family), 0, 1),
     };
     // r2: kind, r3: access, r4: major, r5: minor (struct bpf_cgroup_dev_ctx)
     let mut out = vec![
@@ -180,8 +212,26 @@ pub(super) fn program(policy: &DevicePolicy) -> Vec<Insn> {
         block.extend(hit);
         out.extend(block);
     }
+    out.extend(family.into_iter().flat_map(all_but_own));
     out.extend([insn(MOVE, 0, 0, 0, otherwise), insn(EXIT, 0, 0, 0, 0)]);
     out
+}
+
+/// Refuses a family's devices but the own one; the registers are those of [`program`].
+fn all_but_own(family: &Family) -> Vec<Insn> {
+    let hit = [insn(MOVE, 0, 0, 0, 0), insn(EXIT, 0, 0, 0, 0)];
+    // Each leads behind the block.
+    let mut tests = vec![
+        (JUMP_NOT, 2, 2),
+        (JUMP_NOT, 4, family.major.cast_signed()),
+        (JUMP_FROM, 5, family.count.cast_signed()),
+    ];
+    tests.extend(family.own.map(|own| (JUMP_EQUAL, 5, own.cast_signed())));
+    let last = tests.len() - 1 + hit.len();
+    let jumps = tests.into_iter().enumerate().map(|(n, (jump, register, value))| {
+        insn(jump, register, 0, i16::try_from(last - n).unwrap_or(i16::MAX), value)
+    });
+    jumps.chain(hit).collect()
 }
 
 /// As [`program`], and root's processes pass.
@@ -280,7 +330,11 @@ mod tests {
                         pc += usize::try_from(i.off).unwrap();
                     }
                 }
-                #[cfg(feature = "oci")]
+                JUMP_FROM => {
+                    if r[dst] >= i64::from(i.imm) {
+                        pc += usize::try_from(i.off).unwrap();
+                    }
+                }
                 JUMP_EQUAL => {
                     if r[dst] == i64::from(i.imm) {
                         pc += usize::try_from(i.off).unwrap();
@@ -314,6 +368,25 @@ mod tests {
         assert_eq!(run(&p, CHAR, READ, 195, 1), 0);
         assert_eq!(run(&p, CHAR, READ, 195, 0), 1);
         assert_eq!(gpu.to_string(), "c 195:1 rwm");
+    }
+
+    #[test]
+    fn of_a_drivers_devices_the_own_one_alone_opens_whenever_the_others_are_made() {
+        let gpu = DeviceRule { kind: DeviceKind::Char, major: Some(195), minor: Some(1), make_only: false };
+        let of = |own| Family { major: 234, count: 2048, own };
+        let opens = |own, kind, major: u32, minor: u32| {
+            let policy = DevicePolicy::DenyOthers { denied: vec![gpu], family: of(own) };
+            run(&program(&policy), kind, READ, major, minor) == 1
+        };
+        for (minor, open) in [(0, false), (6, false), (7, true), (8, false), (2047, false), (2048, true)] {
+            assert_eq!(opens(Some(7), CHAR, 234, minor), open, "{minor}");
+            assert_eq!(opens(None, CHAR, 234, minor), minor == 2048, "{minor}");
+        }
+        assert!(opens(None, BLOCK, 234, 3) && opens(None, CHAR, 233, 3) && opens(Some(7), CHAR, 195, 0));
+        assert!(!opens(Some(7), CHAR, 195, 1), "what else is denied");
+        assert_eq!(of(None).others(), ["c 234:* rwm"]);
+        let others = Family { count: 4, ..of(Some(1)) }.others();
+        assert_eq!(others, ["c 234:0 rwm", "c 234:2 rwm", "c 234:3 rwm"]);
     }
 
     #[test]

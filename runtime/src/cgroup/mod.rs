@@ -30,7 +30,7 @@ mod v2;
 
 #[cfg(feature = "oci")]
 pub(crate) use devices::access_program;
-pub use devices::{DeviceAccess, DeviceKind, DevicePolicy, DeviceRule, device_of, standard_devices};
+pub use devices::{DeviceAccess, DeviceKind, DevicePolicy, DeviceRule, Family, device_of, standard_devices};
 pub use facts::{CgroupFacts, Controller, Unified};
 pub use foreign::Foreign;
 

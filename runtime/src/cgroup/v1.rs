@@ -166,5 +166,9 @@ pub(super) fn devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
         DevicePolicy::DenyOnly(rules) => {
             write_each(dir, "devices.deny", rules.iter().map(ToString::to_string))
         }
+        DevicePolicy::DenyOthers { denied, family } => {
+            let others = family.others();
+            write_each(dir, "devices.deny", denied.iter().map(ToString::to_string).chain(others))
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::Test;
 use crate::helper::{As, Dir, Order, busybox, is_root, launch, request};
 use berth_runtime::cgroup::{
-    Cgroup, CgroupFacts, CgroupLimits, Controller, DevicePolicy, device_of, standard_devices,
+    Cgroup, CgroupFacts, CgroupLimits, Controller, DevicePolicy, Family, device_of, standard_devices,
 };
 use std::path::Path;
 use std::process::Command;
@@ -16,6 +16,10 @@ pub const TESTS: &[Test] = &[
     ("cgroups::a_device_is_refused", a_device_is_refused),
     ("cgroups::a_device_program_is_accepted", a_device_program_is_accepted),
     ("cgroups::a_part_of_a_group_lacks_devices", a_part_of_a_group_lacks_devices),
+    (
+        "cgroups::a_drivers_device_that_is_made_after_the_group_opens_where_it_is_the_own_one_alone",
+        a_drivers_device_that_is_made_after_the_group_opens_where_it_is_the_own_one_alone,
+    ),
     ("cgroups::kill_and_remove", kill_and_remove),
     ("cgroups::names_stay_below", names_stay_below),
     (
@@ -181,6 +185,54 @@ fn a_part_of_a_group_lacks_devices() {
         let text = String::from_utf8_lossy(&out.stdout);
         assert!(text.contains("not permitted") && !text.contains("full in"), "{out:?}");
         assert_eq!(text.lines().filter(|l| ["full", "null", "null in"].contains(l)).count(), 3, "{out:?}");
+        clean(&facts);
+    }
+}
+
+fn a_drivers_device_that_is_made_after_the_group_opens_where_it_is_the_own_one_alone() {
+    let detected = CgroupFacts::detect();
+    if !is_root() {
+        return println!("not tried: needs root");
+    }
+    let second =
+        CgroupFacts { v1: Default::default(), v2_controllers: vec![Controller::Devices], ..detected.clone() };
+    let at = |minor: u32| format!("/dev/berth-test-{}-{minor}", std::process::id());
+    for facts in [detected, second].into_iter().filter(|facts| facts.has(Controller::Devices)) {
+        if facts.v1.is_empty() && facts.v2.is_none() {
+            continue;
+        }
+        // The kernel's own: null, zero and, behind the last of the family, urandom.
+        let family = Family { major: 1, count: 9, own: Some(3) };
+        let policy = DevicePolicy::DenyOthers { denied: Vec::new(), family };
+        let limits = CgroupLimits { devices: Some(policy), ..CgroupLimits::default() };
+        let group = Cgroup::create(&facts, &name("family"), &limits).unwrap();
+        let look = format!(
+            "read go; for f in {} {} {}; do (exec 3< $f) 2>&1 && echo $f opens; done",
+            at(3),
+            at(5),
+            at(9)
+        );
+        let mut child = Command::new("sh")
+            .args(["-c", &look])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        group.join(i32::try_from(child.id()).unwrap()).unwrap();
+        for minor in [3, 5, 9] {
+            let mut make = Command::new("mknod");
+            let made = make.arg(at(minor)).args(["c", "1"]).arg(minor.to_string()).status();
+            assert!(made.unwrap().success());
+        }
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"go\n").unwrap();
+        let out = child.wait_with_output().unwrap();
+        for minor in [3, 5, 9] {
+            std::fs::remove_file(at(minor)).unwrap();
+        }
+        let text = String::from_utf8_lossy(&out.stdout);
+        let opens: Vec<&str> = text.lines().filter(|line| line.ends_with(" opens")).collect();
+        assert_eq!(opens, [format!("{} opens", at(3)), format!("{} opens", at(9))], "{text}");
+        assert!(text.contains("not permitted"), "{text}");
         clean(&facts);
     }
 }
