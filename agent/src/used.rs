@@ -4,7 +4,7 @@
 //! only while a step has some.
 
 use berth_gpus::nvml::sampler::Sampler;
-use berth_gpus::sample::Sample;
+use berth_gpus::sample::{DeviceSample, Sample};
 use berth_gpus::share::{Holder, Tally, accounts, busiest, parts};
 use berth_model::env::gpus::is_gpu;
 use berth_model::hardware::{GresDevice, Vendor};
@@ -46,8 +46,26 @@ struct State {
     accounting: bool,
     /// Why there was no sample the last time.
     failed: Option<String>,
+    /// Why it is not measured how busy parts of GPUs are, by their names, as it was said last.
+    unmeasured: BTreeMap<String, String>,
     running: bool,
     over: bool,
+}
+
+impl State {
+    /// Says once of each part of a GPU that a step has why it is not measured how busy it is.
+    fn tell_unmeasured(&mut self, sample: &Sample, holders: &[Holder]) {
+        let held = |seen: &&DeviceSample| {
+            holders.iter().any(|holder| holder.devices.iter().any(|device| seen.is_of(device)))
+        };
+        for seen in sample.devices.iter().filter(held) {
+            let (Some(name), Some(why)) = (&seen.uuid, &seen.unmeasured) else { continue };
+            if self.unmeasured.get(name) != Some(why) {
+                tracing::info!("how busy {name} is, is not measured and counts as busy: {why}");
+                self.unmeasured.insert(name.clone(), why.clone());
+            }
+        }
+    }
 }
 
 struct Watched {
@@ -273,6 +291,7 @@ impl Used {
             .filter(|(_, step)| !step.devices.is_empty())
             .map(|(key, step)| Holder { key: *key, devices: step.devices.clone() })
             .collect();
+        state.tell_unmeasured(&sample, &holders);
         let now = Instant::now();
         let settled: Vec<_> = accounts(
             &sample,

@@ -74,7 +74,7 @@ impl GpuUsage {
         self.memory_of_all.max(self.max_memory)
     }
 
-    /// Whether anybody said how busy they are: of parts of a GPU (MIG) nobody does.
+    /// Whether anybody said how busy they are: of parts of a GPU (MIG) not every driver does. What was not measured is never shown as 0.
     pub fn is_told(&self) -> bool {
         self.watched_us > 0 || self.busy_us > 0 || self.peak > 0
     }

@@ -1,6 +1,10 @@
 //! GPUs of a node from detection to the container: a library that stands in for NVIDIA's, recorded files, and real character devices
 //! made by the test.
 
+mod imex;
+mod mps;
+mod parts;
+
 use berth_tests::{Cmd, Sandbox, Who, images, machine, sandbox};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -360,84 +364,6 @@ fn a_node_without_the_libraries_of_its_driver_starts_no_container_that_computes(
     node.sandbox.srun(["--gres=gpu:1", "true"]).ok();
 }
 
-#[test]
-fn a_part_of_a_gpu_by_mps_is_refused_where_its_control_daemon_does_not_run() {
-    if !machine::is_root() {
-        return;
-    }
-    let shared = "[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"gpu\"\nmps = true\n";
-    let node = Node::configured(shared, |_, _| ());
-    let lacks = ["no control daemon of MPS runs on the node", "CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps"];
-    node.srun(&["--gres=mps:30", "true"]).fails().says(&lacks);
-    node.sandbox.srun(["--gres=mps:30", "true"]).fails().says(&lacks);
-    node.srun(&["--gres=gpu:1", "true"]).ok();
-    // One that has come since the node was looked at.
-    let dir = node.sandbox.work().join("tree/tmp/nvidia-mps");
-    fs::create_dir_all(&dir).unwrap();
-    for dir in [dir.as_path(), dir.parent().unwrap()] {
-        fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    }
-    fs::write(dir.join("control"), "").unwrap();
-    let pid = "nvidia-cuda-mps-control.pid";
-    fs::write(dir.join(pid), "77\n").unwrap();
-    // One that was killed leaves both.
-    node.srun(&["--gres=mps:30", "true"]).fails().says(&lacks);
-    let process = node.sandbox.work().join("tree/proc/77");
-    fs::create_dir_all(&process).unwrap();
-    fs::write(process.join("comm"), "nvidia-cuda-mps\n").unwrap();
-    let told = ["--gres=mps:30", "sh", "-c", "ls /tmp/nvidia-mps; echo $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"];
-    let text = node.srun(&told).ok().text();
-    // Below the job's own /tmp, which is another.
-    assert_eq!(text.lines().collect::<Vec<_>>(), ["control", pid, "30"], "{text}");
-}
-
-#[test]
-fn the_control_daemon_of_mps_is_found_where_the_administrator_has_it() {
-    if !machine::is_root() {
-        return;
-    }
-    let config = "mps_pipe_directory = \"/run/bt-mps\"\n[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"gpu\"\nmps = true\n";
-    let pid = "nvidia-cuda-mps-control.pid";
-    let daemon = |tree: &Path, at: &str| {
-        let dir = tree.join(at);
-        fs::create_dir_all(&dir).unwrap();
-        for dir in [tree, dir.parent().unwrap(), dir.as_path()] {
-            fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        }
-        fs::write(dir.join("control"), "").unwrap();
-        fs::write(dir.join(pid), "77\n").unwrap();
-    };
-    let node = Node::configured(config, |tree, _| {
-        fs::create_dir_all(tree.join("proc/77")).unwrap();
-        fs::write(tree.join("proc/77/comm"), "nvidia-cuda-mps\n").unwrap();
-        // Another's, which nobody means.
-        daemon(tree, "tmp/nvidia-mps");
-    });
-    let lacks = ["no control daemon of MPS runs on the node", "CUDA_MPS_PIPE_DIRECTORY=/run/bt-mps"];
-    node.srun(&["--gres=mps:30", "true"]).fails().says(&lacks);
-    daemon(&node.sandbox.work().join("tree"), "run/bt-mps");
-    let look = "ls $CUDA_MPS_PIPE_DIRECTORY; echo $CUDA_MPS_PIPE_DIRECTORY";
-    let text = node.srun(&["--gres=mps:30", "sh", "-c", look]).ok().text();
-    assert_eq!(text.lines().collect::<Vec<_>>(), ["control", pid, "/run/bt-mps"], "{text}");
-    // On the node's own filesystem, too; and nobody has a part by another daemon.
-    let said = ["sh", "-c", "echo $CUDA_MPS_PIPE_DIRECTORY"];
-    let other = "--export=ALL,CUDA_MPS_PIPE_DIRECTORY=/tmp/own";
-    for first in [&["--gres=mps:30"][..], &["--gres=mps:30", other]] {
-        let text = node.sandbox.srun(first.iter().chain(&said).copied()).ok().text();
-        assert_eq!(text.trim(), "/run/bt-mps", "{first:?}");
-    }
-    let text = node.srun(&[&["--gres=mps:30", other][..], &said].concat()).ok().text();
-    assert_eq!(text.trim(), "/run/bt-mps");
-    // With whole GPUs it is the user's affair.
-    let text = node.srun(&[&["--gres=gpu:1"][..], &said].concat()).ok().text();
-    assert_eq!(text.trim(), "/run/bt-mps");
-    let text = node.sandbox.srun(["--gres=gpu:1", other].iter().chain(&said).copied()).ok().text();
-    assert_eq!(text.trim(), "/tmp/own");
-    // A step without GPUs is told nothing.
-    let text = node.sandbox.srun(said).ok().text();
-    assert_eq!(text.trim(), "");
-}
-
 /// Files by which the node's GPUs draw: real ones, under names that no machine has, for as long as this lives.
 #[derive(Default)]
 struct Drawing(Vec<PathBuf>);
@@ -690,104 +616,6 @@ fn an_image_whose_c_library_cannot_load_the_driver_is_refused_with_both_versions
         "Debian",
         "NVIDIA_DISABLE_REQUIRE=1",
     ]);
-}
-
-#[test]
-fn each_job_has_an_imex_channel_of_its_own() {
-    if !machine::is_root() {
-        return;
-    }
-    // The kernel's own numbers: none of these devices is there, so that one that is permitted does not open otherwise.
-    let channels = |tree: &Path, _: &Path| {
-        fs::write(tree.join("proc/devices"), "Character devices:\n 10 nvidia-caps-imex-channels\n").unwrap();
-        fs::write(tree.join("proc/driver/nvidia/params"), "ImexChannelCount: 3\n").unwrap();
-    };
-    let node = Node::with(channels);
-    let dir = "/dev/nvidia-caps-imex-channels";
-    let image = format!("--container-image={}", images::debian().display());
-    let probe = format!(
-        "echo $NVIDIA_IMEX_CHANNELS; ls {dir}; for n in 1 2; do mknod /tmp/bt-c$n c 10 $n; for f in {dir}/channel$n /tmp/bt-c$n; do \
-         sh -c \"exec 3<$f\" 2>&1 | grep -q permitted && echo $f is refused; done; rm -f /tmp/bt-c$n; done 2>/dev/null; echo end"
-    );
-    let script = format!("#!/bin/sh\n{probe}\nsleep 600\n");
-    let held = node.sandbox.sbatch(&["--gres=gpu:1", "-n1", "--mem=50M", "-o", "held", &image], &script);
-    node.sandbox.wait_file("held", "end", 30);
-    let text = node.sandbox.read("held");
-    // The first one is the driver's, for everybody.
-    assert_eq!(text.lines().collect::<Vec<_>>(), ["1", "channel1", "end"], "{text}");
-    let meta = fs::metadata(format!("{dir}/channel1")).unwrap();
-    assert_eq!(std::os::unix::fs::MetadataExt::mode(&meta) & 0o777, 0o600);
-    // Another job at the same time, in a step and on the node's own filesystem; what it says itself changes nothing.
-    let words = ["--gres=gpu:1", "-n1", "--mem=50M", "--export=ALL,NVIDIA_IMEX_CHANNELS=1"];
-    let text = node.sandbox.srun(words.iter().copied().chain([&image[..], "sh", "-c", &probe])).ok().text();
-    assert_eq!(text.lines().collect::<Vec<_>>(), ["2", "channel2", "end"], "{text}");
-    let text = node.sandbox.srun(words.iter().copied().chain(["sh", "-c", &probe])).ok().text();
-    // Not even a file of its number can be made.
-    let refused = format!("{dir}/channel1 is refused");
-    let all = ["2", "channel1", "channel2", &refused, "end"];
-    assert_eq!(text.lines().collect::<Vec<_>>(), all, "{text}");
-    // Steps without a GPU have none.
-    let text = node.sandbox.srun(["--mem=50M", &image, "sh", "-c", &probe]).ok().text();
-    assert_eq!(text.lines().filter(|l| l.starts_with("channel")).count(), 0, "{text}");
-    node.sandbox.cmd("scancel").arg(held.to_string()).ok();
-    let left = || fs::read_dir(dir).unwrap().next().is_none().then_some(());
-    assert!(sandbox::wait(20, left).is_some(), "a channel's file outlives its job");
-    fs::remove_dir(dir).unwrap();
-}
-
-#[test]
-fn a_channel_that_comes_late_opens_for_later_steps_of_its_job_and_for_no_other_job() {
-    if !machine::is_root() {
-        return;
-    }
-    let node = Node::with(|tree, _| {
-        fs::write(tree.join("proc/devices"), "Character devices:\n 10 nvidia-caps-imex-channels\n").unwrap();
-        fs::write(tree.join("proc/driver/nvidia/params"), "ImexChannelCount: 4\n").unwrap();
-    });
-    let dir = "/dev/nvidia-caps-imex-channels";
-    // The jobs are root's: no mode of a file keeps them from anything. None of the devices is there, and what is permitted fails otherwise.
-    let probe = format!(
-        "for n in 1 2; do (exec 3<{dir}/channel$n) 2>&1 | grep -q permitted && echo $n is refused || echo $n is not; done; echo end"
-    );
-    let waits = |name: &str| {
-        let script = format!(
-            "#!/bin/sh\necho begins >{name}\nuntil [ -e go ]; do sleep 0.05; done\n{probe}\nsleep 600\n"
-        );
-        let file = format!("{name}.out");
-        let job = node.sandbox.sbatch(&["--gres=gpu:1", "-n1", "--mem=50M", "-o", &file], &script);
-        node.sandbox.wait_file(name, "begins", 30);
-        job
-    };
-    // Each begins when the channels of those behind it have no file.
-    let (first, second) = (waits("first"), waits("second"));
-    assert!(fs::exists(format!("{dir}/channel2")).unwrap());
-    fs::write(node.sandbox.work().join("go"), "").unwrap();
-    for (name, said) in [("first", ["1 is not", "2 is refused"]), ("second", ["1 is refused", "2 is not"])] {
-        let file = format!("{name}.out");
-        node.sandbox.wait_file(&file, "end", 30);
-        let text = node.sandbox.read(&file);
-        assert_eq!(text.lines().take(2).collect::<Vec<_>>(), said, "{text}");
-    }
-    // A file that is gone, and one of a driver that had another number, is made anew for the job's next step.
-    let image = format!("--container-image={}", images::debian().display());
-    let id = format!("--jobid={first}");
-    let look = format!("stat -c '%n %t:%T' {dir}/channel*");
-    let file = format!("{dir}/channel1");
-    for other in [false, true] {
-        fs::remove_file(&file).unwrap();
-        if other {
-            Cmd::new("mknod").args([file.as_str(), "c", "11", "1"]).ok();
-        }
-        let words = [id.as_str(), "--overlap", "--gres=gpu:1", &image, "sh", "-c", &look];
-        let text = node.sandbox.srun(words).ok().text();
-        assert_eq!(text.trim(), format!("{file} a:1"), "{other}");
-    }
-    for job in [first, second] {
-        node.sandbox.cmd("scancel").arg(job.to_string()).ok();
-    }
-    let left = || fs::read_dir(dir).unwrap().next().is_none().then_some(());
-    assert!(sandbox::wait(20, left).is_some(), "a channel's file outlives its job");
-    fs::remove_dir(dir).unwrap();
 }
 
 #[test]

@@ -21,8 +21,11 @@ pub struct DeviceSample {
     pub uuid: Option<String>,
     /// Its PCI address; that of the whole for a part.
     pub bus: String,
-    /// Per cent of the last period in which something ran on it; absent where the driver does not say, as of parts.
+    /// Per cent of the last period in which something ran on it; absent where the driver does not say. Of a part: of the time since the
+    /// sample before.
     pub busy: Option<u32>,
+    /// Why that is not measured of a part.
+    pub unmeasured: Option<String>,
     /// Memory in use, in bytes.
     pub used: Option<u64>,
     /// Processes that compute on it; absent where the driver does not say.

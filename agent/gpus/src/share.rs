@@ -24,7 +24,7 @@ pub struct Holder {
 pub struct Part {
     /// How many of its GPUs were seen.
     pub devices: u32,
-    /// Of how many of these is known how busy they are: of parts of a GPU it is not.
+    /// Of how many of these is known how busy they are: not of all parts of GPUs it is.
     pub told: u32,
     /// How busy it keeps them, in per cent of one: two that are busy are 200.
     pub busy: u32,

@@ -48,6 +48,7 @@ fn sampler(lib: &Path, tree: &Tree, gpus: u32, mode: &str) -> Sampler {
     let exe = std::env::current_exe().unwrap().display().to_string();
     let words = [
         format!("LD_LIBRARY_PATH={}", lib.display()),
+        format!("PATH={}:/usr/bin:/bin", lib.display()),
         format!("STANDIN_GPUS={gpus}"),
         format!("STANDIN_MODE={mode}"),
         format!("STANDIN_USE={}", lib.join("use").display()),
@@ -140,6 +141,66 @@ fn parts_are_sampled_with_what_the_driver_says_of_them() {
     std::fs::remove_file(lib.path().join("libnvidia-ml.so.1")).unwrap();
     let sample = self::sampler(lib.path(), &tree, 1, "ok").sample(PATIENT).unwrap();
     assert!(sample.devices.is_empty() && sample.trouble.is_some(), "{sample:?}");
+}
+
+/// As `nvidia-smi` writes which GPU instances the two parts are.
+fn instances(lib: &Path, of: [u32; 2]) {
+    let part = |(n, gpu): (usize, u32)| {
+        format!(
+            "<mig_device><index>{n}</index><gpu_instance_id>{gpu}</gpu_instance_id><compute_instance_id>{n}</compute_instance_id></mig_device>"
+        )
+    };
+    let xml: String = of.into_iter().enumerate().map(part).collect();
+    let file = lib.join("nvidia-smi");
+    std::fs::write(&file, format!("#!/bin/sh\necho '{xml}'\n")).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn how_busy_parts_are_is_measured_by_their_counters_and_never_made_up() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let recorded = Recorded::debian("535.54.03").gpus(1);
+    let tree = recorded.tree();
+    let does = |text: &str| std::fs::write(lib.path().join("use"), text).unwrap();
+    let told = |sampler: &mut Sampler| -> Vec<(Option<u32>, String)> {
+        // Counters are looked at no sooner again.
+        std::thread::sleep(Duration::from_millis(250));
+        let devices = sampler.sample(PATIENT).unwrap().devices;
+        devices.into_iter().map(|seen| (seen.busy, seen.unmeasured.unwrap_or_default())).collect()
+    };
+    let says = |busy: [Option<u32>; 2]| busy.map(|busy| (busy, String::new())).to_vec();
+    instances(lib.path(), [7, 9]);
+    let mut watching = sampler(lib.path(), &tree, 1, "gpm");
+    does("device 100 0 700\ninstance 7 10\ninstance 9 20\nprocess 100 41 600 -1\n");
+    assert_eq!(told(&mut watching), says([None, None]), "there is nothing before it");
+    does("device 100 0 700\ninstance 7 64\ninstance 9 0\n");
+    assert_eq!(told(&mut watching), says([Some(64), Some(0)]));
+    let glance = watching.glance(PATIENT).unwrap();
+    assert_eq!((glance.devices[0].busy, glance.devices[0].used), (None, Some(700 << 20)), "memory alone");
+    // What the driver does not say is nothing, and no 0.
+    does("instance 7 -1\ninstance 9 -2\n");
+    for (busy, why) in told(&mut watching) {
+        assert!(busy.is_none() && why.contains("do not say it"), "{busy:?} {why}");
+    }
+    does("instance 9 30\n");
+    let now = told(&mut watching);
+    assert_eq!((now[0].0, &now[1]), (None, &(Some(30), String::new())), "{now:?}");
+    assert!(now[0].1.contains("GPU instance 7 cannot be read"), "{now:?}");
+    does("instance 7 80\ninstance 9 30\n");
+    assert_eq!(told(&mut watching), says([None, Some(30)]));
+    assert_eq!(told(&mut watching), says([Some(80), Some(30)]));
+    // Counters of an instance are not those of one of its parts.
+    let why = |mode: &str| -> String {
+        let now = told(&mut sampler(lib.path(), &tree, 1, mode));
+        assert!(now.iter().all(|(busy, why)| busy.is_none() && *why == now[0].1), "{now:?}");
+        now[0].1.clone()
+    };
+    instances(lib.path(), [7, 7]);
+    assert!(why("gpm").contains("has 2 parts"), "{}", why("gpm"));
+    std::fs::write(lib.path().join("nvidia-smi"), "#!/bin/sh\nexit 9\n").unwrap();
+    assert!(why("gpm").contains("nvidia-smi"), "{}", why("gpm"));
+    assert!(why("mig").contains("no counters of a GPU's parts"), "{}", why("mig"));
 }
 
 #[test]

@@ -26,6 +26,7 @@ static int is(const char *mode) {
  *   device INDEX BUSY USED_MIB
  *   process INDEX PID MEMORY_MIB BUSY       with BUSY -1 the driver does not count it
  *   account INDEX PID BEGAN_US MS BUSY MEMORY_MIB    of one that has ended: accounting is on
+ *   instance GPU_INSTANCE BUSY              in mode gpm, where parts have counters: BUSY -1 is not supported, -2 no number
  *   hang */
 struct process { unsigned pid; unsigned long long memory; unsigned gi, ci; };
 struct util { unsigned pid; unsigned long long time; unsigned sm, mem, enc, dec; };
@@ -169,9 +170,40 @@ R nvmlDeviceGetTotalEccErrors(void *d, int kind, int counter, unsigned long long
 }
 R nvmlDeviceGetRetiredPagesPendingStatus(void *d, int *on) { (void)d; *on = 0; return OK; }
 R nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) {
-  (void)d; if (!is("mig") && !is("undivided")) return NOT_SUPPORTED; *now = *next = number(d) == 0; return OK;
+  (void)d; if (!is("mig") && !is("undivided") && !is("gpm")) return NOT_SUPPORTED; *now = *next = number(d) == 0; return OK;
 }
 R nvmlDeviceGetMaxMigDeviceCount(void *d, unsigned *n) { (void)d; *n = 7; return OK; }
 R nvmlDeviceGetMigDeviceHandleByIndex(void *d, unsigned n, void **out) {
   (void)d; if (n > 1 || is("undivided")) return 6; *out = (void *)(long)(101 + n); return OK;
+}
+/* Counters of GPU instances (GPM). What was counted until a look is known to that look. */
+struct support { unsigned version, supported; };
+struct counters { unsigned instance; long busy; };
+struct metric { unsigned id; R result; double value; struct { char *name, *full, *unit; } info; };
+struct metrics { unsigned version, count; struct counters *before, *now; struct metric all[]; };
+R nvmlGpmQueryDeviceSupport(void *d, struct support *s) {
+  (void)d; if (s->version != 1) return INVALID; s->supported = is("gpm"); return OK;
+}
+R nvmlGpmSampleAlloc(struct counters **c) { *c = calloc(1, sizeof **c); return *c ? OK : 20; }
+R nvmlGpmSampleFree(struct counters *c) { free(c); return OK; }
+R nvmlGpmMigSampleGet(void *d, unsigned instance, struct counters *c) {
+  R found = INVALID;
+  if (!whole(d)) return INVALID;
+  EACH_LINE(f, line) {
+    unsigned n; long busy;
+    if (sscanf(line, "instance %u %ld", &n, &busy) != 2 || n != instance) continue;
+    *c = (struct counters){ instance, busy };
+    found = OK;
+  }
+  close_use(f);
+  return found;
+}
+R nvmlGpmMetricsGet(struct metrics *m) {
+  if (m->version != 1 || !m->before || !m->now || m->before->instance != m->now->instance) return INVALID;
+  for (unsigned n = 0; n < m->count; n++) {
+    struct metric *metric = &m->all[n];
+    metric->result = metric->id == 1 && m->now->busy != -1 ? OK : NOT_SUPPORTED;
+    metric->value = m->now->busy == -2 ? __builtin_nan("") : m->now->busy;
+  }
+  return OK;
 }

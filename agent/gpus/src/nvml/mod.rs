@@ -2,6 +2,7 @@
 //! which must not hang or die when the driver does.
 
 pub mod ask;
+mod counters;
 pub mod helper;
 pub mod sampler;
 mod smi;

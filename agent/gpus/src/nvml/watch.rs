@@ -1,6 +1,7 @@
 //! What the process does that is asked again and again what GPUs do: a line in, a line out, until nobody asks.
 
 use super::ask::whole_bus;
+use super::counters::{Counters, Divided};
 use crate::sample::{Account, DeviceSample, ProcessSample, Sample};
 use crate::{Tree, others};
 use nvml_wrapper::enums::device::UsedGpuMemory;
@@ -24,25 +25,26 @@ const MOST_ENDED: usize = 2048;
 /// # Errors
 /// Nobody asks any more, or nobody reads.
 pub fn main(tree: &Tree, mut ask: impl BufRead, mut out: impl Write) -> std::io::Result<()> {
-    let mut nvml = None;
-    let mut told = Told::new();
+    let mut nvml: Option<&'static Nvml> = None;
+    let mut told = Told::default();
     let mut line = String::new();
     loop {
         line.clear();
         if ask.read_line(&mut line)? == 0 {
             // What the process has is the kernel's to clear up; a library that hangs in its own end is not waited for.
-            std::mem::forget(nvml);
+            std::mem::forget(told);
             return Ok(());
         }
         let mut sample = Sample { devices: others::amd_samples(tree), ..Sample::default() };
         if crate::nvidia::is_loaded(tree) {
             if nvml.is_none() {
                 match Nvml::init() {
-                    Ok(opened) => nvml = Some(opened),
+                    // For as long as the process: what it counts is kept from one line to the next.
+                    Ok(opened) => nvml = Some(Box::leak(Box::new(opened))),
                     Err(e) => sample.trouble = Some(e.to_string()),
                 }
             }
-            if let Some(nvml) = &nvml {
+            if let Some(nvml) = nvml {
                 nvidia(nvml, (line != GLANCE).then_some(&mut told), &mut sample);
             }
         }
@@ -51,8 +53,14 @@ pub fn main(tree: &Tree, mut ask: impl BufRead, mut out: impl Write) -> std::io:
     }
 }
 
-/// What each GPU has told, by its UUID.
-type Told = BTreeMap<String, Seen>;
+/// What was told.
+#[derive(Default)]
+struct Told {
+    /// By each GPU, by its UUID.
+    gpus: BTreeMap<String, Seen>,
+    /// Of parts.
+    counters: Counters,
+}
 
 /// What one GPU has told.
 #[derive(Default)]
@@ -95,7 +103,7 @@ impl Seen {
 }
 
 /// Samples of all GPUs; with `told`, of what was not told yet, too.
-fn nvidia(nvml: &Nvml, mut told: Option<&mut Told>, sample: &mut Sample) {
+fn nvidia(nvml: &'static Nvml, mut told: Option<&mut Told>, sample: &mut Sample) {
     let count = match nvml.device_count() {
         Ok(count) => count,
         Err(e) => {
@@ -103,6 +111,7 @@ fn nvidia(nvml: &Nvml, mut told: Option<&mut Told>, sample: &mut Sample) {
             return;
         }
     };
+    let mut divided = Vec::new();
     for index in 0..count {
         let device = match nvml.device_by_index(index) {
             Ok(device) => device,
@@ -114,14 +123,20 @@ fn nvidia(nvml: &Nvml, mut told: Option<&mut Told>, sample: &mut Sample) {
         let bus = whole_bus(&device);
         if device.mig_mode().is_ok_and(|mode| mode.current == 1) {
             let most = device.mig_device_count().unwrap_or(0);
-            for part in (0..most).filter_map(|n| device.mig_device_by_index(n).ok()) {
+            let mut parts = Vec::new();
+            for (n, part) in (0..most).filter_map(|n| Some((n, device.mig_device_by_index(n).ok()?))) {
+                parts.push((n, sample.devices.len()));
                 let one = one(&part, bus.clone(), told.as_deref_mut());
                 sample.devices.push(one);
             }
+            divided.push(Divided { gpu: device, bus, parts });
         } else {
             let one = one(&device, bus, told.as_deref_mut());
             sample.devices.push(one);
         }
+    }
+    if let Some(told) = told {
+        told.counters.fill(nvml, &divided, &mut sample.devices);
     }
     // What is too much is of the oldest.
     let most = MOST_ENDED / sample.devices.len().max(1);
@@ -138,7 +153,7 @@ fn one(device: &Device<'_>, bus: String, told: Option<&mut Told>) -> DeviceSampl
         ..DeviceSample::default()
     };
     if let Some(told) = told {
-        let seen = told.entry(sample.uuid.clone().unwrap_or_default()).or_default();
+        let seen = told.gpus.entry(sample.uuid.clone().unwrap_or_default()).or_default();
         if let Some(processes) = &mut sample.processes {
             keep_busy(device, &mut seen.since, processes);
         }

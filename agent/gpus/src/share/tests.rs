@@ -146,6 +146,10 @@ fn of_parts_of_a_gpu_memory_is_known_and_not_how_busy_they_are() {
     let part_of_gpu = DeviceSample { busy: None, ..seen("a", 0, Some(&[(101, 10, None)])) };
     let parts = parts(&sample(vec![part_of_gpu, seen("b", 40, None)]), &[holder(one, &["a", "b"])], owner);
     assert_eq!((parts[&one].devices, parts[&one].told), (2, 1));
+    // Where its counters say it they stand; that its processes do nothing is said of all parts.
+    let counted = seen("a", 64, Some(&[(101, 10, Some(0))]));
+    let told = super::parts(&sample(vec![counted]), &[holder(one, &["a"])], owner);
+    assert_eq!((told[&one].told, told[&one].busy), (1, 64));
     let mut tally = Tally::default();
     tally.add(&parts[&one], 1_000_000);
     assert_eq!((tally.usage.average(), tally.usage.is_told()), (40, true), "of the one that is known");
