@@ -500,7 +500,7 @@ impl Images {
         let prepared = loop {
             match ensure() {
                 // Layers that were complete are there still.
-                Err(e) if e.kind() == ErrorKind::NoSpace && !ahead && self.room.press() => {}
+                Err(e) if e.kind() == ErrorKind::NoSpace && !ahead && self.room.press(&e) => {}
                 other => break other,
             }
         };

@@ -76,10 +76,10 @@ impl Room {
         }
     }
 
-    /// The disk is full: waits until something was removed, or nothing can be.
-    pub fn press(&self) -> bool {
+    /// The disk was full, as this error says: waits until something was removed, or nothing can be.
+    pub fn press(&self, error: &berth_images::Error) -> bool {
         let (done, said) = oneshot::channel();
-        let want = Want { wanted: Wanted::PRESSING, done: Some(done) };
+        let want = Want { wanted: Wanted::lacking(error), done: Some(done) };
         self.wants.send(want).is_ok() && said.blocking_recv().unwrap_or(false)
     }
 }
@@ -169,10 +169,7 @@ pub async fn keep(
         while let Ok(want) = wants.try_recv() {
             all.push(want);
         }
-        let wanted = Wanted {
-            bytes: all.iter().map(|want| want.wanted.bytes).fold(0, u64::saturating_add),
-            pressing: all.iter().any(|want| want.wanted.pressing),
-        };
+        let wanted = all.iter().map(|want| want.wanted).fold(Wanted::default(), Wanted::and);
         let made = make(&images, &rules, wanted, &inputs).await;
         pause = if made.is_ok() { EVERY } else { AGAIN };
         if made.is_ok() {
@@ -243,7 +240,9 @@ impl Images {
         let text = |e: berth_images::Error| e.to_string();
         let store = self.store().map_err(text)?;
         let released = store.released().map_err(text)?;
-        let short = store.lacks_room(rules, wanted).map_err(text)?;
+        // What pulls have written so far makes the disk look full: images go for them when one says what it needs, and not bit by bit.
+        let looks = wanted != Wanted::default() || self.room().pulls().is_empty();
+        let short = looks && store.lacks_room(rules, wanted).map_err(text)?;
         let images = match short {
             true => store.list().map_err(text)?.into_iter().map(|image| image.digest).collect(),
             false => released.clone(),

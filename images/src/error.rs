@@ -38,6 +38,15 @@ pub enum ErrorKind {
     Io,
 }
 
+/// What a full disk had no room for, in bytes of files' content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shortfall {
+    /// What the layers come to that did not become complete, at least.
+    pub need: u64,
+    /// What was still to come of that when the disk was full.
+    pub rest: u64,
+}
+
 /// An error: the thing, the reason, and the next step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
@@ -46,12 +55,14 @@ pub struct Error {
     reason: String,
     #[serde(default)]
     next: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    short: Option<Shortfall>,
 }
 
 impl Error {
     /// An error about `what`, because of `reason`.
     pub fn new(kind: ErrorKind, what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), reason: reason.into(), next: String::new() }
+        Self { kind, what: what.into(), reason: reason.into(), next: String::new(), short: None }
     }
 
     /// Adds the next step for the person who reads it.
@@ -90,6 +101,18 @@ impl Error {
     /// Which kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// Of what did not fit: how much it would have taken, where that is known.
+    pub fn shortfall(&self) -> Option<Shortfall> {
+        self.short
+    }
+
+    /// Notes how much did not fit.
+    #[must_use]
+    pub(crate) fn lacking(mut self, short: Shortfall) -> Self {
+        self.short = Some(short);
+        self
     }
 
     /// The thing that failed.
@@ -134,7 +157,8 @@ impl Error {
         let clean = |text: &str| printable(text, 2000);
         // The disk that is full would be theirs: nobody's images are to go for it.
         let kind = if self.kind == ErrorKind::NoSpace { ErrorKind::Io } else { self.kind };
-        Self { kind, what: clean(&self.what), reason: clean(&self.reason), next: clean(&self.next) }
+        let (what, reason, next) = (clean(&self.what), clean(&self.reason), clean(&self.next));
+        Self { kind, what, reason, next, short: None }
     }
 }
 

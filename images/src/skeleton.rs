@@ -36,6 +36,8 @@ pub(crate) struct Recorder<R, W: Write> {
     passed: u64,
     keeper: Option<Keeper>,
     failed: Option<io::Error>,
+    /// Nothing more is written.
+    stopped: bool,
 }
 
 /// A file whose content passes.
@@ -58,6 +60,7 @@ impl<R: BufRead, W: Write> Recorder<R, W> {
             passed: 0,
             keeper: None,
             failed: None,
+            stopped: false,
         })
     }
 
@@ -89,6 +92,12 @@ impl<R: BufRead, W: Write> Recorder<R, W> {
             let written = content.write(&mut self.out);
             self.note(written);
         }
+    }
+
+    /// Writes nothing more: what still comes is passed on alone.
+    pub(crate) fn stop(&mut self) {
+        (self.content, self.failed, self.stopped) = (None, None, true);
+        self.raw = Vec::new();
     }
 
     /// The end of the archive: gives the input back, and what was written to.
@@ -151,6 +160,7 @@ impl<R: BufRead, W: Write> BufRead for Recorder<R, W> {
         let used = &buffer[..amount.min(buffer.len())];
         match &mut self.content {
             Some(content) => content.crc.update(used),
+            None if self.stopped => {}
             None => self.raw.extend_from_slice(used),
         }
         self.passed += used.len() as u64;

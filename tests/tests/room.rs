@@ -257,6 +257,61 @@ fn a_users_own_store_on_a_small_disk_is_kept_so_too_as_root() {
     }
 }
 
+/// An image of so many MiB that has a tenth of them compressed.
+fn write_vast(directory: &Path, mib: usize) {
+    let mut content = vec![b'x'; mib << 20];
+    content.chunks_exact_mut(64 << 10).for_each(|part| part[..6 << 10].copy_from_slice(&noise(6 << 10)));
+    let archive = Layer::default().file("vast", 0o644, &content).finish();
+    let plain = directory.with_extension("tar");
+    std::fs::write(&plain, &archive).unwrap();
+    let gzip = std::process::Command::new("gzip").args(["-1nc"]).arg(&plain).output().unwrap();
+    assert!(gzip.status.success() && gzip.stdout.len() < mib << 18, "{}", gzip.stdout.len());
+    std::fs::remove_file(plain).unwrap();
+    layout::write_compressed(directory, &[("gzip", gzip.stdout, archive)]);
+}
+
+/// On a disk of 64 MiB: an image that fits compressed alone costs nobody an image, says how much it would take, and one that fits
+/// when some have gone has these go and no more.
+fn nothing_goes_for_what_does_not_fit_unpacked(who: Who) {
+    let sandbox = Sandbox::empty(who);
+    let disk = Disk::in_file(&sandbox.state().join("images"), store_owner(sandbox.who()), 64);
+    let rules = "[images]\nlayer_form = \"directory\"\nhigh_watermark = 100\nlow_watermark = 100\n";
+    sandbox.write("../state/berth.toml", rules);
+    let there: BTreeSet<String> = (0..4).map(|n| pull(&sandbox, &format!("n{n}")).1).collect();
+    let vast = sandbox.work().join("vast");
+    write_vast(&vast, 150);
+    let said = sandbox.cmd("berth").args(["image", "pull"]).arg(&vast).limit(120).fails();
+    said.says(&[
+        "No space left on device",
+        "what did not become complete of this image is 150.00 MiB at least",
+        "nothing is removed: ",
+        "the image needs 150.00 MiB at least",
+        "all images that may go have ",
+    ]);
+    assert_eq!(digests(&sandbox), there);
+    let fits = sandbox.work().join("fits");
+    write_vast(&fits, 34);
+    let said = sandbox.cmd("berth").args(["image", "pull"]).arg(&fits).limit(120).ok();
+    assert!(said.err().contains(WENT), "{said}");
+    let left = digests(&sandbox);
+    let stayed = left.intersection(&there).count();
+    assert!((1..4).contains(&stayed) && left.len() == stayed + 1, "{left:?}");
+    disk.unmount();
+}
+
+#[test]
+fn nothing_goes_for_an_image_that_does_not_fit_unpacked_as_root() {
+    nothing_goes_for_what_does_not_fit_unpacked(Who::root());
+}
+
+/// Only root makes the user's small disk.
+#[test]
+fn nothing_goes_from_a_users_store_for_an_image_that_does_not_fit_unpacked_as_root() {
+    if berth_tests::machine::is_root() {
+        nothing_goes_for_what_does_not_fit_unpacked(Who::user());
+    }
+}
+
 each_user! {
     fn an_image_that_nobody_used_for_ninety_days_goes_unless_a_job_needs_it(who) {
         let registry = Registry::open();

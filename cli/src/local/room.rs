@@ -7,7 +7,8 @@ use crate::joined::Joined;
 use berth_client::error::{Failure, Kind};
 use berth_client::site::{Site, StateDir};
 use berth_images::{
-    Collected, Digest, Error, ErrorKind, PreparedImage, Progress, ProgressEvent, RoomRules, Store, Wanted,
+    Collected, Digest, Error, ErrorKind, PreparedImage, Progress, ProgressEvent, RoomRules, Shortfall, Store,
+    Wanted,
 };
 use berth_model::member::MemberRole;
 use std::collections::BTreeSet;
@@ -56,7 +57,8 @@ pub fn bring(
                 Err(e)
                     if e.kind() == ErrorKind::NoSpace
                         && room.may_hold(reached.bytes.load(Ordering::Relaxed))
-                        && (room.was_made() || (reached.further_than(&mut last) && room.press())) => {}
+                        && (room.was_made()
+                            || (reached.further_than(e.shortfall(), &mut last) && room.press(&e))) => {}
                 other => break other,
             }
         }
@@ -102,11 +104,13 @@ impl Reached {
 
     /// Whether this try, which is over, came further than the one after which images went last, or none went yet: others' images do not
     /// go for one that gets nowhere with their room.
-    fn further_than(&self, last: &mut Option<(u64, usize)>) -> bool {
+    fn further_than(&self, short: Option<Shortfall>, last: &mut Option<(u64, usize)>) -> bool {
         let fetched = self.fetched.load(Ordering::Relaxed);
-        let left = match self.begun.load(Ordering::Relaxed) {
-            true => self.bytes.load(Ordering::Relaxed).saturating_sub(fetched),
-            false => u64::MAX,
+        let left = match (short, self.begun.load(Ordering::Relaxed)) {
+            // Counted to the end, all of it was fetched.
+            (Some(short), _) => short.rest,
+            (None, true) => self.bytes.load(Ordering::Relaxed).saturating_sub(fetched),
+            (None, false) => u64::MAX,
         };
         let layers = self.layers.load(Ordering::Relaxed);
         let before = last.replace((left, layers));
@@ -155,10 +159,10 @@ impl Room<'_> {
         std::mem::take(&mut *self.removed())
     }
 
-    /// The disk is full. Whether something was removed for that.
-    fn press(&self) -> bool {
+    /// The disk was full, as this error says. Whether something was removed for that.
+    fn press(&self, error: &Error) -> bool {
         let _alone = self.removed();
-        self.make(Wanted::PRESSING)
+        self.make(Wanted::lacking(error))
     }
 
     fn make(&self, wanted: Wanted) -> bool {
@@ -367,20 +371,23 @@ mod tests {
     #[test]
     fn a_try_that_gets_no_further_is_the_last() {
         let (reached, mut last) = (Reached::default(), None);
-        assert!(reached.further_than(&mut last), "the first");
+        assert!(reached.further_than(None, &mut last), "the first");
         let start = |cached, bytes| reached.note(&ProgressEvent::Start { layers: 3, cached, bytes });
-        assert!(!reached.further_than(&mut last), "it does not even begin");
+        assert!(!reached.further_than(None, &mut last), "it does not even begin");
         start(0, 100);
         reached.note(&ProgressEvent::Fetched { bytes: 10 });
-        assert!(reached.further_than(&mut last));
+        assert!(reached.further_than(None, &mut last));
         start(0, 100);
         reached.note(&ProgressEvent::Fetched { bytes: 30 });
-        assert!(reached.further_than(&mut last), "more bytes came");
+        assert!(reached.further_than(None, &mut last), "more bytes came");
         start(0, 100);
         reached.note(&ProgressEvent::Fetched { bytes: 30 });
-        assert!(!reached.further_than(&mut last));
+        assert!(!reached.further_than(None, &mut last));
         reached.note(&ProgressEvent::LayerDone { diff_id: digest(1) });
-        assert!(reached.further_than(&mut last), "a layer more");
+        assert!(reached.further_than(None, &mut last), "a layer more");
+        let short = |rest| Some(Shortfall { need: 90, rest });
+        assert!(reached.further_than(short(20), &mut last), "less was still to come");
+        assert!(!reached.further_than(short(20), &mut last));
     }
 
     #[test]

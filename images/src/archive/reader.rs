@@ -17,6 +17,8 @@ pub(crate) struct Reader<R> {
     remaining: u64,
     /// Padding that follows them.
     padding: u64,
+    /// Bytes of data that all entries had until now, the current one with all of its.
+    content: u64,
     ended: bool,
 }
 
@@ -30,7 +32,7 @@ struct Extensions {
 
 impl<R: BufRead> Reader<R> {
     pub(crate) fn new(input: R) -> Self {
-        Self { input, remaining: 0, padding: 0, ended: false }
+        Self { input, remaining: 0, padding: 0, content: 0, ended: false }
     }
 
     /// The input behind the archive, once [`Reader::next`] gave `None`.
@@ -119,6 +121,20 @@ impl<R: BufRead> Reader<R> {
         skip(&mut self.input, remaining).map_err(|e| recover("archive", e))
     }
 
+    /// Bytes of data that all entries had until now.
+    pub(crate) fn content(&self) -> u64 {
+        self.content
+    }
+
+    /// Goes on to the end without using anything, or until all data is more than `most`; the bytes of data that were passed by.
+    pub(crate) fn rest(&mut self, most: u64) -> Result<u64> {
+        let mut rest = self.remaining;
+        while self.content <= most && self.next()?.is_some() {
+            rest = rest.saturating_add(self.remaining);
+        }
+        Ok(rest)
+    }
+
     fn entry(&mut self, header: &Header<'_>, stored: u64, extensions: Extensions) -> Result<Entry> {
         let Extensions { pax, long_name, long_link } = extensions;
         let pax = pax.unwrap_or_default();
@@ -199,6 +215,7 @@ impl<R: BufRead> Reader<R> {
     fn expect(&mut self, stored: u64) {
         self.remaining = stored;
         self.padding = stored.wrapping_neg() % BLOCK as u64;
+        self.content = self.content.saturating_add(stored);
     }
 
     fn skip_data(&mut self) -> Result<()> {
@@ -361,6 +378,21 @@ mod tests {
         let (names, data) = walk(&sample()).unwrap();
         assert_eq!(names, [&b"one"[..], b"some/thing", b"a/long/name"]);
         assert_eq!(data, 703);
+    }
+
+    #[test]
+    fn what_is_still_to_come_is_counted_from_anywhere() {
+        let archive = sample();
+        assert_eq!(Reader::new(&archive[..]).rest(u64::MAX).unwrap(), 703);
+        let mut reader = Reader::new(&archive[..]);
+        reader.next().unwrap();
+        reader.data().unwrap();
+        reader.consume(100);
+        assert_eq!((reader.rest(u64::MAX).unwrap(), reader.content()), (603, 703));
+        // More than anybody wants to know.
+        let mut reader = Reader::new(&archive[..]);
+        assert_eq!((reader.rest(699).unwrap(), reader.content()), (700, 700));
+        assert!(Reader::new(&archive[..600]).rest(u64::MAX).is_err());
     }
 
     proptest! {

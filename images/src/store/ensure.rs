@@ -1,6 +1,6 @@
 //! Making an image present: the fast answer when it is, one import when it is not.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use super::record::{ImageRecord, MergedRecord, PendingRecord, VERSION, parse, pr
 use super::verify::source_of;
 use super::{Store, files};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Shortfall};
 use crate::manifest::{
     Document, ImageConfig, LayerInfo, check_config_type, descriptor_digest, parse_document, read_config,
 };
@@ -111,7 +111,10 @@ impl Store {
                 .and_then(|()| files::remove(self.images.as_fd(), &partial)),
         };
         let record = result.map_err(|e| match e.kind() {
-            ErrorKind::NoSpace => e.beside(&format!("images are kept in {}", self.root().display())),
+            ErrorKind::NoSpace => {
+                let room = self.told_of_room(e.shortfall());
+                e.beside(&room)
+            }
             _ => e,
         })?;
         ended?;
@@ -474,15 +477,16 @@ impl Store {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let workers = cores.clamp(2, MAX_PARALLEL).min(missing.len());
         let queue: Mutex<VecDeque<(&LayerInfo, bool)>> =
-            Mutex::new(missing.into_iter().map(|l| (l, false)).collect());
-        let results = Mutex::new(Results { reports, fetched: HashSet::new(), failed: None });
+            Mutex::new(missing.iter().map(|l| (*l, false)).collect());
+        let (fetched, short) = (HashSet::new(), HashMap::new());
+        let results = Mutex::new(Results { reports, fetched, failed: None, short });
         let one_failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| self.layer_worker(&queue, (&results, &one_failed), source, progress));
             }
         });
-        let Results { reports, fetched, failed } =
+        let Results { reports, fetched, failed, short } =
             results.into_inner().unwrap_or_else(PoisonError::into_inner);
         match failed {
             Some(error) => {
@@ -490,7 +494,7 @@ impl Store {
                 let known: Vec<&LayerInfo> =
                     layers.iter().filter(|layer| fetched.contains(&layer.diff_id)).collect();
                 self.note_shown(image, &known, source)?;
-                Err(error)
+                Err(self.with_shortfall(error, &missing, &short)?)
             }
             None => Ok((reports, fetched)),
         }
@@ -521,7 +525,10 @@ impl Store {
                 // Another process works on it: do the others first, then wait for it.
                 Ok(None) => queue().push_back((layer, true)),
                 Err(error) => {
-                    results().failed.get_or_insert(error);
+                    let mut results = results();
+                    results.short.extend(error.shortfall().map(|short| (layer.diff_id.clone(), short)));
+                    results.failed.get_or_insert(error);
+                    drop(results);
                     // Those that wait for others need not any more.
                     one_failed.store(true, Ordering::Relaxed);
                     return;
@@ -537,6 +544,8 @@ struct Results {
     /// Layers that came from the source.
     fetched: HashSet<Digest>,
     failed: Option<Error>,
+    /// What did not fit of those that were counted.
+    short: HashMap<Digest, Shortfall>,
 }
 
 /// The name that is noted of an image: one that its source stands for, else the source. What a job says it is called is its

@@ -237,7 +237,7 @@ impl Store {
     ) -> Result<(WorkDir<'a>, LayerReport)> {
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
-        let charge = Charge::new(self.quota.as_ref()).unless(self.unwanted(failed));
+        let charge = Charge::new(self.quota.as_ref()).unless(self.unwanted(failed)).on_disk(self.capacity()?);
         let (report, image) = self.make_layer(&directory, layer, source, progress, &charge)?;
         let rebuildable = report.unsaved == 0;
         let record = LayerRecord {

@@ -45,6 +45,7 @@ mod push;
 mod quota;
 mod record;
 mod room;
+mod short;
 mod shown;
 mod signed;
 mod sum;

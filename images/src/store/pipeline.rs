@@ -11,14 +11,14 @@ use std::thread;
 
 use crate::archive::{Reader, read_buffered};
 use crate::digest::Hasher;
-use crate::error::{Error, ErrorKind, Result, recover};
+use crate::error::{Error, ErrorKind, Result, Shortfall, recover};
 use crate::manifest::LayerInfo;
 use crate::progress::{Progress, ProgressEvent};
 use crate::skeleton::Recorder;
 use crate::source::{BlobKind, BlobSource, mismatch};
 use crate::store::Charge;
 use crate::store::window::Frames;
-use crate::unpack::{Form, LayerReport, Limits, Unpacker};
+use crate::unpack::{Form, LayerReport, Limits, Recorded, Unpacker};
 
 const CHUNK: usize = 256 << 10;
 /// Chunks between two stages: 2 MiB for a layer, and each stage has one in hand.
@@ -46,7 +46,10 @@ pub(super) fn unpack<F: Form>(
         let chunks = content(scope, source, layer, &what, (limits, charge), (&compressed, progress))?;
         let kept = |e| Error::io("image store: skeleton of a layer", e);
         let mut reader = Reader::new(Recorder::new(chunks, skeleton).map_err(kept)?.keeping(replaced));
-        let result = unpacker.run(&mut reader);
+        let result = unpacker.run(&mut reader).map_err(|error| match error.kind() {
+            ErrorKind::NoSpace => counted(error, &mut reader, charge.disk()),
+            _ => error,
+        });
         let mut recorder = reader.into_inner();
         // Damaged bytes make a damaged archive; the digest then tells the true reason.
         let drained = match &result {
@@ -63,6 +66,17 @@ pub(super) fn unpack<F: Form>(
         }
     })
     .map_err(|e| e.within(&what))
+}
+
+/// Reads on after the disk was full, and writes nothing: what others have is not to go for what would not fit even then. Stops where
+/// the layer has more than `disk` bytes.
+fn counted(error: Error, reader: &mut Recorded<Chunks, File>, disk: u64) -> Error {
+    reader.inner_mut().stop();
+    match reader.rest(disk) {
+        Ok(rest) => error.lacking(Shortfall { need: reader.content(), rest }),
+        // What breaks off, or is damaged, says nothing of how much it would have been.
+        Err(_) => error,
+    }
 }
 
 /// Verifies one layer from `source` as [`unpack`] does, and writes nothing.

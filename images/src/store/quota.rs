@@ -55,7 +55,7 @@ fn over(what: &str, used: u64, limit: u64, reason: &str) -> Error {
 }
 
 /// `1.50 GiB`.
-fn amount(bytes: u64) -> String {
+pub(super) fn amount(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let unit = (1..units.len()).rev().find(|n| bytes >> (10 * (n + 1)) > 0).unwrap_or(0);
     let hundredths = (u128::from(bytes) * 100) >> (10 * (unit + 1));
@@ -71,6 +71,8 @@ pub(crate) struct Charge<'a> {
     memory: Share,
     /// What ends waiting for it.
     unwanted: Unwanted<'a>,
+    /// Bytes that files may have where it is written.
+    disk: u64,
 }
 
 /// What all layers have that are unpacked at once, for their names and for windows of what decompresses them. The names of 600,000
@@ -85,7 +87,19 @@ impl<'a> Charge<'a> {
             archives: AtomicU64::new(0),
             memory: Share::of(&MEMORY),
             unwanted: Unwanted::default(),
+            disk: u64::MAX,
         }
+    }
+
+    /// Of a layer that is written where files may have so many bytes.
+    pub(super) fn on_disk(mut self, bytes: u64) -> Self {
+        self.disk = bytes;
+        self
+    }
+
+    /// Bytes that files may have where the layer is written.
+    pub(crate) fn disk(&self) -> u64 {
+        self.disk
     }
 
     /// Of a layer that may have to wait, and need not when one of these is set.

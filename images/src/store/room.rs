@@ -10,7 +10,7 @@ use super::form::LayerForm;
 use super::merge::merged_name;
 use super::{Store, files, now};
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Shortfall};
 
 /// The file that holds the rules in force, and what was last removed by them.
 const ROOM: &str = "room.json";
@@ -40,16 +40,36 @@ pub struct Wanted {
     pub bytes: u64,
     /// Something has already failed for lack of space.
     pub pressing: bool,
+    /// How much that would have taken, where it is known.
+    pub short: Option<Shortfall>,
 }
 
 impl Wanted {
-    /// Something did not fit.
-    pub const PRESSING: Wanted = Wanted { bytes: 0, pressing: true };
+    /// Something did not fit, and this is what its import said.
+    #[must_use]
+    pub fn lacking(error: &Error) -> Wanted {
+        Wanted { bytes: 0, pressing: true, short: error.shortfall() }
+    }
 
     /// So many bytes of layers are about to be fetched: they are compressed and come to about twice as much.
     #[must_use]
     pub fn to_fetch(bytes: u64) -> Wanted {
-        Wanted { bytes: bytes.saturating_mul(2), pressing: false }
+        Wanted { bytes: bytes.saturating_mul(2), ..Wanted::default() }
+    }
+
+    /// Both. Of two that did not fit the one counts that takes less: the other one asks again if it must.
+    #[must_use]
+    pub fn and(self, other: Wanted) -> Wanted {
+        let short = match (self.pressing, other.pressing) {
+            (true, true) => match (self.short, other.short) {
+                (Some(one), Some(two)) => Some(if one.rest <= two.rest { one } else { two }),
+                _ => None,
+            },
+            (true, false) => self.short,
+            (false, _) => other.short,
+        };
+        let bytes = self.bytes.saturating_add(other.bytes);
+        Wanted { bytes, pressing: self.pressing || other.pressing, short }
     }
 }
 
@@ -102,9 +122,9 @@ struct Candidate {
 
 /// Bytes of a filesystem that files may have.
 #[derive(Clone, Copy, Debug)]
-struct Space {
-    used: u64,
-    available: u64,
+pub(super) struct Space {
+    pub(super) used: u64,
+    pub(super) available: u64,
 }
 
 impl Space {
@@ -126,38 +146,57 @@ impl Space {
     }
 }
 
+/// Until when images go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// The filesystem is down to the lower mark, and layers to the most that they may take.
+    Mark,
+    /// Layers are down to the most that they may take.
+    Most,
+    /// So many bytes are free.
+    Free(u64),
+}
+
 /// Why images go.
 struct Shortage {
     /// Bytes that are to come free at first.
     bytes: u64,
-    /// Down to the lower mark, not only to the most that layers may take.
-    to_mark: bool,
+    until: Until,
     why: String,
 }
 
 /// Bytes that are too many now.
-fn excess(rules: &RoomRules, space: Space, layers: u64, more: u64, to_mark: bool) -> u64 {
-    let most = rules.max_size.unwrap_or(u64::MAX);
-    let beyond_mark = if to_mark { space.beyond(rules.low_watermark, more) } else { 0 };
-    beyond_mark.max(layers.saturating_add(more).saturating_sub(most))
+fn excess(rules: &RoomRules, space: Space, layers: u64, more: u64, until: Until) -> u64 {
+    let beyond_most = layers.saturating_add(more).saturating_sub(rules.max_size.unwrap_or(u64::MAX));
+    match until {
+        Until::Mark => space.beyond(rules.low_watermark, more).max(beyond_most),
+        Until::Most => beyond_most,
+        Until::Free(bytes) => bytes.saturating_sub(space.available),
+    }
 }
 
 /// `None` where there is room.
 fn shortage(rules: &RoomRules, space: Space, layers: u64, wanted: Wanted) -> Option<Shortage> {
-    let excess = |to_mark| excess(rules, space, layers, wanted.bytes, to_mark);
+    let excess = |until| excess(rules, space, layers, wanted.bytes, until);
     if wanted.pressing {
+        // What is known to be needed, and an eighth for what files take beside their bytes: nobody's images go for more than that.
+        let until = match wanted.short {
+            Some(short) => Until::Free(short.need.saturating_add(short.need / 8)),
+            None => Until::Mark,
+        };
         // At least one image, even where the filesystem has a limit that it does not tell.
-        let bytes = excess(true).max(wanted.bytes).max(1);
+        let bytes = excess(until).max(wanted.bytes).max(1);
         let why = "an image could not be fetched for lack of space".into();
-        return Some(Shortage { bytes, to_mark: true, why });
+        return Some(Shortage { bytes, until, why });
     }
     if rules.high_watermark < 100 && space.beyond(rules.high_watermark, wanted.bytes) > 0 {
         let more = if wanted.bytes > 0 { ", with more to come" } else { "" };
         let why = format!("its filesystem was {}% full{more}", space.percent());
-        return Some(Shortage { bytes: excess(true), to_mark: true, why });
+        return Some(Shortage { bytes: excess(Until::Mark), until: Until::Mark, why });
     }
-    let bytes = excess(false);
-    (bytes > 0).then(|| Shortage { bytes, to_mark: false, why: "it took more than images.max_size".into() })
+    let bytes = excess(Until::Most);
+    let why = "it took more than images.max_size";
+    (bytes > 0).then(|| Shortage { bytes, until: Until::Most, why: why.into() })
 }
 
 /// The images that go: those not used since `unused_since`, then the others from the one not used for longest, until `bytes`
@@ -231,7 +270,7 @@ impl Store {
     /// count as used now where they would be too old. Layers of a needed image that was only fetched in part stay, too.
     ///
     /// # Errors
-    /// The store cannot be read or written.
+    /// What is known to be needed would not fit even if everything went that may: then nothing does. The store cannot be read or written.
     pub fn make_room(
         &self,
         rules: &RoomRules,
@@ -240,10 +279,13 @@ impl Store {
     ) -> Result<Option<Collected>> {
         let now = now();
         let since = unused_since(rules, now);
+        if let Some(short) = wanted.short {
+            self.could_hold(short, needed)?;
+        }
         let space = self.space()?;
         let wanted = space.believed(wanted);
         let short = shortage(rules, space, self.layers_size()?, wanted);
-        let to_mark = short.as_ref().map(|s| s.to_mark);
+        let until = short.as_ref().map(|s| s.until);
         let (mut bytes, why) = match short {
             Some(short) => (short.bytes, short.why),
             None => (0, format!("they were not used for {} days", rules.keep_days.unwrap_or(0))),
@@ -266,8 +308,8 @@ impl Store {
             let removed = self.collect(needed)?;
             made.layers += removed.layers;
             made.bytes += removed.bytes;
-            let Some(to_mark) = to_mark else { break };
-            bytes = excess(rules, self.space()?, self.layers_size()?, wanted.bytes, to_mark);
+            let Some(until) = until else { break };
+            bytes = excess(rules, self.space()?, self.layers_size()?, wanted.bytes, until);
             if bytes == 0 || made.images.len() == before {
                 break;
             }
@@ -336,7 +378,7 @@ impl Store {
         Ok(space.used.saturating_add(space.available))
     }
 
-    fn space(&self) -> Result<Space> {
+    pub(super) fn space(&self) -> Result<Space> {
         let stat = fstatvfs(&self.root_fd).map_err(|e| Error::io("image store", e))?;
         let used = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize);
         Ok(Space { used, available: stat.f_bavail.saturating_mul(stat.f_frsize) })
@@ -363,7 +405,7 @@ mod tests {
 
     fn short(rules: &RoomRules, used: u64, layers: u64, bytes: u64, pressing: bool) -> Option<u64> {
         let space = Space { used, available: 1000 - used };
-        shortage(rules, space, layers, Wanted { bytes, pressing }).map(|short| short.bytes)
+        shortage(rules, space, layers, Wanted { bytes, pressing, short: None }).map(|short| short.bytes)
     }
 
     #[test]
@@ -387,12 +429,36 @@ mod tests {
     #[test]
     fn a_manifest_and_a_fetcher_cannot_have_everybodys_images_removed() {
         let space = Space { used: 300, available: 700 };
-        let claimed = Wanted { bytes: u64::MAX, pressing: false };
+        let claimed = Wanted { bytes: u64::MAX, ..Wanted::default() };
         assert_eq!(space.believed(claimed).bytes, 100);
         assert!(shortage(&RULES, space, 300, space.believed(claimed)).is_none());
         let full = Error::io("x", rustix::io::Errno::NOSPC);
         assert_eq!(full.kind(), crate::error::ErrorKind::NoSpace);
-        assert_eq!(full.sanitised().kind(), crate::error::ErrorKind::Io);
+        let full = full.lacking(Shortfall { need: 2, rest: 1 });
+        assert_eq!(
+            (full.sanitised().kind(), full.sanitised().shortfall()),
+            (crate::error::ErrorKind::Io, None)
+        );
+    }
+
+    #[test]
+    fn for_what_did_not_fit_no_more_goes_than_it_takes() {
+        let space = Space { used: 950, available: 50 };
+        let of = |need, rest| {
+            let wanted =
+                Wanted { pressing: true, short: Some(Shortfall { need, rest }), ..Wanted::default() };
+            shortage(&RULES, space, 900, wanted).map(|short| (short.bytes, short.until))
+        };
+        assert_eq!(of(80, 40), Some((40, Until::Free(90))));
+        // Bytes are not what lacked.
+        assert_eq!(of(16, 0), Some((1, Until::Free(18))));
+        let pressing = |short: Option<Shortfall>| Wanted { pressing: true, short, ..Wanted::default() };
+        let (less, more) = (Some(Shortfall { need: 9, rest: 1 }), Some(Shortfall { need: 5, rest: 2 }));
+        assert_eq!(pressing(more).and(pressing(less)), pressing(less));
+        assert_eq!(pressing(more).and(pressing(None)), pressing(None));
+        let comes = Wanted { bytes: 7, ..Wanted::default() };
+        assert_eq!(comes.and(pressing(less)), Wanted { bytes: 7, ..pressing(less) });
+        assert_eq!(pressing(less).and(comes), Wanted { bytes: 7, ..pressing(less) });
     }
 
     proptest! {

@@ -1,11 +1,11 @@
-//! Room in the store: what was not used for longest goes, what is needed, in use or half fetched stays.
+//! Room in the store: what was not used for longest goes, what is needed, in use or half fetched stays; nothing goes for what never fits.
 
 use std::collections::BTreeSet;
 use std::io::Read;
 
 use berth_images::{
-    BlobKind, BlobSource, Credentials, Digest, Error, ErrorKind, PreparedImage, Registries, RoomRules, Store,
-    Wanted, open_source,
+    BlobKind, BlobSource, Credentials, Digest, Error, ErrorKind, PreparedImage, Registries, RoomRules,
+    Shortfall, Store, Wanted, open_source,
 };
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use rustix::io::Errno;
@@ -49,7 +49,7 @@ fn the_image_not_used_for_longest_goes_first_and_needed_ones_stay() {
     // 9 MiB and the shared one of them: nothing is to go, until more is to come.
     assert!(!store.lacks_room(&rules, Wanted::default()).unwrap());
     assert_eq!(store.make_room(&rules, Wanted::default(), &none).unwrap(), None);
-    let wanted = Wanted { bytes: MIB, pressing: false };
+    let wanted = Wanted { bytes: MIB, ..Wanted::default() };
     assert!(store.lacks_room(&rules, wanted).unwrap());
     let needed = BTreeSet::from([one.clone()]);
     let made = store.make_room(&rules, wanted, &needed).unwrap().unwrap();
@@ -64,11 +64,38 @@ fn the_image_not_used_for_longest_goes_first_and_needed_ones_stay() {
     assert_eq!(left(&store), BTreeSet::from([three.clone()]));
     drop(guard);
     // A pull that failed has the last one go that may; then nothing more can.
-    let pressing = Wanted { bytes: 0, pressing: true };
+    let pressing = Wanted { pressing: true, ..Wanted::default() };
     let full = RoomRules { max_size: None, ..most(1) };
     assert_eq!(store.make_room(&full, pressing, &none).unwrap().unwrap().layers, 2);
     assert_eq!(store.make_room(&full, pressing, &none).unwrap(), None);
     assert_eq!(store.df().unwrap().bytes, 0);
+}
+
+#[test]
+fn nothing_goes_for_what_would_not_fit_even_then() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let all = [("one", 100), ("two", 200), ("three", 300)].map(|(name, used)| image(&bench, name, used));
+    let rules = RoomRules { max_size: None, ..most(1) };
+    let short =
+        |need, rest| Wanted { pressing: true, short: Some(Shortfall { need, rest }), ..Wanted::default() };
+    // What may go has 7 MiB, or without the needed one 4: the shared layer stays with that.
+    let needed = BTreeSet::from([all[0].clone()]);
+    for (needed, may_go) in [(BTreeSet::new(), 7), (needed.clone(), 4)] {
+        let refused = store.make_room(&rules, short(u64::MAX, may_go * MIB + 1), &needed).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NoSpace);
+        let told = format!("all images that may go have {may_go}.00 MiB");
+        assert!(refused.to_string().contains(&told), "{refused}");
+        assert_eq!(left(&store).len(), 3);
+    }
+    // The one in use cannot go either.
+    let guard = store.guard(&all[1]).unwrap();
+    store.make_room(&rules, short(u64::MAX, 3 * MIB), &needed).unwrap_err();
+    assert_eq!(left(&store).len(), 3);
+    drop(guard);
+    // There is room for so much meanwhile: one goes, as for what nobody counted, and it is not the one that was used last.
+    let made = store.make_room(&rules, short(MIB, u64::MAX), &needed).unwrap().unwrap();
+    assert_eq!(made.images.iter().map(|i| &i.digest).collect::<Vec<_>>(), [&all[2]]);
 }
 
 #[test]
@@ -127,7 +154,7 @@ fn complete_layers_of_an_image_for_which_there_was_no_room_stay_for_its_next_try
     while layers() < 3 {
         assert_eq!(store.ensure(&resolved, &full, &()).unwrap_err().kind(), ErrorKind::NoSpace);
     }
-    let pressing = Wanted { bytes: 0, pressing: true };
+    let pressing = Wanted { pressing: true, ..Wanted::default() };
     let rules = RoomRules { max_size: None, ..most(1) };
     let made = store.make_room(&rules, pressing, &BTreeSet::from([digest])).unwrap().unwrap();
     assert!(made.images.iter().all(|image| image.digest == other));
