@@ -40,6 +40,7 @@ mod pmix;
 mod probe;
 mod programs;
 mod registry;
+mod removals;
 mod room;
 mod scope;
 mod sessions;
@@ -61,6 +62,7 @@ pub use mine::{ImagesAnswer, ListedImage};
 pub use paths::Paths;
 pub use peers::FindIdentity;
 pub use place::store_place;
+pub use removals::Others;
 pub use room::{kept_images, rules as room_rules};
 pub use shown::hardware_in_words;
 pub use start::{

@@ -2,12 +2,14 @@
 
 use crate::clients::Service;
 use crate::images::Images;
+use crate::removals::{Others, user_name};
 use crate::signatures::signers;
 use berth_images::{
     Digest, DiskUsage, GrantedImage, ImageDetails, ImageInfo, PruneOptions, Removed, ResolvedManifest, Store,
     Usage,
 };
 use berth_model::ByteStr;
+use berth_model::exchange::RemovedImage;
 use berth_model::ids::{Gid, Uid};
 use berth_model::request::Peer;
 use berth_model::spec::{Identity, ImageRef, ResolvedImage};
@@ -54,6 +56,8 @@ pub enum ImagesAnswer {
     Found(Digest),
     /// What was removed of the store.
     WholeRemoved(Removed),
+    /// It is in the agent's log, and told to the controller.
+    Noted,
 }
 
 /// An image in a user's list.
@@ -224,10 +228,12 @@ impl Images {
         }
         let store = self.store().map_err(|e| e.to_string())?;
         let text = |e: berth_images::Error| e.to_string();
-        let removed = |removed: Removed| {
+        let others = || Others::than(peer.uid, &store).map_err(text);
+        let removed = |others: &Others, removed: Removed| {
             for image in &removed.images {
                 tracing::info!("image {image}: removed, as uid {} asked", peer.uid);
             }
+            self.note_removed(peer.uid, &others.among(&removed.images));
             ImagesAnswer::WholeRemoved(removed)
         };
         match query {
@@ -235,8 +241,12 @@ impl Images {
             WholeQuery::Usage => store.df().map(ImagesAnswer::WholeUsage).map_err(text),
             WholeQuery::Find(name) => store.find(&name).map(ImagesAnswer::Found).map_err(text),
             WholeQuery::Remove(name) => {
-                let digest = store.find(&name).map_err(text)?;
-                store.remove(&digest).map(removed).map_err(text)
+                let (digest, others) = (store.find(&name).map_err(text)?, others()?);
+                store.remove(&digest).map(|all| removed(&others, all)).map_err(text)
+            }
+            WholeQuery::Removed(images) => {
+                self.note_removed(peer.uid, &images);
+                Ok(ImagesAnswer::Noted)
             }
             WholeQuery::Prune { older_than, all, keep } => {
                 let mut stays = self.kept_images()?;
@@ -245,9 +255,22 @@ impl Images {
                 }
                 let older_than = older_than.map(Duration::from_secs);
                 let options = PruneOptions { older_than, all, keep: stays.into_iter().collect() };
-                store.prune(&options).map(removed).map_err(text)
+                let others = others()?;
+                store.prune(&options).map(|all| removed(&others, all)).map_err(text)
             }
         }
+    }
+
+    /// Who removed which images of others: in the agent's log, and by the controller in the audit log.
+    fn note_removed(&self, by: Uid, images: &[RemovedImage]) {
+        if images.is_empty() {
+            return;
+        }
+        let user = user_name(by);
+        for RemovedImage { digest, name, owners } in images {
+            tracing::info!("image {digest} ({name:?}) of {}: removed by {user}", owners.join(", "));
+        }
+        self.peers().note_removed(by, &user, images);
     }
 
     fn of_user(&self, query: ImagesQuery, caller: Uid) -> Result<ImagesAnswer, String> {

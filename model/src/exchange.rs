@@ -66,6 +66,17 @@ pub enum FromPeers {
         /// `sha256:...` of the manifests of those that went.
         gone: Vec<String>,
     },
+    /// Images that others have were removed here by somebody who has a say in all of them. Said until it is answered, so it may be said twice.
+    Removed {
+        /// Number of the word.
+        ask: u64,
+        /// Who did it.
+        by: Uid,
+        /// Who that is on the node.
+        user: String,
+        /// Which they were.
+        images: Vec<RemovedImage>,
+    },
     /// Nothing more is wanted by this question.
     Done {
         /// Which question.
@@ -84,6 +95,22 @@ pub struct HeldImage {
     pub digest: String,
     /// Who has shown there that they may have it; of a node that serves one user alone, that one.
     pub users: Vec<Uid>,
+}
+
+/// An image that somebody removed whose own it was not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedImage {
+    /// `sha256:...` of its manifest.
+    pub digest: String,
+    /// A name of it; empty where it has none.
+    pub name: String,
+    /// Names of users who had it.
+    pub owners: Vec<String>,
+}
+
+impl RemovedImage {
+    /// Most of them in one word to the controller: so many fit into an entry of the audit log.
+    pub const MOST: usize = 8;
 }
 
 /// To an agent.
@@ -105,6 +132,11 @@ pub enum ToPeers {
         ask: u64,
         /// The image that was found first.
         image: ResolvedImage,
+    },
+    /// Answer to [`FromPeers::Removed`]: it is in the audit log.
+    Noted {
+        /// Which word.
+        ask: u64,
     },
     /// A node may fetch an image here, for one user.
     Serve {

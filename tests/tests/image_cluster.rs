@@ -16,6 +16,20 @@ fn counts(hosts: &Hosts, root: bool) -> Vec<usize> {
     all.iter().map(|node| node["answer"]["images"].as_array().unwrap().len()).collect()
 }
 
+/// What the audit log has of removed images, once there are so many entries of that.
+fn removals(hosts: &Hosts, count: usize) -> Vec<Value> {
+    let all = || -> Vec<Value> {
+        let text = hosts.root("n1", "berth").args(["audit", "-n", "0", "--json"]).ok().text();
+        let all: Vec<Value> = serde_json::from_str(&text).unwrap();
+        let of_images = |entry: &Value| entry["what"].as_str().unwrap().starts_with("removed from node");
+        all.into_iter().filter(of_images).collect()
+    };
+    wait(20, || (all().len() >= count).then_some(()));
+    let all = all();
+    assert_eq!(all.len(), count, "{all:?}");
+    all
+}
+
 #[test]
 fn images_of_all_nodes_are_looked_after_from_one_as_root() {
     let hosts = Hosts::new(&["n1", "n2", "n3"]);
@@ -60,6 +74,7 @@ fn images_of_all_nodes_are_looked_after_from_one_as_root() {
         answers(&hosts, false, &["ls"])[0]["answer"]["images"][0]["digest"].as_str().unwrap().to_string();
     answers(&hosts, false, &["rm", "-w", "n2", &digest]);
     assert_eq!(counts(&hosts, false), [1, 0, 1]);
+    removals(&hosts, 0);
     // A node that does not answer is named, and the others' answers are there.
     hosts.kill_9("n3", "agent");
     let failed = hosts.root("n1", "berth").args(["image", "ls", "--cluster"]).limit(60).run();
@@ -82,12 +97,40 @@ fn images_of_all_nodes_are_looked_after_from_one_as_root() {
         1
     );
     assert!(root(&["rm", "--force", &digest]).ok().text().contains(&digest));
+    // What root took from a user is in the audit log: who did it, what it was, where, and whose.
+    let entry = removals(&hosts, 1).remove(0);
+    assert_eq!((entry["user"].as_str(), entry["uid"].as_u64()), (Some("root"), Some(0)), "{entry}");
+    let what = entry["what"].as_str().unwrap();
+    let whose = format!(" of {}", Who::user().name);
+    assert!(what.contains("node n1") && what.contains(&digest) && what.ends_with(&whose), "{what}");
     hosts.cmd("n1", "scontrol").args(["release", &job]).ok();
     let gone = || root(&["rm", &digest]).run();
     let removed = wait(60, || (gone().rc == 0).then_some(()));
     assert!(removed.is_some(), "job {job} fetched it anew, and is over: {}", gone());
-    // Root removes for all.
-    answers(&hosts, true, &["prune", "--all", "-w", "n1"]);
+    removals(&hosts, 2);
+    // Root removes for all, from another place, by name and whatever is there; what is root's own is nobody else's affair.
+    let clear = |node: &str, words: &[&str]| {
+        let empty = || {
+            root(&[words, &["--cluster", "-w", node]].concat()).run();
+            let left = answers(&hosts, true, &["ls", "-w", node]);
+            (left[0]["answer"]["images"] == serde_json::json!([])).then_some(())
+        };
+        // What was just fetched may still be given to another node.
+        assert!(wait(60, empty).is_some(), "{words:?} on {node}");
+    };
+    for node in ["n1", "n2"] {
+        for words in [&["rm", "--force", &digest][..], &["prune", "--all"]] {
+            answers(&hosts, false, &["pull", "-w", node, &name]);
+            clear(node, words);
+        }
+    }
+    for node in ["n1", "n2"] {
+        let of_node = |entry: &&Value| entry["what"].as_str().unwrap().contains(&format!("node {node},"));
+        assert_eq!(removals(&hosts, 6).iter().filter(of_node).count(), if node == "n1" { 4 } else { 2 });
+    }
+    answers(&hosts, true, &["pull", "-w", "n1", &name]);
+    clear("n1", &["prune", "--all"]);
+    removals(&hosts, 6);
     let left = answers(&hosts, true, &["ls", "-w", "n[1-2]"]);
     assert!(left.iter().all(|node| node["answer"]["images"] == serde_json::json!([])), "{left:?}");
 }

@@ -5,6 +5,7 @@ mod fetch;
 mod held;
 mod http;
 mod pins;
+mod removed;
 mod serve;
 
 use crate::direct::Admitted;
@@ -69,6 +70,8 @@ pub struct Peers {
     admitted: Arc<Admitted>,
     /// What the controller was told of this node's images.
     told: held::Told,
+    /// What the audit log does not have yet.
+    unnoted: removed::Unnoted,
 }
 
 /// A question that is open.
@@ -128,6 +131,7 @@ impl Peers {
             connections: Connections::default(),
             admitted: Arc::default(),
             told: held::Told::default(),
+            unnoted: removed::Unnoted::default(),
         }
     }
 
@@ -136,6 +140,7 @@ impl Peers {
         self.told.forget();
         self.announce();
         self.ask_for_pins();
+        self.say_removed();
     }
 
     fn turns(&self) -> MutexGuard<'_, BTreeMap<u64, Open>> {
@@ -179,6 +184,7 @@ impl Peers {
                     let _ = open.ways.send((way, note));
                 }
             }
+            ToPeers::Noted { ask } => self.unnoted.heard(ask),
             ToPeers::Pinned { ask, image } => self.pins.answer(ask, image),
             ToPeers::Serve { node, key, digest, source, user, time } => {
                 tracing::debug!("{node} may fetch {digest} here for uid {user}");

@@ -113,6 +113,24 @@ impl Store {
         Ok(users)
     }
 
+    /// Images that others than `uid` have, with a name of each, and who they are.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn of_others(&self, uid: u32) -> Result<BTreeMap<Digest, (String, Vec<u32>)>> {
+        let mut all: BTreeMap<Digest, (String, Vec<u32>)> = BTreeMap::new();
+        for name in self.names(&self.images)? {
+            if let Some((digest, user)) = parse_name(&name).filter(|(_, user)| *user != uid) {
+                all.entry(digest).or_default().1.push(user);
+            }
+        }
+        for (digest, (name, _)) in &mut all {
+            let names = self.whole_record(digest)?.map(|record| record.all_names()).unwrap_or_default();
+            *name = names.into_iter().next().unwrap_or_default();
+        }
+        Ok(all)
+    }
+
     /// The layers of an image, with what they take.
     pub(super) fn layer_sizes(&self, record: &ImageRecord) -> Result<BTreeMap<Digest, u64>> {
         let sized = |diff_id: &Digest| Ok((diff_id.clone(), self.layer_size(diff_id)?));

@@ -48,6 +48,19 @@ fn each_user_has_their_own_names_sources_and_sizes() {
     store.grant(&as_bob, BOB).unwrap();
     assert_eq!(names(&store, ANN), ["registry.test/ann:1", "registry.test/second:1"]);
     assert_eq!(names(&store, BOB), ["registry.test/bob:1"]);
+    // Who removes one learns whose it was.
+    let of_others = |uid: u32| -> Vec<(berth_images::Digest, Vec<u32>)> {
+        let all = store.of_others(uid).unwrap().into_iter().map(|(digest, (_, users))| (digest, users));
+        all.collect()
+    };
+    assert_eq!(of_others(ANN), [(first.digest.clone(), vec![BOB])]);
+    let mut roots = of_others(0);
+    roots.iter_mut().for_each(|(_, users)| users.sort_unstable());
+    let mut both = vec![ANN, BOB];
+    both.sort_unstable();
+    let mut expected = vec![(first.digest.clone(), both), (second.digest.clone(), vec![ANN])];
+    expected.sort();
+    assert_eq!(roots, expected);
     assert!(store.is_granted(&first, ANN).unwrap() && !store.is_granted(&as_bob, ANN).unwrap());
     // The shared layer once.
     let usage = |uid| store.usage(uid).map(|usage| (usage.images, usage.layers, usage.bytes)).unwrap();

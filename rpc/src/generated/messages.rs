@@ -3352,15 +3352,43 @@ pub struct ImagePinned {
     #[prost(message, optional, tag = "2")]
     pub image: ::core::option::Option<ResolvedImage>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemovedImage {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "3")]
+    pub owners: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Images that others have were removed on the node, for the audit log; and, the other way, that it has it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImagesRemoved {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(uint32, tag = "2")]
+    pub by: u32,
+    #[prost(string, tag = "3")]
+    pub user: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub images: ::prost::alloc::vec::Vec<RemovedImage>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemovalNoted {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromPeers {
-    #[prost(oneof = "from_peers::Kind", tags = "110, 111, 4, 1, 2, 3")]
+    #[prost(oneof = "from_peers::Kind", tags = "112, 110, 111, 4, 1, 2, 3")]
     pub kind: ::core::option::Option<from_peers::Kind>,
 }
 /// Nested message and enum types in `FromPeers`.
 pub mod from_peers {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
+        #[prost(message, tag = "112")]
+        Removed(super::ImagesRemoved),
         #[prost(message, tag = "110")]
         Found(super::ImageFound),
         #[prost(message, tag = "111")]
@@ -3447,7 +3475,7 @@ pub struct EndServe {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToPeers {
-    #[prost(oneof = "to_peers::Kind", tags = "1, 2, 3, 110")]
+    #[prost(oneof = "to_peers::Kind", tags = "1, 2, 3, 110, 112")]
     pub kind: ::core::option::Option<to_peers::Kind>,
 }
 /// Nested message and enum types in `ToPeers`.
@@ -3462,6 +3490,8 @@ pub mod to_peers {
         EndServe(super::EndServe),
         #[prost(message, tag = "110")]
         Pinned(super::ImagePinned),
+        #[prost(message, tag = "112")]
+        Noted(super::RemovalNoted),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -2,10 +2,11 @@
 
 use super::{Field, Malformed, required, required_member, structs};
 use crate::pb;
-use berth_model::exchange::{FromPeers, HeldImage, ImageWay, ToPeers};
+use berth_model::exchange::{FromPeers, HeldImage, ImageWay, RemovedImage, ToPeers};
 
 structs! {
     HeldImage { digest, users }
+    RemovedImage { digest, name, owners }
 }
 
 required_member!(FromPeers => pb::FromPeers);
@@ -39,6 +40,12 @@ impl Field<pb::FromPeers> for FromPeers {
             FromPeers::Holds { all, images, gone } => {
                 Kind::Holds(pb::ImagesHold { all: *all, images: images.put(), gone: gone.clone() })
             }
+            FromPeers::Removed { ask, by, user, images } => Kind::Removed(pb::ImagesRemoved {
+                ask: *ask,
+                by: by.put(),
+                user: user.clone(),
+                images: images.put(),
+            }),
             FromPeers::Done { ask, there, why } => {
                 Kind::Done(pb::ImageDone { ask: *ask, there: *there, why: why.clone() })
             }
@@ -68,6 +75,9 @@ impl Field<pb::FromPeers> for FromPeers {
             }
             Kind::Holds(pb::ImagesHold { all, images, gone }) => {
                 FromPeers::Holds { all, images: Field::get(images)?, gone }
+            }
+            Kind::Removed(pb::ImagesRemoved { ask, by, user, images }) => {
+                FromPeers::Removed { ask, by: Field::get(by)?, user, images: Field::get(images)? }
             }
             Kind::Done(pb::ImageDone { ask, there, why }) => FromPeers::Done { ask, there, why },
         })
@@ -109,6 +119,7 @@ impl Field<pb::ToPeers> for ToPeers {
             ToPeers::Pinned { ask, image } => {
                 Kind::Pinned(pb::ImagePinned { ask: *ask, image: Some(image.put()) })
             }
+            ToPeers::Noted { ask } => Kind::Noted(pb::RemovalNoted { ask: *ask }),
             ToPeers::Serve { node, key, digest, source, user, time } => Kind::Serve(pb::ServeImage {
                 node: node.put(),
                 key: key.clone(),
@@ -137,6 +148,7 @@ impl Field<pb::ToPeers> for ToPeers {
                 user: Field::get(user)?,
                 time: Field::get(time)?,
             },
+            Kind::Noted(pb::RemovalNoted { ask }) => ToPeers::Noted { ask },
             Kind::EndServe(pb::EndServe { key, digest }) => ToPeers::EndServe { key, digest },
         })
     }

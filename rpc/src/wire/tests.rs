@@ -427,7 +427,13 @@ impl Arbitrary for FromAgent {
 }
 impl Arbitrary for FromPeers {
     fn arbitrary(r: &mut Source) -> Self {
-        match r.below(6) {
+        match r.below(7) {
+            6 => FromPeers::Removed {
+                ask: Arbitrary::arbitrary(r),
+                by: Arbitrary::arbitrary(r),
+                user: Arbitrary::arbitrary(r),
+                images: Arbitrary::arbitrary(r),
+            },
             5 => FromPeers::Asked {
                 ask: Arbitrary::arbitrary(r),
                 user: Arbitrary::arbitrary(r),
@@ -469,7 +475,8 @@ impl Arbitrary for FromPeers {
 impl Arbitrary for ToPeers {
     fn arbitrary(r: &mut Source) -> Self {
         let key = String::arbitrary(r);
-        match r.below(6) {
+        match r.below(7) {
+            5 => ToPeers::Noted { ask: Arbitrary::arbitrary(r) },
             4 => ToPeers::Pinned { ask: Arbitrary::arbitrary(r), image: Arbitrary::arbitrary(r) },
             0 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Wait, note: String::new() },
             1 => ToPeers::Way {

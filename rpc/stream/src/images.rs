@@ -1,5 +1,6 @@
 //! What can be asked of a node about the images that the caller has there.
 
+use berth_model::exchange::RemovedImage;
 use berth_model::spec::ImageRef;
 use serde::{Deserialize, Serialize};
 
@@ -42,4 +43,6 @@ pub enum WholeQuery {
         /// Digests of images that stay in any case.
         keep: Vec<String>,
     },
+    /// The asking user removed these without the agent's help: they are for the audit log.
+    Removed(Vec<RemovedImage>),
 }

@@ -1,5 +1,6 @@
 //! Frames survive the wire, in any pieces; garbage is refused and never believed.
 use berth_model::effective::Effective;
+use berth_model::exchange::RemovedImage;
 use berth_model::ids::{Attempt, JobId, StepId, StepKey, Uid};
 use berth_model::launch::{StepExit, Usage};
 use berth_model::spec::TermSize;
@@ -96,6 +97,10 @@ fn frame() -> impl Strategy<Value = Frame> {
                 keep
             }))
         ),
+        (".{0,20}", ".{0,20}").prop_map(|(digest, owner)| {
+            let image = RemovedImage { digest, name: String::new(), owners: vec![owner] };
+            Frame::Images(ImagesQuery::Whole(WholeQuery::Removed(vec![image])))
+        }),
         bytes().prop_map(Frame::Part),
         (".{0,20}", any::<u64>()).prop_map(|(node, number)| Frame::Description(Box::new(Effective {
             node,

@@ -3,7 +3,7 @@
 
 mod common;
 
-use berth_model::exchange::{FromPeers, HeldImage, ImageWay, ToPeers};
+use berth_model::exchange::{FromPeers, HeldImage, ImageWay, RemovedImage, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::pin::FilePin;
@@ -11,6 +11,7 @@ use berth_model::request::{Request, Response};
 use berth_model::spec::{JobKind, JobSpec, ResolvedImage};
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
+use berth_sched_core::Write;
 use common::*;
 
 const DIGEST: &str = "sha256:1";
@@ -199,4 +200,39 @@ fn what_a_user_asked_of_nodes_these_may_want_of_each_other_and_nothing_else() {
     // After an hour it counts no more.
     w.later(Span::from_secs(3601));
     assert_eq!(asks(&mut w, "n2", 5, 1000, DIGEST), way(5, ImageWay::Source));
+}
+
+#[test]
+fn who_removed_images_of_others_from_a_node_is_in_the_audit_log() {
+    let mut w = three();
+    let removed = |ask, images| FromPeers::Removed { ask, by: Uid(0), user: "root".into(), images };
+    let image = |n: usize, name: &str| RemovedImage {
+        digest: format!("sha256:{n}"),
+        name: name.into(),
+        owners: vec!["ann".into(), "ben".into()],
+    };
+    let audit = |w: &World| -> Vec<(Uid, String, String)> {
+        let entry = |write: &Write| match write {
+            Write::AddAudit(row) => Some((row.uid, row.user.clone(), row.what.clone())),
+            _ => None,
+        };
+        w.writes.iter().filter_map(entry).collect()
+    };
+    assert_eq!(
+        says(&mut w, "n2", removed(7, vec![image(1, "r.io/x:1"), image(2, "")])),
+        [ToPeers::Noted { ask: 7 }]
+    );
+    let what = "removed from node n2, as its agent says: image sha256:1 (r.io/x:1) of ann, ben; sha256:2 of ann, ben";
+    assert_eq!(audit(&w), [(Uid(0), "root".to_string(), what.to_string())]);
+    // Whatever a node says, an entry stays an entry; and nothing is no removal.
+    let many = (0..1000).map(|n| image(n, &"x".repeat(1000))).collect();
+    assert_eq!(says(&mut w, "n2", removed(8, many)), [ToPeers::Noted { ask: 8 }]);
+    says(&mut w, "n2", removed(9, Vec::new()));
+    let all = audit(&w);
+    assert_eq!(all.len(), 2);
+    assert!(
+        all[1].2.chars().count() < 2010
+            && all[1].2.contains("sha256:7 (")
+            && !all[1].2.contains("sha256:8 (")
+    );
 }

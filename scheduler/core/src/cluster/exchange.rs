@@ -122,6 +122,10 @@ impl Cluster {
                 let images = images.map(|image| (image.digest, image.users)).collect();
                 return self.exchange.holds(node, all, images, &gone);
             }
+            FromPeers::Removed { ask, by, user, images } => {
+                self.note_removed(node, by, &user, &images);
+                vec![(node.clone(), ToPeers::Noted { ask })]
+            }
             FromPeers::Done { ask, there, why } => {
                 let why: String = why.chars().take(MOST_WHY).collect();
                 let result = if there { Ok(()) } else { Err(why) };

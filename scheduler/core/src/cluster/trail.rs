@@ -3,7 +3,8 @@
 use super::Cluster;
 use crate::rows::{AuditRow, ROW_VERSION};
 use crate::store::Write;
-use berth_model::ids::{JobId, Uid};
+use berth_model::exchange::RemovedImage;
+use berth_model::ids::{JobId, NodeName, Uid};
 use berth_model::request::{Actor, Refusal, Response};
 use berth_model::rights::{Rank, Role};
 
@@ -11,6 +12,8 @@ use berth_model::rights::{Rank, Role};
 const LONGEST: usize = 2000;
 /// Most things that one entry names.
 const NAMED: usize = 20;
+/// Most characters of a word that an agent says for an entry.
+const LONGEST_WORD: usize = 100;
 
 /// As what somebody acts on what is not theirs: who is nothing in the whole cluster coordinates an account.
 fn role(actor: &Actor) -> Role {
@@ -87,6 +90,22 @@ impl Cluster {
         jobs.truncate(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         self.note(actor, format!("{verb} job {}{more}", jobs.join(", ")));
+    }
+
+    /// Enters that images of others were removed on a node. Which role that takes the node has judged: it has its own root.
+    pub(super) fn note_removed(&mut self, node: &NodeName, by: Uid, user: &str, images: &[RemovedImage]) {
+        let word = |text: &str| text.chars().take(LONGEST_WORD).collect::<String>();
+        let image = |image: &RemovedImage| {
+            let owners: Vec<String> = image.owners.iter().take(NAMED).map(|owner| word(owner)).collect();
+            let name =
+                if image.name.is_empty() { String::new() } else { format!(" ({})", word(&image.name)) };
+            format!("{}{name} of {}", word(&image.digest), owners.join(", "))
+        };
+        let all: Vec<String> = images.iter().take(RemovedImage::MOST).map(image).collect();
+        if !all.is_empty() {
+            let what = format!("removed from node {node}, as its agent says: image {}", all.join("; "));
+            self.enter_in_log(by, word(user), None, None, what);
+        }
     }
 
     pub(super) fn note_shutdown(&mut self, actor: &Actor) -> Result<Response, Refusal> {
