@@ -8,7 +8,7 @@ use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepKey};
 use berth_model::launch::{NodeShare, Usage};
 use berth_model::record::NodeInfo;
-use berth_model::state::NodeCondition;
+use berth_model::state::{Cause, NodeCondition};
 use berth_model::time::Time;
 use berth_model::tres::{GresKey, Tres};
 use imbl::{OrdMap, OrdSet};
@@ -174,7 +174,7 @@ impl Node {
     }
 
     /// Its condition as everybody sees it: what the cluster itself keeps new work from is drained, with the cause as the reason
-    /// where no administrator gave one.
+    /// where no administrator gave one, and behind the reason of its reboot. A reboot that is overdue is told beside any reason.
     pub(crate) fn condition(&self) -> NodeCondition {
         let mut shown = self.row.condition.clone();
         if let Some(reboot) = &self.row.condition.reboot {
@@ -193,11 +193,16 @@ impl Node {
         }
         let Some(first) = self.row.causes.values().next() else { return shown };
         shown.drain = true;
-        if shown.reason.is_none() {
-            let all: Vec<&str> = self.row.causes.values().map(|cause| cause.why.as_str()).collect();
+        if self.row.condition.reason.is_none() {
+            let causes = self.row.causes.values().map(|cause| cause.why.as_str());
+            let all: Vec<&str> = shown.reason.as_deref().into_iter().chain(causes).collect();
             shown.reason = Some(all.join("; "));
             shown.reason_user = Some(CLUSTER.to_string());
             shown.reason_time = Some(first.since);
+        } else if let (Some(given), Some(overdue)) = (&mut shown.reason, self.row.causes.get(&Cause::Reboot))
+        {
+            given.push_str("; ");
+            given.push_str(&overdue.why);
         }
         shown
     }

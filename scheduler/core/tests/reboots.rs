@@ -170,6 +170,38 @@ fn one_that_fails_or_stays_away_is_named() {
 }
 
 #[test]
+fn one_that_stays_away_is_named_beside_any_reason() {
+    let mut config = Config::default();
+    config.programs.reboot_timeout_seconds = 100;
+    let overdue = "reboot: not back within 100 s";
+    for reason in [None, Some("new kernel")] {
+        let mut w = World::new(&config);
+        w.node("n1", hardware(4, 1, 4000, 2));
+        let wish = |next| Request::RebootNodes {
+            nodes: vec!["n1".into()],
+            asap: true,
+            next,
+            reason: reason.map(String::from),
+        };
+        w.request(actor(0), wish(NextState::Resume)).unwrap();
+        let given = reason.unwrap_or("Reboot ASAP");
+        assert_eq!(condition(&w).reason.as_deref(), Some(given));
+        w.later(Span::from_secs(101));
+        assert_eq!(condition(&w).reason, Some(format!("{given}; {overdue}")));
+        boots(&mut w, "another");
+        assert_eq!(condition(&w), NodeCondition::default());
+        // An administrator had drained it before, and it stays so.
+        set(&mut w, NodeStateChange::Drain).unwrap();
+        w.request(actor(0), wish(NextState::Before)).unwrap();
+        w.later(Span::from_secs(101));
+        assert_eq!(condition(&w).reason, Some(format!("why; {overdue}")));
+        boots(&mut w, "a third");
+        let c = condition(&w);
+        assert_eq!((c.drain, c.reason.as_deref()), (true, Some("why")));
+    }
+}
+
+#[test]
 fn a_cluster_of_one_users_refuses_what_its_agent_cannot_do() {
     let world = |reboot: &str| {
         let mut config = Config::default();
