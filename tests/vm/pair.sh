@@ -1,6 +1,7 @@
-# Two emulated machines, head and n1, on a network of their own, whose disks keep what was flushed. Sourced by join.sh, durability.sh
-# and image-durability.sh, which boot one or both and have said where they are ($here); $programs is a directory with berth and
-# berth-step, or nothing; $memory is how many MiB a machine has.
+# Two emulated machines, head and n1, on a network of their own, whose disks keep what was flushed. Sourced by join.sh, reboot.sh,
+# durability.sh and image-durability.sh, which boot one or both and have said where they are ($here); $programs is a directory with
+# berth and berth-step, or nothing; $memory is how many MiB a machine has; $reboots is yes where a machine that reboots comes up again,
+# and its emulator does not end.
 # shellcheck shell=bash disable=SC2154
 
 die() { printf '%s: error: %s\n' "$0" "$*" >&2; exit 1; }
@@ -59,27 +60,34 @@ new_pair() {
 
 # Starts machines, one beside the other, and waits for their shells.
 boot() { # NAME...
-    local name line
+    local name
     for name in "$@"; do
         start_machine "$name"
     done
     for name in "$@"; do
-        while read -r -t 400 -u "${out_of[$name]}" line; do
-            [[ $line != *ready* ]] || continue 2
-            kill -0 "${pid[$name]}" 2> /dev/null || break
-        done
-        die "$name does not come up; $pair/$name.console is its console, $pair/$name.qemu has what qemu says"
+        await_shell "$name"
     done
+}
+
+# Waits for the shell of a machine that comes up.
+await_shell() { # NAME
+    local name=$1 line
+    while read -r -t 400 -u "${out_of[$name]}" line; do
+        [[ $line != *ready* ]] || return 0
+        kill -0 "${pid[$name]}" 2> /dev/null || break
+    done
+    die "$name does not come up; $pair/$name.console is its console, $pair/$name.qemu has what qemu says"
 }
 
 # What it writes to its third serial line is kept behind what it wrote in earlier boots.
 start_machine() { # NAME
-    local name=$1 peer=n1 address=1
+    local name=$1 peer=n1 address=1 at_reboot=shutdown
     [ "$name" = head ] || peer=head address=2
+    [ "${reboots:-no}" = no ] || at_reboot=reset
     exec {into[$name]}<>$pair/$name.shell.in {out_of[$name]}<>$pair/$name.shell.out
     touch $pair/$name.told
     qemu-system-x86_64 \
-        -accel tcg,thread=single,tb-size=128 -cpu qemu64,-cx16,-svm -smp 2 -m "${memory:-448}" -nodefaults -no-reboot -display none \
+        -accel tcg,thread=single,tb-size=128 -cpu qemu64,-cx16,-svm -smp 2 -m "${memory:-448}" -nodefaults -action "reboot=$at_reboot" -display none \
         -kernel "$root/vmlinuz" -initrd "$root/initrd" \
         -append "root=/dev/vda rw console=ttyS0 panic=-1 net.ifnames=0 systemd.show_status=0 systemd.hostname=$name systemd.default_timeout_start_sec=300s berth.address=$address" \
         -drive "file=$pair/$name.qcow2,format=qcow2,if=virtio,cache=writeback" \
