@@ -10,6 +10,7 @@ mod image;
 mod listing;
 pub mod named;
 pub mod records;
+pub mod removals;
 pub mod room;
 mod save;
 mod terminal;

@@ -3,14 +3,10 @@
 use super::document;
 use super::places::{Found, Places};
 use crate::images::{self, Needs};
-use berth_agent::Others;
-use berth_client::agent::{self, ImagesQuery, WholeQuery};
+use crate::local::removals::recorded;
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
-use berth_client::site::Site;
-use berth_images::{Digest, Error, PruneOptions, Removed, Store};
-use berth_model::Uid;
-use berth_model::exchange::RemovedImage;
+use berth_images::{Digest, PruneOptions, Removed};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -140,31 +136,6 @@ fn rm_each(
                 gone.given_back(digest, bytes)?;
             }
         }
-    }
-    Ok(())
-}
-
-/// Removes something of a store. Of a store that users share, where this is root, the node's agent is told which of others' images went: it
-/// has the controller enter that in the audit log.
-fn recorded(
-    store: &Store,
-    state: Option<&Path>,
-    remove: impl FnOnce() -> Result<Removed, Error>,
-) -> Result<Removed, Error> {
-    let others = Others::than(Uid(nix::unistd::geteuid().as_raw()), store)?;
-    let removed = remove()?;
-    let of_others = others.among(&removed.images);
-    if let Err(e) = tell(&of_others, state) {
-        let count = images::counted(of_others.len(), "image");
-        out::complain(&format!("berth: note: the audit log does not have that {count} of others went: {e}"));
-    }
-    Ok(removed)
-}
-
-fn tell(of_others: &[RemovedImage], state: Option<&Path>) -> Result<(), Failure> {
-    for part in of_others.chunks(RemovedImage::MOST) {
-        let site = Site::of(images::local_dir(state)?);
-        agent::images(&site, ImagesQuery::Whole(WholeQuery::Removed(part.to_vec())))?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::start::platform;
 use super::{Images, Login, Prune, Ps, PullArgs, Rmi};
+use crate::local::removals::recorded;
 use crate::{images, local, logins};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
@@ -147,7 +148,9 @@ pub fn remove(args: &Rmi) -> Outcome {
     let store = images::store(None)?;
     let mut code = 0;
     for name in &args.images {
-        let removed = store.find(name).and_then(|digest| store.remove(&digest).map(|_| digest));
+        let gone =
+            |digest: berth_images::Digest| recorded(&store, None, || store.remove(&digest)).map(|_| digest);
+        let removed = store.find(name).and_then(gone);
         match removed {
             Ok(digest) => out::print(&format!("Untagged: {name}\nDeleted: {digest}\n"))?,
             Err(e) if args.force && e.kind() == berth_images::ErrorKind::NotFound => {}
@@ -235,7 +238,7 @@ pub fn prune(args: &Prune, what: &str) -> Outcome {
     let store = images::store(None)?;
     let keep = images::needed(None)?;
     let options = PruneOptions { all: args.all, keep, ..PruneOptions::default() };
-    let removed = store.prune(&options).map_err(|e| images::failed(&e))?;
+    let removed = recorded(&store, None, || store.prune(&options)).map_err(|e| images::failed(&e))?;
     for image in &removed.images {
         out::print(&format!("Deleted: {image}\n"))?;
     }
