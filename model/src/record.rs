@@ -1,7 +1,7 @@
 //! What queries answer: jobs, steps, nodes and partitions as the commands print them.
 
 use crate::bytes::ByteStr;
-use crate::hardware::Hardware;
+use crate::hardware::{GresDevice, Hardware};
 use crate::ids::{Attempt, JobId, NodeName, StepId};
 use crate::launch::{Layout, NodeShare, Usage};
 use crate::spec::{ArraySpec, Identity, JobSpec, TimeLimit};
@@ -234,6 +234,9 @@ pub struct NodeInfo {
     /// What it has less of than it was registered with, a line each.
     #[serde(default)]
     pub hardware_drift: Vec<String>,
+    /// The devices that jobs have, and of which devices they have how many shares: name, type, index and shares alone.
+    #[serde(default)]
+    pub used: Vec<GresDevice>,
 }
 
 /// A partition.

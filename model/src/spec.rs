@@ -91,6 +91,13 @@ pub struct ResourceRequest {
     /// `--fabric`: what every node must have; absent where nobody said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fabric: Option<FabricChoice>,
+    /// How those of its steps are bound to GPUs that do not say it themselves, which learn it from their environment; for who looks at
+    /// the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_bind: Option<GpuBind>,
+    /// `--ntasks-per-gpu` as it was given, for who looks at the job: what follows from it is in the numbers of tasks and devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ntasks_per_gpu: Option<u32>,
 }
 
 impl Default for ResourceRequest {
@@ -111,6 +118,8 @@ impl Default for ResourceRequest {
             overcommit: false,
             sockets: None,
             fabric: None,
+            gpu_bind: None,
+            ntasks_per_gpu: None,
         }
     }
 }

@@ -129,7 +129,7 @@ each_user! {
             .srun(["--mem-bind=mask_mem:0x8000", "true"])
             .fails()
             .says(&[&format!("{node}: task 0 cannot be bound by --mem-bind"), "numa node 15 has no memory"]);
-        sandbox.srun(["--cpu-bind=everywhere", "true"]).fails().says(&["invalid --cpu-bind", "write none, rank"]);
+        sandbox.srun(["--cpu-bind=everywhere", "true"]).fails().says(&["unrecognized --cpu-bind argument \"everywhere\"", "write none, rank"]);
         let help = sandbox.srun(["--cpu-bind=help"]).args(["true"]).ok();
         assert!(help.text().contains("map_cpu:<list>"), "{help}");
     }

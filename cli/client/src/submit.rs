@@ -109,23 +109,13 @@ fn node_list(command: Command, file: &ByteStr) -> Result<String, Failure> {
 
 /// The failure that options which cannot be followed make.
 pub fn bad_option(command: Command, e: &OptionError) -> Failure {
-    let name = command.name();
     if e.severity == Severity::Help {
         return match out::print(&format!("{}\n", e.lines.join("\n"))) {
             Ok(()) => Failure::exit(0),
             Err(failure) => failure,
         };
     }
-    let mut lines: Vec<String> = match e.severity {
-        Severity::Help => e.lines.clone(),
-        Severity::Usage => e.lines.iter().map(|l| format!("{name}: {l}")).collect(),
-        Severity::Error => e.lines.iter().map(|l| format!("{name}: error: {l}")).collect(),
-        Severity::Fatal => e.lines.iter().map(|l| format!("{name}: fatal: {l}")).collect(),
-    };
-    if e.severity == Severity::Usage {
-        lines.push(format!("Try \"{name} --help\" for more information"));
-    }
-    Failure::raw(Kind::Options(u8::try_from(e.exit_code).unwrap_or(1)), lines.join("\n"))
+    Failure::raw(Kind::Options(u8::try_from(e.exit_code).unwrap_or(1)), e.render(command.name()))
 }
 
 /// An id that no other submission has.

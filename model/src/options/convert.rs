@@ -392,6 +392,8 @@ impl SubmitOptions {
             overcommit: self.overcommit,
             sockets: self.sockets,
             fabric: self.fabric,
+            gpu_bind: asked.bind.filter(|bind| self.tells_binding(bind)),
+            ntasks_per_gpu: self.devices.tasks_per_gpu,
         })
     }
 

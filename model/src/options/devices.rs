@@ -1,7 +1,7 @@
 //! What the options about devices come to together: on each node, for the whole job, for tasks; and what follows from them for
 //! the number of tasks and nodes.
 
-use super::resolve::{OptionError, Source};
+use super::resolve::{INVALID_RESOURCES, OptionError, Source};
 use super::submit::SubmitOptions;
 use crate::bind::gpu::{GpuBind, GpuHow};
 use crate::count::NodeCount;
@@ -84,12 +84,12 @@ impl SubmitOptions {
             return Err(twice(&format!("--gpus-per-socket and --{other} both say how many GPUs there are")));
         }
         if let (Some(all), Some((long, each))) = (&total, &per_node)
-            && let Some(nodes) = quotient(all, each, &format!("--gpus={}", amount(all)), long)?
+            && let Some(nodes) = quotient(("gpus", all), (long.as_str(), each), PARTS_OF_NODES)?
         {
             match out.nodes {
                 Some(n) if !(n.min..=n.max).contains(&nodes) => {
                     return Err(invalid(&format!(
-                        "--gpus={} with --{long}={} is {nodes} nodes, which --nodes does not allow",
+                        ": --gpus={} with --{long}={} is {nodes} nodes, which --nodes does not allow",
                         amount(all),
                         amount(each)
                     )));
@@ -99,12 +99,12 @@ impl SubmitOptions {
             total = None;
         }
         if let (Some(all), Some((long, each))) = (&total, &per_task)
-            && let Some(tasks) = quotient(all, each, &format!("--gpus={}", amount(all)), long)?
+            && let Some(tasks) = quotient(("gpus", all), (long.as_str(), each), PARTS_OF_TASKS)?
         {
             match out.ntasks {
                 Some(n) if n != tasks && self.rank("ntasks") == self.rank("gpus") => {
                     return Err(invalid(&format!(
-                        "{n} tasks with --{long}={} are {} GPUs, and --gpus={} was given",
+                        ": {n} tasks with --{long}={} are {} GPUs, and --gpus={} was given",
                         amount(each),
                         u64::from(n).saturating_mul(gpus(each)),
                         amount(all)
@@ -119,14 +119,14 @@ impl SubmitOptions {
         }
         let mut each_task = per_task.as_ref().map(|(_, gpus)| gpus.clone());
         if let (Some((node_long, node)), Some((long, each))) = (&per_node, &per_task)
-            && let Some(tasks) = quotient(node, each, &format!("--{node_long}={}", amount(node)), long)?
+            && let Some(tasks) = quotient((node_long.as_str(), node), (long.as_str(), each), NODES_OF_TASKS)?
         {
             match out.tasks_per_node {
                 // As above, of a step within a job.
                 Some(n) if n != tasks && self.rank("ntasks-per-node") > self.rank(node_long) => {}
                 Some(n) if n != tasks => {
                     return Err(invalid(&format!(
-                        "{n} tasks on a node with --{long}={} are {} GPUs, and --{node_long} gives {}",
+                        ": {n} tasks on a node with --{long}={} are {} GPUs, and --{node_long} gives {}",
                         amount(each),
                         u64::from(n).saturating_mul(gpus(each)),
                         amount(node)
@@ -136,12 +136,9 @@ impl SubmitOptions {
             }
             each_task = None;
         }
-        let tasks_known = step || out.ntasks.is_some() || out.tasks_per_node.is_some();
         let per_task_wanted = per_task.as_ref().is_some_and(|(_, each)| !each.is_empty());
-        if (per_task_wanted || !self.devices.tres_per_task.is_empty()) && !tasks_known {
-            return Err(OptionError::fatal(
-                "--gpus-per-task or --tres-per-task used without either --gpus or -n/--ntasks is not allowed.",
-            ));
+        if (per_task_wanted || !self.devices.tres_per_task.is_empty()) && !step {
+            needs_tasks(&mut out, per_task_wanted)?;
         }
         let implied = per_task.as_ref().map(|(_, each)| gpus(each)).filter(|n| *n > 0);
         self.tasks_per_gpu(&mut out, total.as_ref(), per_node.as_ref().map(|(_, gpus)| gpus), step)?;
@@ -211,12 +208,20 @@ impl SubmitOptions {
             (Some(_), ..) => {}
             (None, Some(total), _) => out.ntasks = Some(tasks(total)),
             (None, None, Some(node)) => out.tasks_per_node = Some(tasks(node)),
-            (None, None, None) if step => out.devices.tasks_per_gpu = Some(each),
-            (None, None, None) => {
-                return Err(OptionError::fatal(
-                    "--ntasks-per-gpu needs either a GPU specification or --ntasks: add --gpus, --gpus-per-node or -n",
-                ));
-            }
+            (None, None, None) => match so_many_nodes(out) {
+                _ if step => out.devices.tasks_per_gpu = Some(each),
+                // One GPU on each of the nodes.
+                Some(nodes) => {
+                    out.ntasks = Some(nodes.saturating_mul(each));
+                    out.devices.tasks_per_gpu = Some(each);
+                }
+                None => {
+                    return Err(refused(
+                        "--ntasks-per-tres needs either a GRES GPU specification or a node/ntask specification",
+                        "--ntasks-per-gpu alone counts nothing: add --gpus, --gpus-per-node, --nodes or --ntasks",
+                    ));
+                }
+            },
         }
         Ok(())
     }
@@ -228,16 +233,26 @@ impl SubmitOptions {
         let shares = || self.gres.iter().flat_map(Wanted::keys).any(|key| is_share(&key.name));
         let binds = self.devices.bind.as_ref().is_some_and(|bind| bind.how != GpuHow::None && !shares());
         let of_binding = ["gpu-bind", "tres-bind"].into_iter().filter(|_| binds);
-        match ["cpus-per-gpu", "mem-per-gpu"].into_iter().chain(of_binding).find(typed) {
-            Some(long) if !there && !step => Err(OptionError::error(
-                255,
-                vec![
-                    format!("--{long} was given, and no GPU was asked for"),
-                    "ask for GPUs with --gpus, --gpus-per-node, --gpus-per-task or --gres".to_string(),
-                ],
-            )),
-            _ => Ok(()),
+        let Some(long) = ["mem-per-gpu", "cpus-per-gpu"].into_iter().chain(of_binding).find(typed) else {
+            return Ok(());
+        };
+        if there || step {
+            return Ok(());
         }
+        let each = |name: &str, amount: String| {
+            format!("Requested {name}_per_tres=gres/gpu:{amount} but did not request any GPU.")
+        };
+        let what = match (long, self.devices.mem_per_gpu, self.devices.cpus_per_gpu) {
+            ("mem-per-gpu", Some(mib), _) => each("mem", mib.to_string()),
+            ("cpus-per-gpu", _, Some(cpus)) => each("cpus", cpus.to_string()),
+            _ => format!("--{long} was given, and no GPU was asked for"),
+        };
+        Err(refused(&what, "ask for GPUs with --gpus, --gpus-per-node, --gpus-per-task or --gres"))
+    }
+
+    /// Whether who looks at the job is told of a way to bind tasks to GPUs: one that was asked for, or that follows from GPUs of tasks.
+    pub(super) fn tells_binding(&self, bind: &GpuBind) -> bool {
+        self.devices.bind.is_some() || matches!(bind.how, GpuHow::PerTask(_))
     }
 
     /// A step that says for itself how many tasks or which nodes it has does not mean all of the job's GPUs, of which the job's
@@ -355,8 +370,17 @@ fn agreed(
     }
 }
 
-/// How often `each` is in `all`; `None` where one of them is nothing.
-fn quotient(all: &Wanted, each: &Wanted, whole: &str, long: &str) -> Result<Option<u32>, OptionError> {
+/// What Slurm says of two amounts that do not go into each other.
+const PARTS_OF_NODES: &str = "--gpus is not multiple of --gres=gpu/--gpus-per-node";
+const PARTS_OF_TASKS: &str = "--gpus not multiple of --gpus-per-task";
+const NODES_OF_TASKS: &str = "--gres=gpu/--gpus-per-node not multiple of --gpus-per-task";
+
+/// How often what one option asks for is in what another one does, each with its name; `None` where one of them is nothing.
+fn quotient(
+    (whole, all): (&str, &Wanted),
+    (long, each): (&str, &Wanted),
+    rule: &str,
+) -> Result<Option<u32>, OptionError> {
     let (sum, part) = (gpus(all), gpus(each));
     if sum == 0 || part == 0 {
         return Ok(None);
@@ -364,22 +388,52 @@ fn quotient(all: &Wanted, each: &Wanted, whole: &str, long: &str) -> Result<Opti
     let kinds =
         |wanted: &Wanted| wanted.keys().filter(|key| key.kind.is_some()).cloned().collect::<Vec<GresKey>>();
     let (whole_kinds, part_kinds) = (kinds(all), kinds(each));
+    let given = format!("--{whole}={} and --{long}={}", amount(all), amount(each));
     if !whole_kinds.is_empty() && !part_kinds.is_empty() && whole_kinds != part_kinds {
-        return Err(invalid(&format!("{whole} and --{long}={} name other types", amount(each))));
+        return Err(invalid(&format!(": {given} name different types")));
     }
     if sum % part != 0 {
-        return Err(invalid(&format!("{whole} is no multiple of --{long}={}", amount(each))));
+        return Err(invalid(&format!(", {rule}: {given} were given")));
     }
     Ok(u32::try_from(sum / part).ok())
 }
 
+/// The number of nodes, where it is a single one.
+fn so_many_nodes(asked: &Asked) -> Option<u32> {
+    asked.nodes.filter(|nodes| nodes.min == nodes.max).map(|nodes| nodes.min)
+}
+
+/// Sees to it that it is known how many tasks a job has: as Slurm does, one on each node where these are counted and CPUs are not.
+fn needs_tasks(asked: &mut Asked, of_gpus: bool) -> Result<(), OptionError> {
+    if asked.ntasks.is_some() || asked.tasks_per_node.is_some() {
+        return Ok(());
+    }
+    if let Some(nodes) = so_many_nodes(asked).filter(|_| asked.cpus_per_task.is_none()) {
+        asked.ntasks = Some(nodes);
+        return Ok(());
+    }
+    Err(match of_gpus {
+        true => refused(
+            "Failed to validate job spec. --gpus-per-task or --tres-per-task used without either --gpus or -n/--ntasks is \
+             not allowed.",
+            "say how many tasks there are with --ntasks, or how many GPUs with --gpus",
+        ),
+        false => refused(
+            "Failed to validate job spec. --tres-per-task used without -n/--ntasks is not allowed.",
+            "say how many tasks there are with --ntasks",
+        ),
+    })
+}
+
 fn twice(line: &str) -> OptionError {
-    OptionError::error(255, vec![line.to_string(), "give the GPUs by one option".to_string()])
+    refused(line, "give the GPUs by one option")
 }
 
 fn invalid(why: &str) -> OptionError {
-    OptionError::error(
-        255,
-        vec![format!("Failed to validate job spec: {why}"), "give the GPUs by one option".to_string()],
-    )
+    refused(&format!("Failed to validate job spec{why}"), "give the GPUs by one option")
+}
+
+/// Options about devices that cannot be followed: what is wrong, and Slurm's last word on it with what to do.
+fn refused(what: &str, next: &str) -> OptionError {
+    OptionError::error(1, vec![what.to_string(), format!("{INVALID_RESOURCES}: {next}")])
 }

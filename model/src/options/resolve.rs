@@ -91,6 +91,13 @@ impl<'a> Given<'a> {
         grammar(self.text()?).map_err(|e| Bad::Spec(e.to_string()))
     }
 
+    /// The value read by a grammar of generic resources. What follows none is refused as what no node has is: Slurm finds both in one
+    /// place, when it submits.
+    pub fn resources<T>(&self, grammar: impl FnOnce(&str) -> Result<T, BadText>) -> Result<T, Bad> {
+        grammar(self.text()?)
+            .map_err(|e| Bad::Wrong(vec![INVALID_RESOURCES.to_string(), format!("--{}: {e}", self.row.long)]))
+    }
+
     /// The value as a count from 1.
     pub fn count(&self) -> Result<u32, Bad> {
         crate::count::positive(self.text()?).map_err(|e| Bad::Number(e.why))
@@ -101,6 +108,9 @@ impl<'a> Given<'a> {
         self.value != Some(OFF)
     }
 }
+
+/// How Slurm ends what it says of wrong generic resources.
+pub(super) const INVALID_RESOURCES: &str = "Invalid generic resource (gres) specification";
 
 /// The value that stands for a switch that the environment puts off.
 const OFF: &[u8] = b"0";
@@ -114,6 +124,10 @@ pub enum Bad {
     Number(String),
     /// Lines of its own; the exit code is 255.
     Own(Vec<String>),
+    /// The same, and the exit code is 1.
+    Wrong(Vec<String>),
+    /// The same, the first line as an error and the others as what made the command give up.
+    GivenUp(Vec<String>),
     /// What Slurm finds only when it submits: introduced by what failed, as the cluster's own refusals; the exit code is 1.
     Submission(String),
     /// `fatal`, with lines of its own; the exit code is 1.
@@ -131,6 +145,8 @@ pub enum Severity {
     Error,
     /// `sbatch: fatal: ...`.
     Fatal,
+    /// The first line as an error, the others as fatal.
+    GivenUp,
     /// No error: the lines are what was asked for.
     Help,
 }
@@ -162,13 +178,16 @@ impl OptionError {
 
     /// The lines for standard error, without the last line end.
     pub fn render(&self, program: &str) -> String {
-        let mark = match self.severity {
+        let (first, others) = match self.severity {
             Severity::Help => return self.lines.join("\n"),
-            Severity::Usage => "",
-            Severity::Error => "error: ",
-            Severity::Fatal => "fatal: ",
+            Severity::Usage => ("", ""),
+            Severity::Error => ("error: ", "error: "),
+            Severity::Fatal => ("fatal: ", "fatal: "),
+            Severity::GivenUp => ("error: ", "fatal: "),
         };
-        let mut out: Vec<String> = self.lines.iter().map(|line| format!("{program}: {mark}{line}")).collect();
+        let mark = |at: usize| if at == 0 { first } else { others };
+        let lines = self.lines.iter().enumerate();
+        let mut out: Vec<String> = lines.map(|(at, line)| format!("{program}: {}{line}", mark(at))).collect();
         if self.severity == Severity::Usage {
             out.push(format!("Try \"{program} --help\" for more information"));
         }
@@ -243,6 +262,10 @@ fn explain(command: Command, setting: &Setting, bad: Bad) -> OptionError {
             vec![format!("Invalid numeric value \"{value}\" for --{long}."), format!("{place}{detail}")],
         ),
         Bad::Own(lines) => OptionError::error(255, and_where(lines)),
+        Bad::Wrong(lines) => OptionError::error(1, and_where(lines)),
+        Bad::GivenUp(lines) => {
+            OptionError { severity: Severity::GivenUp, lines: and_where(lines), exit_code: 1 }
+        }
         Bad::Submission(why) => {
             OptionError::error(1, and_where(vec![format!("{}: {why}", command.failed())]))
         }

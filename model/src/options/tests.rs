@@ -235,13 +235,30 @@ fn values_are_refused_in_slurms_words() {
         ),
         ("-o %S", 255, "sbatch: error: Invalid --output specification"),
         ("-p a,b", 255, "sbatch: error: Invalid --partition specification"),
-        ("--gres=gpu:-1", 255, "sbatch: error: Invalid --gres specification"),
-        ("-G a100:x", 255, "sbatch: error: Invalid --gpus specification"),
+        ("--gres=gpu:-1", 1, "sbatch: error: Invalid generic resource (gres) specification"),
+        ("-G a100:x", 1, "sbatch: error: Invalid generic resource (gres) specification"),
+        (
+            "-n2 --tres-per-task=bogus=1",
+            1,
+            "sbatch: error: Batch job submission failed: Invalid Trackable RESource (TRES) specification: \
+             --tres-per-task: 'bogus=1' is not resources of a task: write cpu=COUNT and gres/NAME[:TYPE]=COUNT, such as \
+             cpu=4,gres/gpu=1",
+        ),
+        ("--gres-flags=bogus", 255, "sbatch: error: Invalid --gres-flags specification: bogus"),
+        ("--gpu-bind=bogus", 255, "sbatch: error: Invalid --gpu-bind argument: bogus"),
     ] {
         let error = sbatch(line).unwrap_err();
         assert_eq!(error.render("sbatch").lines().next(), Some(text), "{line}");
         assert_eq!(error.exit_code, code, "{line}");
     }
+    let error = srun("--mpi=bogus true").unwrap_err();
+    let text = "srun: error: Invalid MPI type 'bogus', --mpi=list for acceptable types";
+    assert_eq!((error.render("srun").lines().next(), error.exit_code), (Some(text), 1));
+    let error = srun("--cpu-bind=bogus true").unwrap_err();
+    let text = "srun: error: unrecognized --cpu-bind argument \"bogus\"\n\
+                srun: fatal: Failed to parse --cpu-bind= values.\n\
+                srun: fatal: write none, rank, ";
+    assert!(error.render("srun").starts_with(text) && error.exit_code == 1, "{}", error.render("srun"));
     let text = error(all(Command::Sbatch, "", &[("SBATCH_TIMELIMIT", "bad")]));
     assert!(text.contains("environment variable SBATCH_TIMELIMIT: 'bad' is not a time limit"), "{text}");
 }

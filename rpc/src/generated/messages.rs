@@ -277,6 +277,10 @@ pub struct ResourceRequest {
     /// Absent: none.
     #[prost(message, optional, tag = "170")]
     pub devices: ::core::option::Option<DeviceRequest>,
+    #[prost(string, optional, tag = "270")]
+    pub gpu_bind: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "271")]
+    pub ntasks_per_gpu: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Distribution {
@@ -1246,6 +1250,9 @@ pub struct NodeInfo {
     pub unknown_settings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "360")]
     pub hardware_drift: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Name, kind, index and shares alone.
+    #[prost(message, repeated, tag = "370")]
+    pub used: ::prost::alloc::vec::Vec<GresDevice>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PartitionConfig {

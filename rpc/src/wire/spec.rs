@@ -73,7 +73,7 @@ structs! {
     Identity { uid, gid, groups, user, group, home, shell }
     ResourceRequest {
         min_nodes, max_nodes, tasks, tasks_per_node, cpus_per_task, memory, gres, exclusive, node_list, exclude,
-        distribution, sockets, overcommit, fabric, devices,
+        distribution, sockets, overcommit, fabric, devices, gpu_bind, ntasks_per_gpu,
     }
     IoSpec { stdin, stdout, stderr, open_mode, client_writes, labelled }
     ImageRef { typed, resolved }

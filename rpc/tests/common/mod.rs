@@ -193,6 +193,7 @@ fn node(name: &str) -> NodeInfo {
         drift: vec![],
         unknown_settings: vec![],
         hardware_drift: vec![],
+        used: vec![],
     }
 }
 

@@ -329,6 +329,13 @@ impl Node {
     pub(crate) fn info(&self, partitions: &[PartitionRules]) -> NodeInfo {
         let mut allocated = crate::job::total(self.held.values().map(|s| &**s));
         allocated.node = u64::from(!self.held.is_empty());
+        let named = |d: &GresDevice| GresDevice {
+            name: d.name.clone(),
+            kind: d.kind.clone(),
+            index: d.index,
+            shares: d.shares,
+            ..GresDevice::default()
+        };
         NodeInfo {
             name: self.row.name.clone(),
             hardware: (*self.hardware).clone(),
@@ -350,6 +357,7 @@ impl Node {
             drift: self.drift.clone(),
             unknown_settings: self.unknown_settings.clone(),
             hardware_drift: self.less(),
+            used: self.held.values().flat_map(|share| &share.gres).map(named).collect(),
         }
     }
 

@@ -394,7 +394,7 @@ fn show_nodes(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) 
                 }
             }
         }
-        let records = shown.iter().map(|n| scontrol::node(n, &view)).collect();
+        let records = shown.iter().map(|n| scontrol::node(n, &view, parsed.has("details"))).collect();
         print(records, parsed, || ("nodes", shown.iter().map(|n| json::node(n)).collect()), call, &view)?;
         Ok(missing)
     })

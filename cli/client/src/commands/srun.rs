@@ -70,6 +70,9 @@ fn run(call: &Invocation<'_>) -> Outcome {
             "srun: fatal: No command given to execute.\nwrite it behind the options: srun -n2 hostname",
         ));
     };
+    if options.jobid.is_none() && options.relative.is_some() {
+        return Err(relative_to_nothing());
+    }
     if options.bcast.is_some() && options.multi_prog {
         return Err(Failure::user(
             "--bcast copies one program, and --multi-prog names several: copy them with sbcast",
@@ -110,6 +113,9 @@ fn several(call: &Invocation<'_>, all: Vec<SubmitOptions>, programs: Vec<Vec<Byt
         return Ok(0);
     }
     het::refuse_in_several(&all)?;
+    if all.iter().any(|options| options.jobid.is_none() && options.relative.is_some()) {
+        return Err(relative_to_nothing());
+    }
     let mut parts = Vec::with_capacity(all.len());
     let rules = image::Rules::default();
     for (part, (mut options, argv)) in all.into_iter().zip(programs).enumerate() {
@@ -145,6 +151,15 @@ fn several(call: &Invocation<'_>, all: Vec<SubmitOptions>, programs: Vec<Vec<Byt
         }
         het::srun(&client, &runs).await
     })
+}
+
+/// `--relative` where there is no job yet, whose nodes it could count.
+fn relative_to_nothing() -> Failure {
+    Failure::raw(
+        Kind::User,
+        "srun: fatal: --relative option invalid for job allocation request\n\
+         it counts the nodes of a job that is there: leave it out, name nodes with --nodelist, or a job with --jobid",
+    )
 }
 
 /// What `--mpi=list` prints: PMIx where this machine has its library, as its nodes will.

@@ -174,12 +174,13 @@ pub fn min_cpus(job: &JobInfo) -> u32 {
     cpus_per_task(job).saturating_mul(job.spec.resources.tasks_per_node.unwrap_or(1))
 }
 
-/// Memory as asked for: `MinMemoryCPU=500M` or `MinMemoryNode=1G`.
+/// Memory as asked for: `MinMemoryCPU=500M`, `MinMemoryNode=1G`, or `MinMemoryTRES=1G` of `--mem-per-gpu`.
 pub fn min_memory(job: &JobInfo) -> (&'static str, String) {
     match job.spec.resources.memory {
         MemoryRequest::PerCpu(m) => ("MinMemoryCPU", mebibytes(m)),
         MemoryRequest::PerNode(m) => ("MinMemoryNode", mebibytes(m)),
-        MemoryRequest::PerGpu(_) | MemoryRequest::Default => {
+        MemoryRequest::PerGpu(m) => ("MinMemoryTRES", mebibytes(m)),
+        MemoryRequest::Default => {
             ("MinMemoryNode", mebibytes(job.requested.mem.max(job.allocated.mem) / node_count(job).max(1)))
         }
     }
@@ -254,6 +255,24 @@ pub fn tres_per_job(job: &JobInfo) -> Option<String> {
 /// The same for each socket.
 pub fn tres_per_socket(job: &JobInfo) -> Option<String> {
     counts(&job.spec.resources.devices.per_socket)
+}
+
+/// CPUs that come with each GPU: `gres/gpu:2`.
+pub fn cpus_per_tres(job: &JobInfo) -> Option<String> {
+    job.spec.resources.devices.cpus_per_gpu.map(|n| format!("gres/gpu:{n}"))
+}
+
+/// Memory in MiB that comes with each GPU: `gres/gpu:1024`.
+pub fn mem_per_tres(job: &JobInfo) -> Option<String> {
+    match job.spec.resources.memory {
+        MemoryRequest::PerGpu(mib) => Some(format!("gres/gpu:{mib}")),
+        _ => None,
+    }
+}
+
+/// How tasks are bound to GPUs: `gres/gpu:per_task:1`.
+pub fn tres_bind(job: &JobInfo) -> Option<String> {
+    job.spec.resources.gpu_bind.as_ref().map(|bind| format!("gres/gpu:{bind}"))
 }
 
 fn counts(wanted: &berth_model::gres::Wanted) -> Option<String> {

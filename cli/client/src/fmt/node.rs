@@ -1,6 +1,9 @@
 //! A node's state in the words of `sinfo` and `scontrol`.
 
+use berth_model::devices::{is_share, shares};
+use berth_model::hardware::GresDevice;
 use berth_model::record::NodeInfo;
+use std::collections::BTreeMap;
 
 /// What a node does, derived from its condition and its allocations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +144,47 @@ pub fn usable(node: &NodeInfo) -> bool {
 /// Generic resources as configured: `gpu:test:2,nic:1`.
 pub fn gres(node: &NodeInfo) -> String {
     let parts = super::gres_apart(&node.total);
+    if parts.is_empty() { "(null)".to_string() } else { parts.join(",") }
+}
+
+/// Generic resources that jobs have, with their indices: `gpu:test:1(IDX:0),nic:0(IDX:N/A)`; of shares, on which devices they are. A
+/// controller of an earlier version tells the amounts alone.
+pub fn gres_used(node: &NodeInfo) -> String {
+    if node.used.is_empty() && !node.allocated.gres.is_empty() {
+        return super::gres_apart(&node.allocated).join(",");
+    }
+    let mut all = BTreeMap::new();
+    for device in &node.hardware.gres {
+        all.entry(title(device)).or_insert((0, Vec::new()));
+    }
+    indexed(all, &mut node.used.iter())
+}
+
+/// Generic resources that are given to nobody, likewise; `N/A` where there are none.
+pub fn gres_drained(node: &NodeInfo) -> String {
+    let fenced = indexed(BTreeMap::new(), &mut node.hardware.gres.iter().filter(|d| d.fault.is_some()));
+    if fenced == "(null)" { "N/A".to_string() } else { fenced }
+}
+
+fn title(device: &GresDevice) -> String {
+    device.kind.as_ref().map_or_else(|| device.name.clone(), |kind| format!("{}:{kind}", device.name))
+}
+
+fn indexed(
+    mut all: BTreeMap<String, (u64, Vec<u32>)>,
+    devices: &mut dyn Iterator<Item = &GresDevice>,
+) -> String {
+    for device in devices {
+        let (count, indices) = all.entry(title(device)).or_default();
+        *count += if is_share(&device.name) { u64::from(shares(device)) } else { 1 };
+        indices.push(device.index);
+    }
+    let part = |(title, (count, indices)): (String, (u64, Vec<u32>))| {
+        let each: Vec<(u32, u32, u32)> = indices.into_iter().map(|index| (index, index, 1)).collect();
+        let listed = if each.is_empty() { "N/A".to_string() } else { super::job::indices(&each) };
+        format!("{title}:{count}(IDX:{listed})")
+    };
+    let parts: Vec<String> = all.into_iter().map(part).collect();
     if parts.is_empty() { "(null)".to_string() } else { parts.join(",") }
 }
 

@@ -177,6 +177,7 @@ pub fn node(name: &str, cpu: u64, condition: NodeCondition) -> NodeInfo {
         drift: vec![],
         unknown_settings: vec![],
         hardware_drift: vec![],
+        used: vec![],
     }
 }
 

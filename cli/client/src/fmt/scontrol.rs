@@ -2,6 +2,7 @@
 
 use super::{View, hosts, job, node, step_tres, time, tres};
 use berth_model::config::PartitionState;
+use berth_model::devices::Nearness;
 use berth_model::effective::{Effective, EffectiveLimit};
 use berth_model::hardware::GresDevice;
 use berth_model::limits::LimitValue;
@@ -43,6 +44,17 @@ fn file(job: &JobInfo, pattern: &ByteStr) -> String {
     };
     let name = ByteStr(berth_model::pattern::expand(&pattern.0, &place));
     job.spec.work_dir.as_path().join(name.as_path()).display().to_string()
+}
+
+/// Error, input and output of a batch job's script, as the job uses them.
+pub(super) fn files(j: &JobInfo) -> Option<[String; 3]> {
+    let io = &j.spec.io;
+    let default = ByteStr::from(job::default_output(j)?);
+    Some([
+        io.stderr.as_ref().map_or(String::new(), |p| file(j, p)),
+        io.stdin.as_ref().map_or("/dev/null".to_string(), |p| file(j, p)),
+        file(j, io.stdout.as_ref().unwrap_or(&default)),
+    ])
 }
 
 /// `scontrol show job`.
@@ -156,24 +168,24 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
         lines.push(format!("Container={}", container.image.typed));
         lines.extend(image(j.digest(), j.pull().filter(|_| details)));
     }
-    if batch {
-        let io = &j.spec.io;
-        let default = ByteStr::from(job::default_output(j).unwrap_or_default());
-        lines.push(format!("StdErr={}", io.stderr.as_ref().map_or(String::new(), |p| file(j, p))));
-        lines.push(format!("StdIn={}", io.stdin.as_ref().map_or("/dev/null".to_string(), |p| file(j, p))));
-        lines.push(format!("StdOut={}", file(j, io.stdout.as_ref().unwrap_or(&default))));
+    if let Some([stderr, stdin, stdout]) = files(j) {
+        lines.extend([format!("StdErr={stderr}"), format!("StdIn={stdin}"), format!("StdOut={stdout}")]);
     }
-    let memory = match r.memory {
-        berth_model::spec::MemoryRequest::PerGpu(mib) => Some(format!("gres/gpu:{mib}")),
-        _ => None,
+    let near = match r.devices.nearness {
+        Nearness::Preferred => None,
+        Nearness::Enforced => Some("Yes".to_string()),
+        Nearness::Ignored => Some("No".to_string()),
     };
     let tres = [
+        ("GresEnforceBind", near),
+        ("CpusPerTres", job::cpus_per_tres(j)),
+        ("MemPerTres", job::mem_per_tres(j)),
+        ("TresBind", job::tres_bind(j)),
         ("TresPerJob", job::tres_per_job(j)),
         ("TresPerNode", job::tres_per_node(j)),
         ("TresPerSocket", job::tres_per_socket(j)),
         ("TresPerTask", job::tres_per_task(j)),
-        ("CpusPerTres", r.devices.cpus_per_gpu.map(|n| format!("gres/gpu:{n}"))),
-        ("MemPerTres", memory),
+        ("NtasksPerTRES", r.ntasks_per_gpu.map(|n| n.to_string())),
     ];
     lines.extend(tres.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))));
     lines
@@ -219,8 +231,8 @@ fn runs(numbers: &[u32]) -> Vec<(u32, u32, u32)> {
     out
 }
 
-/// `scontrol show node`.
-pub fn node(n: &NodeInfo, view: &View) -> Vec<String> {
+/// `scontrol show node`; `details`: with `-d`.
+pub fn node(n: &NodeInfo, view: &View, details: bool) -> Vec<String> {
     let h = &n.hardware;
     let sockets = h.sockets().max(1);
     let cores = h.cores.len() as u64 / sockets;
@@ -238,6 +250,12 @@ pub fn node(n: &NodeInfo, view: &View) -> Vec<String> {
             h.memory, n.allocated.mem, n.free_memory
         ),
     ];
+    if details {
+        lines.splice(
+            5..5,
+            [format!("GresDrain={}", node::gres_drained(n)), format!("GresUsed={}", node::gres_used(n))],
+        );
+    }
     let faults = h.gres.iter().filter_map(|d| Some(format!("{}:{}({})", d.name, d.index, d.fault.as_ref()?)));
     let faults: Vec<String> = faults.collect();
     if !faults.is_empty() {
@@ -293,6 +311,10 @@ pub fn partition(p: &PartitionInfo) -> Vec<String> {
         0 => "DefMemPerNode=UNLIMITED".to_string(),
         m => format!("DefMemPerCPU={m}"),
     };
+    let per_gpu =
+        [("DefCpuPerGPU", u64::from(c.default_cpus_per_gpu)), ("DefMemPerGPU", c.default_mem_per_gpu)];
+    let defaults: Vec<String> =
+        per_gpu.iter().filter(|(_, n)| *n > 0).map(|(key, n)| format!("{key}={n}")).collect();
     vec![
         format!("PartitionName={}", c.name),
         "AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL".to_string(),
@@ -310,7 +332,7 @@ pub fn partition(p: &PartitionInfo) -> Vec<String> {
             p.total.cpu,
             p.nodes.len()
         ),
-        "JobDefaults=(null)".to_string(),
+        format!("JobDefaults={}", null(defaults.join(","))),
         format!("{memory} MaxMemPerNode=UNLIMITED"),
         format!("TRES={}", null(tres(&p.total))),
     ]
@@ -500,8 +522,78 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_of_gpus_is_told_in_slurms_order() {
+        use berth_model::spec::MemoryRequest;
+        use berth_model::tres::GresKey;
+        let mut j = sample(10, "gpujob");
+        assert!(!record(&job(&j, &view(0), false), false).contains("Tres"), "nothing is said of none");
+        let gpu = |n: u64| -> berth_model::gres::Wanted {
+            [(GresKey { name: "gpu".into(), kind: None }, n)].into()
+        };
+        let r = &mut j.spec.resources;
+        (r.devices.total, r.devices.per_task, r.devices.per_socket) = (gpu(2), gpu(1), gpu(3));
+        (r.gres, r.devices.cpus_per_gpu, r.devices.nearness) = (gpu(4), Some(5), Nearness::Enforced);
+        (r.gpu_bind, r.ntasks_per_gpu) = (Some("verbose,per_task:1".parse().unwrap()), Some(6));
+        r.memory = MemoryRequest::PerGpu(1024);
+        let text = record(&job(&j, &view(0), false), false);
+        assert!(text.ends_with(
+            "   StdOut=/home/alice/work/slurm-10.out\n   GresEnforceBind=Yes\n   CpusPerTres=gres/gpu:5\n   \
+             MemPerTres=gres/gpu:1024\n   TresBind=gres/gpu:verbose,per_task:1\n   TresPerJob=gres/gpu:2\n   \
+             TresPerNode=gres/gpu:4\n   TresPerSocket=gres/gpu:3\n   TresPerTask=gres/gpu=1\n   NtasksPerTRES=6\n\n"
+        ), "{text}");
+        assert!(text.contains(" MinMemoryTRES=1G MinTmpDiskNode=0\n"), "{text}");
+        let value = super::super::json::job(&j, &view(0)).into_value();
+        for (key, expected) in [
+            ("cpus_per_tres", "gres/gpu:5"),
+            ("memory_per_tres", "gres/gpu:1024"),
+            ("tres_bind", "gres/gpu:verbose,per_task:1"),
+            ("tres_per_job", "gres/gpu:2"),
+            ("tres_per_task", "gres/gpu=1"),
+            ("stdout_expanded", "/home/alice/work/slurm-10.out"),
+        ] {
+            assert_eq!(value[key], expected, "{key}");
+        }
+        assert_eq!(value["tasks_per_tres"]["number"], 6);
+    }
+
+    #[test]
+    fn details_of_a_node_say_which_devices_jobs_have() {
+        let mut n = sample_node("n5", 2, Default::default());
+        let test = |index| GresDevice {
+            name: "gpu".into(),
+            kind: Some("test".into()),
+            index,
+            ..GresDevice::default()
+        };
+        n.hardware.gres = vec![test(0), test(1)];
+        let text = |n: &NodeInfo| record(&node(n, &view(0), true), false);
+        assert!(
+            text(&n).contains("\n   GresDrain=N/A\n   GresUsed=gpu:test:0(IDX:N/A)\n   NodeAddr="),
+            "{}",
+            text(&n)
+        );
+        n.used = vec![test(0)];
+        assert!(text(&n).contains("\n   GresUsed=gpu:test:1(IDX:0)\n"), "{}", text(&n));
+        n.used.push(test(1));
+        n.hardware.gres[1].fault = Some("it fell off the bus".into());
+        assert!(
+            text(&n).contains("\n   GresDrain=gpu:test:1(IDX:1)\n   GresUsed=gpu:test:2(IDX:0-1)\n"),
+            "{}",
+            text(&n)
+        );
+        assert!(!record(&node(&n, &view(0), false), false).contains("GresUsed"));
+        let shard =
+            |index, shares| GresDevice { name: "shard".into(), index, shares, ..GresDevice::default() };
+        n.used = vec![shard(0, 2), shard(1, 1)];
+        assert!(text(&n).contains("\n   GresUsed=gpu:test:0(IDX:N/A),shard:3(IDX:0-1)\n"), "{}", text(&n));
+        n.hardware.gres.clear();
+        n.used.clear();
+        assert!(text(&n).contains("\n   GresUsed=(null)\n"), "{}", text(&n));
+    }
+
+    #[test]
     fn nodes_and_partitions() {
-        let text = record(&node(&sample_node("n8", 0, drained("bad disk")), &view(0)), false);
+        let text = record(&node(&sample_node("n8", 0, drained("bad disk")), &view(0), false), false);
         assert!(text.starts_with(
             "NodeName=n8 Arch=x86_64 CoresPerSocket=4 \n   CPUAlloc=0 CPUEfctv=4 CPUTot=4 CPULoad=0.84\n"
         ));
@@ -510,11 +602,11 @@ mod tests {
         assert!(text.contains("\n   Reason=bad disk [root@2026-11-20T22:44:10]\n"));
         let drift = vec!["user ann: uid 7 here and 8 at the controller".to_string()];
         let other = NodeInfo { drift, ..sample_node("n8", 0, drained("x")) };
-        let text = record(&node(&other, &view(0)), false);
+        let text = record(&node(&other, &view(0), false), false);
         assert!(text.contains("\n   IdentityDrift=user ann: uid 7 here and 8 at the controller\n"), "{text}");
         let hardware_drift = vec!["registered with 8 cores, now 4".to_string()];
         let other = NodeInfo { hardware_drift, ..sample_node("n8", 0, drained("x")) };
-        let text = record(&node(&other, &view(0)), false);
+        let text = record(&node(&other, &view(0), false), false);
         assert!(text.contains("\n   HardwareDrift=registered with 8 cores, now 4\n"), "{text}");
         let mut other = sample_node("n8", 0, drained("x"));
         let gpu = |index, fault: Option<&str>| GresDevice {
@@ -524,10 +616,15 @@ mod tests {
             ..GresDevice::default()
         };
         other.hardware.gres = vec![gpu(0, None), gpu(1, Some("it fell off the bus"))];
-        let text = record(&node(&other, &view(0)), false);
+        let text = record(&node(&other, &view(0), false), false);
         assert!(text.contains("\n   GresFault=gpu:1(it fell off the bus)\n"), "{text}");
         let said = serde_json::json!([{"name": "gpu", "index": 1, "reason": "it fell off the bus"}]);
         assert_eq!(super::super::json::node(&other)["gres_fault"], said);
+        let mut gpus = part("gpu", false, "1-00:00:00", &["n1"]);
+        assert!(record(&partition(&gpus), false).contains("\n   JobDefaults=(null)\n"));
+        (gpus.config.default_cpus_per_gpu, gpus.config.default_mem_per_gpu) = (4, 1024);
+        let text = record(&partition(&gpus), false);
+        assert!(text.contains("\n   JobDefaults=DefCpuPerGPU=4,DefMemPerGPU=1024\n"), "{text}");
         let text = record(&partition(&part("debug", true, "1-00:00:00", &["n1", "n2"])), false);
         assert!(text.contains("\n   AllocNodes=ALL Default=YES QoS=N/A\n   DefaultTime=NONE "));
         assert!(

@@ -1,7 +1,7 @@
 //! The table of `sinfo`: nodes of a partition that show the same values share a line.
 
 use super::cells::{self, Cell, Format};
-use super::{View, gres_amounts, node, time};
+use super::{View, node, time};
 use berth_model::config::PartitionState;
 use berth_model::record::{NodeInfo, PartitionInfo};
 use berth_model::spec::TimeLimit;
@@ -193,8 +193,10 @@ pub const FIELDS: &[Field] = fields![
     'Y', "cores", "CORES", Least(|n| shape(n)[1]);
     'z', "socketcorethread", "S:C:T", Value::Shape;
     'Z', "threads", "THREADS", Least(|n| shape(n)[2]);
+    NONE, "comment", "COMMENT", Same(|_, _| "(null)".into());
+    NONE, "extra", "EXTRA", Same(|_, _| "(null)".into());
     NONE, "allocmem", "ALLOCMEM", Same(|n, _| n.allocated.mem.to_string());
-    NONE, "gresused", "GRES_USED", Same(|n, _| gres_amounts(&n.allocated).join(","));
+    NONE, "gresused", "GRES_USED", Same(|n, _| node::gres_used(n));
     NONE, "statecomplete", "STATECOMPLETE", Same(|n, _| node::flags(n).join("+").to_lowercase());
 ];
 

@@ -110,22 +110,32 @@ pub const FIELDS: &[Field] = fields![
     NONE, "accruetime", "ACCRUE_TIME", |j, v| at(v, Some(j.eligible));
     NONE, "allocnodes", "ALLOC_NODES", |j, _| j.spec.submit_host.clone();
     NONE, "allocsid", "ALLOC_SID", |j, _| j.spec.submit_sid.to_string();
+    NONE, "boardspernode", "BOARDS_PER_NODE", |_, _| "0".into();
     NONE, "batchflag", "BATCH_FLAG", |j, _| u8::from(j.spec.kind == JobKind::Batch).to_string();
     NONE, "cluster", "CLUSTER", |_, v| v.cluster.clone();
     NONE, "container", "CONTAINER", |j, _| null(j.spec.container.as_ref().map(|c| c.image.typed.clone()));
     NONE, "cpus-per-task", "CPUS_PER_TASK", |j, _| job::cpus_per_task(j).to_string();
-    NONE, "cpus-per-tres", "CPUS_PER_TRES", |j, _| j.spec.resources.devices.cpus_per_gpu.map_or("N/A".into(), |n| format!("gres/gpu:{n}"));
+    NONE, "cpus-per-tres", "CPUS_PER_TRES", |j, _| job::cpus_per_tres(j).unwrap_or_else(|| "N/A".into());
+    NONE, "cronjob", "CRON_JOB", |_, _| "No".into();
     NONE, "deadline", "DEADLINE", |_, _| "N/A".into();
+    NONE, "delayboot", "DELAY_BOOT", |_, _| "0:00".into();
     NONE, "derivedec", "DERIVED_EC", |j, _| j.derived_exit.to_string();
     NONE, "eligibletime", "ELIGIBLE_TIME", |j, v| at(v, Some(j.eligible));
+    NONE, "exclusive", "EXCLUSIVE", |j, _| if j.spec.resources.exclusive { "NODE".into() } else { "NO".into() };
     NONE, "exit_code", "EXIT_CODE", |j, _| j.exit.to_string();
     NONE, "hetjobid", "HET_JOB_ID", |j, _| j.spec.het.map_or("N/A".into(), |het| het.leader.to_string());
     NONE, "hetjobidset", "HET_JOB_ID_SET", |j, _| j.spec.het.map_or("N/A".into(), |het| het.id_set());
     NONE, "hetjoboffset", "HET_JOB_OFFSET", |j, _| j.spec.het.map_or("N/A".into(), |het| het.offset.to_string());
+    NONE, "licensesalloc", "LICENSES_ALLOC", |_, _| null(None);
     NONE, "maxcpus", "MAX_CPUS", |j, _| job::cpu_count(j).to_string();
     NONE, "maxnodes", "MAX_NODES", |j, _| job::most_nodes(j).to_string();
-    NONE, "mem-per-tres", "MEM_PER_TRES", |_, _| "N/A".into();
+    NONE, "mem-per-tres", "MEM_PER_TRES", |j, _| job::mem_per_tres(j).unwrap_or_else(|| "N/A".into());
     NONE, "mintime", "TIME_MIN", |_, _| "0:00".into();
+    NONE, "network", "NETWORK", |_, _| null(None);
+    NONE, "ntperboard", "NTASKS_PER_BOARD", |_, _| "0".into();
+    NONE, "ntpercore", "NTASKS_PER_CORE", |_, _| "N/A".into();
+    NONE, "ntpernode", "NTASKS_PER_NODE", |j, _| j.spec.resources.tasks_per_node.unwrap_or(0).to_string();
+    NONE, "ntpersocket", "NTASKS_PER_SOCKET", |_, _| "N/A".into();
     NONE, "numtasks", "TASKS", |j, _| job::task_count(j).to_string();
     NONE, "pendingtime", "PENDING_TIME", |j, v| j.started.unwrap_or(v.now).since(j.submitted).secs().to_string();
     NONE, "prefer", "PREFER", |_, _| null(None);
@@ -134,6 +144,7 @@ pub const FIELDS: &[Field] = fields![
     NONE, "requeue", "REQUEUE", |j, _| u8::from(j.spec.requeue.unwrap_or(true)).to_string();
     NONE, "resizetime", "RESIZE_TIME", |_, _| "N/A".into();
     NONE, "restartcnt", "RESTART_COUNT", |j, _| j.attempt.to_string();
+    NONE, "sperboard", "SOCKETS_PER_BOARD", |_, _| "0".into();
     NONE, "stderr", "STDERR", |j, _| null(path(&j.spec.io.stderr));
     NONE, "stdin", "STDIN", |j, _| path(&j.spec.io.stdin).unwrap_or_else(|| "/dev/null".into());
     NONE, "stdout", "STDOUT", |j, _| null(path(&j.spec.io.stdout).or_else(|| job::default_output(j)));
@@ -141,6 +152,7 @@ pub const FIELDS: &[Field] = fields![
         None => "N/A".into(), Some(OpenMode::Append) => "append".into(), Some(OpenMode::Truncate) => "truncate".into() };
     NONE, "system_comment", "SYSTEM_COMMENT", |j, _| null(job::system_comment(j));
     NONE, "tres-alloc", "TRES_ALLOC", |j, _| tres(if j.allocated.is_zero() { &j.requested } else { &j.allocated });
+    NONE, "tres-bind", "TRES_BIND", |j, _| job::tres_bind(j).unwrap_or_else(|| "N/A".into());
     NONE, "tres-per-job", "TRES_PER_JOB", |j, _| job::tres_per_job(j).unwrap_or_else(|| "N/A".into());
     NONE, "tres-per-socket", "TRES_PER_SOCKET", |j, _| job::tres_per_socket(j).unwrap_or_else(|| "N/A".into());
     NONE, "tres-per-task", "TRES_PER_TASK", |j, _| job::tres_per_task(j).unwrap_or_else(|| "N/A".into());
@@ -178,6 +190,12 @@ pub const STEP_FIELDS: &[StepField] = step_fields![
     't', "stepstate", "STATE", |_, s, _| s.state.name().into();
     'u', "username", "USER", |j, _, _| j.identity.user.clone();
     'U', "userid", "UID", |j, _, _| j.identity.uid.to_string();
+    NONE, "arrayjobid", "ARRAY_JOB_ID", |j, _, _| j.array.unwrap_or(j.id).to_string();
+    NONE, "arraytaskid", "ARRAY_TASK_ID", |j, _, _| j.task.map_or("N/A".into(), |task| task.to_string());
+    NONE, "cluster", "CLUSTER", |_, _, v| v.cluster.clone();
+    NONE, "container", "CONTAINER", |_, s, _| null(s.image.clone());
+    NONE, "jobid", "JOB_ID", |j, _, _| j.id.to_string();
+    NONE, "numcpus", "NUM_CPUS", |_, s, _| s.allocated.cpu.to_string();
 ];
 
 /// Reads a `-o` format for jobs.
@@ -187,7 +205,17 @@ pub fn by_letters(format: &str) -> Format<&'static Field> {
 
 /// Reads a `-O` format for jobs.
 pub fn by_names(format: &str) -> Format<&'static Field> {
-    cells::names(format, |n| FIELDS.iter().find(|f| f.name == n))
+    // Names of earlier versions of Slurm.
+    let find = |name: &str| {
+        let name = match name {
+            "gres" => "tres-per-node",
+            "shared" => "oversubscribe",
+            "tres" => "tres-alloc",
+            now => now,
+        };
+        FIELDS.iter().find(|f| f.name == name)
+    };
+    cells::names(format, find)
 }
 
 /// Reads a `-o` format for steps.
@@ -348,6 +376,26 @@ mod tests {
         let split = job::split(&array(11));
         assert_eq!(split.iter().map(job::id).collect::<Vec<_>>()[..2], ["11_2", "11_3"]);
         assert_eq!(split.len(), 8);
+    }
+
+    #[test]
+    fn what_comes_with_gpus_has_columns_and_earlier_names_are_known() {
+        let mut j = job(9, "run2");
+        let line = |j: &JobInfo, format: &str| {
+            let format = by_names(format);
+            assert!(format.unknown.is_empty(), "{:?}", format.unknown);
+            row(&format.cells, j, &view(0))
+        };
+        let format = "cpus-per-tres:|,mem-per-tres:|,tres-bind:|,Exclusive:|,NTPerNode:|,gres:|,shared:|";
+        assert_eq!(line(&j, format), "N/A|N/A|N/A|NO|0|N/A|NO|\n");
+        let r = &mut j.spec.resources;
+        (r.devices.cpus_per_gpu, r.memory) = (Some(2), berth_model::spec::MemoryRequest::PerGpu(100));
+        (r.gpu_bind, r.exclusive, r.tasks_per_node) = (Some("closest".parse().unwrap()), true, Some(3));
+        assert_eq!(line(&j, format), "gres/gpu:2|gres/gpu:100|gres/gpu:closest|NODE|3|N/A|NO|\n");
+        assert_eq!(line(&j, "minmemory:|"), "100M|\n");
+        let one = step(StepId::Number(0), "sleep", ExitStatus::OK);
+        let cells = steps_by_names("arrayjobid:|,arraytaskid:|,jobid:|,numcpus:|").cells;
+        assert_eq!(step_row(&cells, &j, &one, &view(0)), "9|N/A|9|2|\n");
     }
 
     #[test]

@@ -21,7 +21,11 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["SLURM_GPU_BIND", "SBATCH_GPU_BIND", "SALLOC_GPU_BIND"])
         .help("Which of the step's GPUs each task is told of (CUDA_VISIBLE_DEVICES and its like): closest, those near its CPUs; single:N, one each, the same for N tasks; per_task:N, N each of its own; map:0,1 or mask:0x1,0x3 (map_gpu and mask_gpu are the same), by a list for the node's tasks, which counts the step's GPUs from 0; none, all of them (the default). 'verbose,' before it has each task say what it got. The device files of the step's other GPUs do not open for a task that has its own; in a cluster that limits no devices (berth up without root) the variables alone tell tasks apart.")
         .set(|o, g| {
-            o.devices.bind = Some(g.parse(str::parse)?);
+            let text = g.text()?;
+            let bind = text.parse::<gpu::GpuBind>().map_err(|e| {
+                Bad::Own(vec![format!("Invalid --gpu-bind argument: {text}"), e.to_string()])
+            })?;
+            o.devices.bind = Some(bind);
             Ok(())
         }),
     row("gpus", Commands::ABR)
@@ -30,7 +34,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["SLURM_GPUS", "SBATCH_GPUS", "SALLOC_GPUS"])
         .help("GPUs of the whole job, over all of its nodes, with one at least on each. By default on as few nodes as have them.")
         .set(|o, g| {
-            o.gpus = Some(g.parse(gres::parse_gpus)?);
+            o.gpus = Some(g.resources(gres::parse_gpus)?);
             Ok(())
         }),
     row("gpus-per-node", Commands::ABR)
@@ -38,7 +42,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["SLURM_GPUS_PER_NODE", "SBATCH_GPUS_PER_NODE", "SALLOC_GPUS_PER_NODE"])
         .help("GPUs on each node.")
         .set(|o, g| {
-            o.gpus_per_node = Some(g.parse(gres::parse_gpus)?);
+            o.gpus_per_node = Some(g.resources(gres::parse_gpus)?);
             Ok(())
         }),
     row("gpus-per-socket", Commands::ABR)
@@ -46,7 +50,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["SLURM_GPUS_PER_SOCKET", "SBATCH_GPUS_PER_SOCKET", "SALLOC_GPUS_PER_SOCKET"])
         .help("GPUs for each socket of which the job has cores, near that socket.")
         .set(|o, g| {
-            o.devices.gpus_per_socket = Some(g.parse(gres::parse_gpus)?);
+            o.devices.gpus_per_socket = Some(g.resources(gres::parse_gpus)?);
             Ok(())
         }),
     row("gpus-per-task", Commands::ABR)
@@ -54,7 +58,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["SLURM_GPUS_PER_TASK", "SBATCH_GPUS_PER_TASK", "SALLOC_GPUS_PER_TASK"])
         .help("GPUs for each task, of which it alone is told: --gpu-bind=per_task:COUNT, unless that says otherwise. Needs --ntasks, or --gpus for the number of tasks to follow from.")
         .set(|o, g| {
-            o.devices.gpus_per_task = Some(g.parse(gres::parse_gpus)?);
+            o.devices.gpus_per_task = Some(g.resources(gres::parse_gpus)?);
             Ok(())
         }),
     row("gres", Commands::ABR)
@@ -65,7 +69,7 @@ pub(super) static ROWS: &[OptionRow] = &[
             if g.text()?.eq_ignore_ascii_case("help") {
                 return Err(Bad::Spec("'scontrol show node' lists the generic resources of each node".to_string()));
             }
-            o.gres = Some(g.parse(gres::parse)?);
+            o.gres = Some(g.resources(gres::parse)?);
             Ok(())
         }),
     row("gres-flags", Commands::ABR)
@@ -86,7 +90,10 @@ pub(super) static ROWS: &[OptionRow] = &[
                     ));
                 }
                 other => {
-                    return Err(Bad::Spec(format!("'{other}' is not known: write enforce-binding or disable-binding")));
+                    return Err(Bad::Own(vec![
+                        format!("Invalid --gres-flags specification: {other}"),
+                        "write enforce-binding or disable-binding".to_string(),
+                    ]));
                 }
             };
             Ok(())
@@ -120,7 +127,9 @@ pub(super) static ROWS: &[OptionRow] = &[
         .env(&["SLURM_TRES_PER_TASK", "SBATCH_TRES_PER_TASK", "SALLOC_TRES_PER_TASK"])
         .help("What each task has, such as cpu=4,gres/gpu=1: --cpus-per-task and --gpus-per-task in one, and generic resources of other names.")
         .set(|o, g| {
-            let (cpus, wanted) = g.parse(parse_per_task)?;
+            let (cpus, wanted) = parse_per_task(g.text()?).map_err(|e| {
+                Bad::Submission(format!("Invalid Trackable RESource (TRES) specification: --tres-per-task: {e}"))
+            })?;
             o.devices.cpus_by_tres = cpus;
             o.devices.tres_per_task = wanted;
             Ok(())

@@ -3,6 +3,7 @@
 use crate::bind;
 use crate::bytes::ByteStr;
 use crate::count;
+use crate::mpi::MpiType;
 use crate::options::resolve::Bad;
 use crate::options::row::{Commands, Info, OptionRow, row};
 use crate::spec::JobSelector;
@@ -114,7 +115,13 @@ pub(super) static ROWS: &[OptionRow] = &[
         .set(|o, g| {
             match g.text()? {
                 "list" => o.mpi_list = true,
-                other => o.mpi = Some(other.parse().map_err(Bad::Spec)?),
+                other => {
+                    let mpi = other.parse::<MpiType>().map_err(|why| {
+                        let what = format!("Invalid MPI type '{other}', --mpi=list for acceptable types");
+                        Bad::Wrong(vec![what, why])
+                    })?;
+                    o.mpi = Some(mpi);
+                }
             }
             Ok(())
         }),
@@ -132,7 +139,14 @@ pub(super) static ROWS: &[OptionRow] = &[
             if g.text()?.eq_ignore_ascii_case("help") {
                 return Err(Bad::Help(bind::CPU_HELP));
             }
-            o.cpu_bind = Some(g.parse(str::parse)?);
+            let bind = g.text()?.parse::<bind::CpuBind>().map_err(|e| {
+                Bad::GivenUp(vec![
+                    format!("unrecognized --cpu-bind argument \"{}\"", e.text),
+                    "Failed to parse --cpu-bind= values.".to_string(),
+                    e.why,
+                ])
+            })?;
+            o.cpu_bind = Some(bind);
             Ok(())
         }),
     row("mem-bind", Commands::R)

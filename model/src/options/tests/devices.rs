@@ -80,7 +80,16 @@ fn contradictions_are_refused_in_slurms_words() {
         ),
         (
             "--gpus-per-task=1",
-            "fatal: --gpus-per-task or --tres-per-task used without either --gpus or -n/--ntasks is not allowed.",
+            "error: Failed to validate job spec. --gpus-per-task or --tres-per-task used without either --gpus or \
+             -n/--ntasks is not allowed.",
+        ),
+        (
+            "--tres-per-task=gres/nic=1",
+            "error: Failed to validate job spec. --tres-per-task used without -n/--ntasks is not allowed.",
+        ),
+        (
+            "--ntasks-per-gpu=2",
+            "error: --ntasks-per-tres needs either a GRES GPU specification or a node/ntask specification",
         ),
         (
             "-n2 --gpus-per-task=1 --ntasks-per-gpu=1",
@@ -90,12 +99,18 @@ fn contradictions_are_refused_in_slurms_words() {
             "-n2 --ntasks-per-node=1 --ntasks-per-gpu=1",
             "fatal: --ntasks-per-node is mutually exclusive with --ntasks-per-gpu and SLURM_NTASKS_PER_GPU",
         ),
-        ("--gpu-bind=nearest", "error: Invalid --gpu-bind specification"),
-        ("--gres-flags=x", "error: Invalid --gres-flags specification"),
+        ("--gpu-bind=nearest", "error: Invalid --gpu-bind argument: nearest"),
+        ("--gres-flags=x", "error: Invalid --gres-flags specification: x"),
         ("--gres-flags=allow-task-sharing", "error: Invalid --gres-flags specification"),
         (
             "--gpus=3 --gpus-per-node=2",
-            "error: Failed to validate job spec: --gpus=3 is no multiple of --gpus-per-node=2",
+            "error: Failed to validate job spec, --gpus is not multiple of --gres=gpu/--gpus-per-node: --gpus=3 and \
+             --gpus-per-node=2 were given",
+        ),
+        (
+            "--gpus=3 --gpus-per-task=2",
+            "error: Failed to validate job spec, --gpus not multiple of --gpus-per-task: --gpus=3 and --gpus-per-task=2 \
+             were given",
         ),
         (
             "--gpus=4 --gpus-per-task=1 -n3",
@@ -105,8 +120,8 @@ fn contradictions_are_refused_in_slurms_words() {
             "--gpus-per-node=2 --gres=gpu:1",
             "error: --gpus-per-node asks for gpu:2 where --gres asks for gpu:1",
         ),
-        ("--cpus-per-gpu=2", "error: --cpus-per-gpu was given, and no GPU was asked for"),
-        ("--mem-per-gpu=1G", "error: --mem-per-gpu was given, and no GPU was asked for"),
+        ("--cpus-per-gpu=2", "error: Requested cpus_per_tres=gres/gpu:2 but did not request any GPU."),
+        ("--mem-per-gpu=1G", "error: Requested mem_per_tres=gres/gpu:1024 but did not request any GPU."),
         ("--gpu-bind=closest", "error: --gpu-bind was given, and no GPU was asked for"),
         ("--gres=nic:1 --gpu-bind=single:1", "error: --gpu-bind was given, and no GPU was asked for"),
         ("--tres-bind=gres/gpu:closest", "error: --tres-bind was given, and no GPU was asked for"),
@@ -116,6 +131,42 @@ fn contradictions_are_refused_in_slurms_words() {
         let shown = error.render("sbatch");
         assert_eq!(shown.lines().next(), Some(format!("sbatch: {text}").as_str()), "{line}");
     }
+}
+
+#[test]
+fn what_contradicts_about_gpus_ends_with_slurms_last_word_on_it() {
+    for line in ["--gpus-per-task=1", "--cpus-per-gpu=2", "--ntasks-per-gpu=2", "--gpus=3 --gpus-per-node=2"]
+    {
+        let error = sbatch(line).unwrap().job_spec(&submitter(), None).unwrap_err();
+        let last = error.lines.last().unwrap();
+        assert!(last.starts_with("Invalid generic resource (gres) specification: "), "{line}: {error}");
+        assert_eq!((error.lines.len(), error.exit_code), (2, 1), "{line}");
+    }
+}
+
+#[test]
+fn tasks_follow_from_a_single_number_of_nodes_where_nothing_else_says_them() {
+    let by = |line: &str| job(line).map(|r| (r.tasks, r.devices.tasks_per_gpu)).ok();
+    assert_eq!(by("-N2 --gpus-per-task=1"), Some((Some(2), None)));
+    assert_eq!(by("-N2 --ntasks-per-gpu=3"), Some((Some(6), Some(3))));
+    assert_eq!(by("-N2 -n4 --gpus-per-task=1"), Some((Some(4), None)));
+    for line in ["-N1-2 --gpus-per-task=1", "-N2 -c2 --gpus-per-task=1", "-N1-2 --ntasks-per-gpu=3"] {
+        assert_eq!(by(line), None, "{line}");
+    }
+}
+
+#[test]
+fn who_looks_at_a_job_is_told_how_tasks_are_bound_and_counted_by_gpus() {
+    let told = |line: &str| {
+        let r = job(line).unwrap();
+        (r.gpu_bind.map(|bind| bind.to_string()), r.ntasks_per_gpu)
+    };
+    let per_task = Some("per_task:1".to_string());
+    assert_eq!(told("--gpus-per-task=1 -n3"), (per_task.clone(), None));
+    assert_eq!(told("--tres-per-task=gres/gpu=1 -n2"), (per_task, None));
+    assert_eq!(told("--gpus=1 --gpu-bind=closest"), (Some("closest".into()), None));
+    assert_eq!(told("--gpus=2 --ntasks-per-gpu=2"), (None, Some(2)));
+    assert_eq!(told("--gpus=2"), (None, None));
 }
 
 #[test]

@@ -117,6 +117,8 @@ fn request() -> impl Strategy<Value = ResourceRequest> {
                     overcommit,
                     sockets: None,
                     fabric: None,
+                    gpu_bind: None,
+                    ntasks_per_gpu: None,
                 }
             },
         )
