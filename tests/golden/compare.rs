@@ -60,7 +60,7 @@ static BLANKS: LazyLock<Regex> = LazyLock::new(|| re(r" {2,}"));
 static LEVEL: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     [
         (r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\] ", "slurmstepd: "),
-        (r"error: _\w+: ", "error: "),
+        (r"error: (_\w+|gres_job_state_validate): ", "error: "),
         (r"(Account|QOS)=\S*", "$1="),
         (r"(?m)^SLURM_(JOB_ACCOUNT|JOB_QOS|CONF|TOPOLOGY_\w+|JOB_SLUID)=.*\n", ""),
         (r"(?m)^ +PreemptEligibleTime=\S+ PreemptTime=\S+\n", ""),

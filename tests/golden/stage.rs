@@ -18,14 +18,12 @@ default = true
 max_time = "1-00:00:00"
 default_time = "00:30:00"
 default_mem_per_cpu = 500
-default_cpus_per_gpu = 1
 
 [[partition]]
 name = "gpu"
 nodes = "GPU_NODES"
 max_nodes = 2
 default_mem_per_cpu = 500
-default_cpus_per_gpu = 1
 
 [[node]]
 name = "ALL"

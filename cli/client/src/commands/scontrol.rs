@@ -17,8 +17,12 @@
 //!   cancel_reboot NODES           as long as they were not told to
 //!                                 DOWN, DRAIN and FAIL need a reason; RESUME, IDLE and UNDRAIN end them
 //!   reconfigure                   have berth.toml read again and put in force; what runs notices nothing
+//!   wait_job ID                   until the nodes of the job are there for it
+//!   completing                    jobs that are over, and whose nodes are not free again
 //!   ping                          whether the controller answers
 //!   version                       the version of this program
+
+mod waiting;
 
 use super::{command_line, nodes, view};
 use crate::error::{Failure, Kind, Outcome};
@@ -55,7 +59,7 @@ pub const SPEC: Spec = Spec {
             "details",
             Some('d'),
             Arg::None,
-            "What a job has on each node, and a step's limits, control groups and namespaces on this one",
+            "What a job has on each node, which devices of a node jobs have, and a step's limits, control groups and namespaces here",
         ),
         opt("json", None, Arg::None, "As JSON"),
         opt("oneliner", Some('o'), Arg::None, "A line for each record"),
@@ -94,7 +98,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("requeuehold", "use 'requeue', then 'hold'"),
     ("top", "priorities are in the order of submission"),
     ("write", "the script of a job is kept private; keep a copy of the file you submit"),
-    ("wait_job", "use 'sbatch --wait' or 'salloc'"),
     ("listpids", "use 'ps' inside the job: srun --overlap --jobid=JOB ps"),
     ("notify", "write to the job's output file"),
     ("token", "there are no tokens; the kernel proves who you are on the local socket"),
@@ -109,6 +112,8 @@ const COMMAND_NAMES: &[&str] = &[
     "reboot",
     "cancel_reboot",
     "reconfigure",
+    "wait_job",
+    "completing",
     "ping",
     "version",
 ];
@@ -118,8 +123,8 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let all: Vec<String> = parsed.words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
     let Some((first, rest)) = all.split_first() else {
         return Err(Failure::user(
-            "no command; commands are show, hold, release, requeue, update, reboot, cancel_reboot, reconfigure, ping and \
-             version\nsee scontrol --help",
+            "no command; commands are show, hold, release, requeue, update, reboot, cancel_reboot, reconfigure, wait_job, \
+             completing, ping and version\nsee scontrol --help",
         ));
     };
     let keyword = keyword(first)?;
@@ -132,6 +137,11 @@ fn run(call: &Invocation<'_>) -> Outcome {
     match keyword {
         "version" => out::print(&crate::version_line()).map(|()| 0),
         "ping" => ping(call),
+        "completing" => waiting::completing(call),
+        "wait_job" => {
+            needs_argument()?;
+            waiting::wait_job(call, &rest[0], parsed.has("quiet"))
+        }
         "reconfigure" => {
             let site = call.site()?;
             block_on(async { Ok(site.connect().await?.reconfigure().await?) })?;

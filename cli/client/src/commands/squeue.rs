@@ -54,6 +54,7 @@ pub const SPEC: Spec = Spec {
         opt("name", Some('n'), Arg::Required("NAMES"), "Jobs of these names"),
         opt("nodelist", Some('w'), Arg::Required("NODES"), "Jobs that use one of these nodes"),
         opt("noheader", Some('h'), Arg::None, "No header"),
+        opt("only-job-state", None, Arg::None, "Ids and states alone"),
         opt("partition", Some('p'), Arg::Required("NAMES"), "Jobs of these partitions"),
         opt("sort", Some('S'), Arg::Required("KEYS"), "Order: letters of -o, '-' before one for descending"),
         opt("start", None, Arg::None, "Waiting jobs with their expected start, as far as it is known"),
@@ -85,7 +86,6 @@ pub const SPEC: Spec = Spec {
         },
         Refused { long: "hide", short: None, instead: "no partition is hidden" },
         Refused { long: "yaml", short: None, instead: "use --json" },
-        Refused { long: "only-job-state", short: None, instead: "use -o '%.18i %.2t'" },
         Refused { long: "notme", short: None, instead: "use -o and filter with awk" },
     ],
 };
@@ -108,6 +108,14 @@ fn run(call: &Invocation<'_>) -> Outcome {
         return Err(Failure::user(format!(
             "Unrecognized option: {0}\njobs are named with -j: squeue -j {0}",
             extra.to_string_lossy()
+        )));
+    }
+    if parsed.has("only-job-state")
+        && let Some(other) =
+            ["format", "Format", "json", "long", "start", "steps"].iter().find(|o| parsed.has(o))
+    {
+        return Err(Failure::user(format!(
+            "--only-job-state shows ids and states alone, and --{other} something else: give one of them"
         )));
     }
     let request = request(&parsed)?;
@@ -198,8 +206,17 @@ async fn show(
     let names_cluster = json || by_name.as_ref().is_some_and(|f| f.to_ascii_lowercase().contains("cluster"));
     let view = view(names_cluster.then_some(client)).await;
     let whole = json || parsed.has("steps");
-    let cells = if whole { Vec::new() } else { columns(parsed, by_name, request.start) };
-    let default_sort = if request.start { "S,P,-p" } else { "P,t,-p" };
+    let states_alone = parsed.has("only-job-state");
+    let cells = match (whole, states_alone) {
+        (true, _) => Vec::new(),
+        (_, true) => squeue::by_letters(squeue::STATES).cells,
+        _ => columns(parsed, by_name, request.start),
+    };
+    let default_sort = match (request.start, states_alone) {
+        (true, _) => "S,P,-p",
+        (_, true) => "t,-i",
+        _ => "P,t,-p",
+    };
     let sort = match parsed.text("sort") {
         Some(text) => text,
         None => std::env::var("SQUEUE_SORT").unwrap_or_else(|_| default_sort.to_string()),
@@ -219,6 +236,9 @@ async fn show(
         jobs = jobs.iter().flat_map(job::split).filter(|j| selected(request, j)).collect();
     }
     squeue::sort(&mut jobs, &keys, &view);
+    if states_alone {
+        jobs.iter_mut().for_each(squeue::without_throttle);
+    }
     if json {
         let command = command_line("squeue", &call.args);
         let mut out = io::stdout().lock();

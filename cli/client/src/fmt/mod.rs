@@ -39,15 +39,17 @@ pub fn hosts(nodes: &[NodeName]) -> String {
 
 /// Amounts as `scontrol` writes them for jobs and nodes: `cpu=3,mem=1500M,node=2,billing=3,gres/gpu=1`.
 pub fn tres(tres: &Tres) -> String {
-    amounts(tres, true)
+    amounts(tres, true).join(",")
 }
 
-/// Amounts of a step, which is not billed on its own.
+/// Amounts of a step, which is not billed on its own, in the order of their names.
 pub fn step_tres(tres: &Tres) -> String {
-    amounts(tres, false)
+    let mut parts = amounts(tres, false);
+    parts.sort_unstable();
+    parts.join(",")
 }
 
-fn amounts(tres: &Tres, billing: bool) -> String {
+fn amounts(tres: &Tres, billing: bool) -> Vec<String> {
     let mut parts = Vec::new();
     if tres.cpu > 0 {
         parts.push(format!("cpu={}", tres.cpu));
@@ -62,7 +64,7 @@ fn amounts(tres: &Tres, billing: bool) -> String {
         parts.push(format!("billing={}", tres.cpu));
     }
     parts.extend(gres_amounts(tres));
-    parts.join(",")
+    parts
 }
 
 /// Generic resources as `gpu:a100:2`, each device under its type alone. The amount without a type is the sum of all.
@@ -117,6 +119,9 @@ mod tests {
         let mixed = amounts(&[(None, 3), (Some("test"), 2)]);
         assert_eq!(gres_apart(&mixed), ["gpu:1", "gpu:test:2"]);
         assert_eq!(gres_amounts(&mixed), ["gres/gpu=3", "gres/gpu:test=2"]);
+        let whole = Tres { cpu: 2, mem: 1000, node: 1, ..typed.clone() };
+        assert_eq!(super::tres(&whole), "cpu=2,mem=1000M,node=1,billing=2,gres/gpu=2,gres/gpu:test=2");
+        assert_eq!(step_tres(&whole), "cpu=2,gres/gpu:test=2,gres/gpu=2,mem=1000M,node=1");
         // A wish may name a type alone.
         assert_eq!(gres_amounts(&amounts(&[(Some("test"), 1)])), ["gres/gpu=1", "gres/gpu:test=1"]);
     }

@@ -342,7 +342,11 @@ pub fn partition(p: &PartitionInfo) -> Vec<String> {
 pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Vec<String> {
     let limit = s.time_limit.and_then(|l| l.span()).map_or("UNLIMITED".to_string(), time::long);
     let tasks: usize = s.layout.tasks.iter().map(Vec::len).sum();
-    let plain = if s.id == StepId::Batch { String::new() } else { step_tres(&s.allocated) };
+    // A batch step is the script: what it has is the job's, and its steps'.
+    let (cpus, plain) = match s.id {
+        StepId::Batch => (0, String::new()),
+        _ => (s.allocated.cpu, step_tres(&s.allocated)),
+    };
     let mut lines = vec![
         format!(
             "StepId={} UserId={} StartTime={} TimeLimit={limit}",
@@ -352,9 +356,8 @@ pub fn step(j: &JobInfo, s: &StepInfo, view: &View) -> Vec<String> {
         ),
         format!("State={} Partition={} NodeList={}", s.state.name(), j.partition, hosts(&s.layout.nodes)),
         format!(
-            "Nodes={} CPUs={} Tasks={} Name={} Network=(null)",
+            "Nodes={} CPUs={cpus} Tasks={} Name={} Network=(null)",
             s.layout.nodes.len(),
-            s.allocated.cpu,
             tasks.max(1),
             s.name
         ),
@@ -644,6 +647,9 @@ mod tests {
             "StepId=9.0 UserId=1001 StartTime=2026-11-20T22:44:06 TimeLimit=UNLIMITED\n   State=RUNNING Partition=debug \
              NodeList=n1\n   Nodes=1 CPUs=2 Tasks=2 Name=sleep Network=(null)\n   TRES=cpu=2,mem=1000M,node=1\n"
         ));
+        let batch = StepInfo { id: StepId::Batch, name: "batch".into(), ..s };
+        let text = record(&step(&sample(9, "run2"), &batch, &view(0)), false);
+        assert!(text.contains(" CPUs=0 Tasks=2 Name=batch Network=(null)\n   TRES=(null)\n"), "{text}");
     }
 
     #[test]

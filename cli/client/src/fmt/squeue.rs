@@ -18,6 +18,14 @@ pub const START: &str = "%.18i %.9P %.8j %.8u %.2t %.19S %.6D %20Y %R";
 /// `-s`.
 pub const STEPS: &str = "%.15i %.8j %.9P %.8u %.9M %N";
 
+/// `--only-job-state`.
+pub const STATES: &str = "%.18i %.2t";
+
+/// Leaves out how many tasks of an array may run at once, which is no part of its id in a list of states.
+pub fn without_throttle(job: &mut JobInfo) {
+    job.waiting.iter_mut().chain(&mut job.spec.array).for_each(|array| array.max_running = None);
+}
+
 /// A field of a job.
 pub struct Field {
     letter: char,
@@ -396,6 +404,17 @@ mod tests {
         let one = step(StepId::Number(0), "sleep", ExitStatus::OK);
         let cells = steps_by_names("arrayjobid:|,arraytaskid:|,jobid:|,numcpus:|").cells;
         assert_eq!(step_row(&cells, &j, &one, &view(0)), "9|N/A|9|2|\n");
+    }
+
+    #[test]
+    fn states_alone_have_ids_without_a_throttle() {
+        let mut waiting = array(11);
+        assert!(job::id(&waiting).ends_with("%2]"), "{}", job::id(&waiting));
+        without_throttle(&mut waiting);
+        assert_eq!(
+            table(STATES, &[waiting, job(9, "run2")], 0),
+            "             JOBID ST\n          11_[2-9] PD\n                 9  R\n"
+        );
     }
 
     #[test]
