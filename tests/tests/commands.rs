@@ -156,6 +156,55 @@ each_user! {
         assert!(said.contains("srun: Job step aborted: Waiting up to 32 seconds for job step to finish."), "{said}");
     }
 
+    fn what_is_wrong_about_gpus_ends_with_1_and_a_binding_is_told(who) {
+        let sandbox = Sandbox::with_config(who, "[[node]]\nname = \"ALL\"\ngres = [{ name = \"gpu\", type = \"test\", count = 2 }]\n");
+        let refused = |options: &[&str], code: i32, lines: &[&str]| {
+            let output = sandbox.cmd("sbatch").args(options).args(["--wrap", ":"]).run();
+            assert_eq!(output.rc, code, "{output}");
+            let said = output.err();
+            for (line, start) in said.lines().zip(lines) {
+                assert!(line.starts_with(start), "{start}\n{output}");
+            }
+            assert!(said.lines().count() >= lines.len(), "{output}");
+        };
+        let last = "sbatch: error: Invalid generic resource (gres) specification: ";
+        let first = "sbatch: error: Requested cpus_per_tres=gres/gpu:2 but did not request any GPU.";
+        refused(&["--cpus-per-gpu=2"], 1, &[first, last]);
+        refused(&["--gpus-per-task=1"], 1, &["sbatch: error: Failed to validate job spec. --gpus-per-task or --tres-per-task used", last]);
+        refused(&["--tres-per-task=bogus=1", "-n2"], 1, &["sbatch: error: Batch job submission failed: Invalid Trackable RESource (TRES) specification"]);
+        refused(&["--gpu-bind=bogus", "--gpus=1"], 255, &["sbatch: error: Invalid --gpu-bind argument: bogus"]);
+        for (options, code, text) in [
+            ("--mpi=bogus", 1, "srun: error: Invalid MPI type 'bogus', --mpi=list for acceptable types"),
+            ("--cpu-bind=bogus", 1, "srun: error: unrecognized --cpu-bind argument \"bogus\"\nsrun: fatal: Failed to parse --cpu-bind= values."),
+            ("--relative=1", 1, "srun: fatal: --relative option invalid for job allocation request"),
+        ] {
+            let output = sandbox.srun([options, "true"]).run();
+            assert!(output.rc == code && output.err().starts_with(text), "{options}\n{output}");
+        }
+        let held = sandbox.sbatch(&["--hold", "--gpus=1", "--gpu-bind=closest", "--mem-per-gpu=20"], "#!/bin/sh\n:\n");
+        let show = sandbox.cmd("scontrol").args(["show", "job", &held.to_string()]).ok().text();
+        for words in ["TresBind=gres/gpu:closest\n   TresPerJob=gres/gpu:1\n", "MinMemoryTRES=20M ", "MemPerTres=gres/gpu:20\n"] {
+            assert!(show.contains(words), "{words}\n{show}");
+        }
+        // Nobody has nodes of its own yet, and one that is over never will.
+        let waits = sandbox.cmd("timeout").args(["1", "scontrol", "wait_job", &held.to_string()]).run();
+        assert_eq!(waits.rc, 124, "{waits}");
+        sandbox.cmd("scancel").arg(held.to_string()).ok();
+        let over = sandbox.cmd("scontrol").args(["wait_job", &held.to_string()]).run();
+        let text = format!("scontrol: Problem running job {held}: it is CANCELLED");
+        assert!(over.rc == 1 && over.err().starts_with(&text), "{over}");
+        let job = sandbox.sbatch(&["--gres=gpu:1"], "#!/bin/sh\nsleep 300\n");
+        let ready = sandbox.cmd("scontrol").args(["wait_job", &job.to_string()]).ok();
+        assert!(ready.err().contains(&format!("scontrol: Nodes are ready for job {job}")), "{ready}");
+        let states = sandbox.cmd("squeue").args(["--only-job-state", "-h"]).ok().text();
+        assert_eq!(states.split_whitespace().collect::<Vec<_>>(), [job.to_string().as_str(), "R"]);
+        let node = sandbox.cmd("scontrol").args(["-d", "show", "node"]).ok().text();
+        assert!(node.contains("\n   GresDrain=N/A\n   GresUsed=gpu:test:1(IDX:0)\n"), "{node}");
+        let used = sandbox.cmd("sinfo").args(["-h", "-O", "gresused:40"]).ok().text();
+        assert_eq!(used.trim(), "gpu:test:1(IDX:0)");
+        sandbox.cmd("scancel").arg(job.to_string()).ok();
+    }
+
     fn time_limit_ends_a_job_at_once(who) {
         let sandbox = Sandbox::with_config(who, "kill_wait_seconds = 1\n");
         let job = sandbox.sbatch(&["--time=1", "--output=out"], "#!/bin/sh\necho begun\nsleep 300\n");
