@@ -129,7 +129,8 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
     if batch && let Some(first) = j.layout.nodes.first() {
         lines.push(format!("BatchHost={first}"));
     }
-    let nodes = match pending {
+    // How many nodes a job that waits for its turn will have is known, but for what --nodes leaves open.
+    let nodes = match pending && (j.reason.is_hold() || r.max_nodes.is_some()) {
         true => format!("{}-{}", job::node_count(j), job::most_nodes(j)),
         false => job::node_count(j).to_string(),
     };
@@ -494,6 +495,15 @@ mod tests {
         held.spec.resources.tasks = Some(2);
         held.spec.resources.max_nodes = None;
         assert!(record(&job(&held, &view(0), false), false).contains("\n   NumNodes=1-2 "));
+        let mut waiting = pending(sample(17, "wantall"), Reason::Resources);
+        let numbers = |j: &JobInfo| {
+            let text = record(&job(j, &view(0), false), false);
+            text.lines()
+                .find_map(|l| l.trim().strip_prefix("NumNodes=")?.split(' ').next().map(str::to_string))
+        };
+        assert_eq!(numbers(&waiting).as_deref(), Some("1"));
+        waiting.spec.resources.max_nodes = Some(3);
+        assert_eq!(numbers(&waiting).as_deref(), Some("1-3"));
         let begin = view(0).now + berth_model::Span::from_secs(3600);
         held.spec.begin = Some(begin);
         held.eligible = begin;
