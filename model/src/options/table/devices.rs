@@ -56,7 +56,7 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("gpus-per-task", Commands::ABR)
         .takes("[TYPE:]COUNT")
         .env(&["SLURM_GPUS_PER_TASK", "SBATCH_GPUS_PER_TASK", "SALLOC_GPUS_PER_TASK"])
-        .help("GPUs for each task, of which it alone is told: --gpu-bind=per_task:COUNT, unless that says otherwise. Needs --ntasks, or --gpus for the number of tasks to follow from.")
+        .help("GPUs for each task, of which it alone is told: --gpu-bind=per_task:COUNT, unless that says otherwise. Needs --ntasks, or --gpus or a single number of --nodes for the number of tasks to follow from.")
         .set(|o, g| {
             o.devices.gpus_per_task = Some(g.resources(gres::parse_gpus)?);
             Ok(())
