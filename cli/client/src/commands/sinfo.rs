@@ -33,8 +33,18 @@ pub const SPEC: Spec = Spec {
         opt("all", Some('a'), Arg::None, "All partitions (nothing is hidden anyway)"),
         opt("dead", Some('d'), Arg::None, "Nodes that do not answer"),
         opt("exact", Some('e'), Arg::None, "Nodes that differ in any shown figure get lines of their own"),
-        opt("format", Some('o'), Arg::Required("FORMAT"), "Columns: %[.][WIDTH]LETTER, '.' aligns right"),
-        opt("Format", Some('O'), Arg::Required("FIELDS"), "Columns by name: NAME[:[.]WIDTH[SUFFIX]],..."),
+        opt(
+            "format",
+            Some('o'),
+            Arg::Required("FORMAT"),
+            "Columns: %[.][WIDTH]LETTER, '.' aligns right; %all: every one",
+        ),
+        opt(
+            "Format",
+            Some('O'),
+            Arg::Required("FIELDS"),
+            "Columns by name: NAME[:[.]WIDTH[SUFFIX]],...; all: every one",
+        ),
         opt(
             "iterate",
             Some('i'),

@@ -39,8 +39,18 @@ pub const SPEC: Spec = Spec {
         opt("account", Some('A'), Arg::Required("NAMES"), "Jobs of these accounts"),
         opt("all", Some('a'), Arg::None, "Jobs of all partitions (nothing is hidden anyway)"),
         opt("array", Some('r'), Arg::None, "A line for each task of an array"),
-        opt("format", Some('o'), Arg::Required("FORMAT"), "Columns: %[.][WIDTH]LETTER, '.' aligns right"),
-        opt("Format", Some('O'), Arg::Required("FIELDS"), "Columns by name: NAME[:[.]WIDTH[SUFFIX]],..."),
+        opt(
+            "format",
+            Some('o'),
+            Arg::Required("FORMAT"),
+            "Columns: %[.][WIDTH]LETTER, '.' aligns right; %all: every one",
+        ),
+        opt(
+            "Format",
+            Some('O'),
+            Arg::Required("FIELDS"),
+            "Columns by name: NAME[:[.]WIDTH[SUFFIX]],...; all: every one",
+        ),
         opt(
             "iterate",
             Some('i'),
@@ -203,7 +213,11 @@ async fn show(
 ) -> Result<(), Failure> {
     let json = parsed.has("json");
     let by_name = parsed.text("Format").or_else(|| std::env::var("SQUEUE_FORMAT2").ok());
-    let names_cluster = json || by_name.as_ref().is_some_and(|f| f.to_ascii_lowercase().contains("cluster"));
+    let names_cluster = json
+        || by_name.as_ref().is_some_and(|names| {
+            let names = names.to_ascii_lowercase();
+            names.contains("cluster") || names.trim() == "all"
+        });
     let view = view(names_cluster.then_some(client)).await;
     let whole = json || parsed.has("steps");
     let states_alone = parsed.has("only-job-state");

@@ -113,6 +113,26 @@ pub fn names<F>(format: &str, find: impl Fn(&str) -> Option<F>) -> Format<F> {
     out
 }
 
+/// Every field, separated by `|`: what `%all` and `ALL` stand for.
+pub fn all<F>(fields: impl Iterator<Item = F>) -> Format<F> {
+    let cell = |field| Cell { field: Some(field), width: None, right: false, suffix: "|".to_string() };
+    let mut cells: Vec<Cell<F>> = fields.map(cell).collect();
+    if let Some(last) = cells.last_mut() {
+        last.suffix.clear();
+    }
+    Format { cells, unknown: Vec::new() }
+}
+
+/// Whether a `-o` format asks for every field.
+pub fn is_all_letters(format: &str) -> bool {
+    format.trim().eq_ignore_ascii_case("%all")
+}
+
+/// Whether a `-O` format asks for every field.
+pub fn is_all_names(format: &str) -> bool {
+    format.trim().eq_ignore_ascii_case("all")
+}
+
 impl<F> Cell<F> {
     /// Appends the value, aligned and cut, and the suffix.
     pub fn put(&self, line: &mut String, value: &str) {

@@ -202,11 +202,17 @@ pub const FIELDS: &[Field] = fields![
 
 /// Reads a `-o` format.
 pub fn by_letters(format: &str) -> Format<&'static Field> {
+    if cells::is_all_letters(format) {
+        return cells::all(FIELDS.iter().filter(|f| f.letter != NONE));
+    }
     cells::letters(format, |c| FIELDS.iter().find(|f| f.letter == c))
 }
 
 /// Reads a `-O` format.
 pub fn by_names(format: &str) -> Format<&'static Field> {
+    if cells::is_all_names(format) {
+        return cells::all(FIELDS.iter());
+    }
     cells::names(format, |n| FIELDS.iter().find(|f| f.name == n))
 }
 

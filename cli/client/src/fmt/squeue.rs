@@ -208,11 +208,17 @@ pub const STEP_FIELDS: &[StepField] = step_fields![
 
 /// Reads a `-o` format for jobs.
 pub fn by_letters(format: &str) -> Format<&'static Field> {
+    if cells::is_all_letters(format) {
+        return cells::all(FIELDS.iter().filter(|f| f.letter != NONE));
+    }
     cells::letters(format, |c| FIELDS.iter().find(|f| f.letter == c))
 }
 
 /// Reads a `-O` format for jobs.
 pub fn by_names(format: &str) -> Format<&'static Field> {
+    if cells::is_all_names(format) {
+        return cells::all(FIELDS.iter());
+    }
     // Names of earlier versions of Slurm.
     let find = |name: &str| {
         let name = match name {
@@ -228,11 +234,17 @@ pub fn by_names(format: &str) -> Format<&'static Field> {
 
 /// Reads a `-o` format for steps.
 pub fn steps_by_letters(format: &str) -> Format<&'static StepField> {
+    if cells::is_all_letters(format) {
+        return cells::all(STEP_FIELDS.iter().filter(|f| f.letter != NONE));
+    }
     cells::letters(format, |c| STEP_FIELDS.iter().find(|f| f.letter == c))
 }
 
 /// Reads a `-O` format for steps.
 pub fn steps_by_names(format: &str) -> Format<&'static StepField> {
+    if cells::is_all_names(format) {
+        return cells::all(STEP_FIELDS.iter());
+    }
     cells::names(format, |n| STEP_FIELDS.iter().find(|f| f.name == n))
 }
 
@@ -404,6 +416,19 @@ mod tests {
         let one = step(StepId::Number(0), "sleep", ExitStatus::OK);
         let cells = steps_by_names("arrayjobid:|,arraytaskid:|,jobid:|,numcpus:|").cells;
         assert_eq!(step_row(&cells, &j, &one, &view(0)), "9|N/A|9|2|\n");
+    }
+
+    #[test]
+    fn every_field_at_once() {
+        let of = |format: Format<&'static Field>| header(&format.cells);
+        let letters = of(by_letters("%all"));
+        assert!(letters.starts_with("ACCOUNT|JOBID|") && letters.ends_with("|WORK_DIR\n"), "{letters}");
+        assert!(!letters.contains("ACCRUE_TIME"), "it has no letter: {letters}");
+        let names = of(by_names("ALL"));
+        assert_eq!(names.split('|').count(), FIELDS.len());
+        let steps = step_header(&steps_by_letters("%ALL").cells);
+        assert!(steps.starts_with("TASKS|TRES_PER_JOB|") && steps.ends_with("|UID\n"), "{steps}");
+        assert_eq!(step_header(&steps_by_names("all").cells).split('|').count(), STEP_FIELDS.len());
     }
 
     #[test]
