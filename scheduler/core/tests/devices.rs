@@ -49,6 +49,10 @@ fn a_gpu_brings_its_share_or_what_the_partition_says() {
     let id = w.batch("a", total("gpu:1"));
     let share = &w.info(id).shares[0];
     assert_eq!((share.cpus.len(), share.memory), (2, 2000), "a quarter of the node");
+    // What is asked for does not say which node gives the share; the node tells what is used of it.
+    assert_eq!(w.info(id).requested.cpu, 1);
+    let used = w.core.snapshot().node(&NodeName::from("n1")).unwrap().used;
+    assert_eq!(used.iter().map(|d| (d.name.as_str(), d.index)).collect::<Vec<_>>(), [("gpu", 0)]);
     let each = PartitionConfig {
         name: "p".into(),
         default_cpus_per_gpu: 1,
