@@ -52,7 +52,10 @@ fn a_gpu_brings_its_share_or_what_the_partition_says() {
     // What is asked for does not say which node gives the share; the node tells what is used of it.
     assert_eq!(w.info(id).requested.cpu, 1);
     let used = w.core.snapshot().node(&NodeName::from("n1")).unwrap().used;
-    assert_eq!(used.iter().map(|d| (d.name.as_str(), d.index)).collect::<Vec<_>>(), [("gpu", 0)]);
+    let indices = |devices: &[berth_model::hardware::GresDevice]| {
+        devices.iter().map(|d| (d.name.clone(), d.index)).collect::<Vec<_>>()
+    };
+    assert_eq!((indices(&used), used.len()), (indices(&share.gres), 1));
     let each = PartitionConfig {
         name: "p".into(),
         default_cpus_per_gpu: 1,
