@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use berth_model::login::Login;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -43,6 +44,7 @@ struct Options {
     quota: Option<u64>,
     peers: bool,
     look: bool,
+    patience: Option<u64>,
 }
 
 impl Options {
@@ -83,6 +85,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--signers" => options.signers = Some(text()?),
             "--peers" => options.peers = text()? == "yes",
             "--look" => options.look = text()? == "yes",
+            "--patience" => options.patience = Some(text()?.parse().map_err(|_| bad(&name))?),
             "--quota" => options.quota = Some(text()?.parse().map_err(|_| bad(&name))?),
             "--grant" => options.grant = Some(text()?.parse().map_err(|_| bad(&name))?),
             _ => return Err(bad(&name)),
@@ -231,7 +234,7 @@ impl<F: Fn() -> Result<Box<dyn BlobSource>> + Send + Sync> BlobSource for Openin
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--look yes] [--as UID:GID:GROUPS]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--look yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -260,6 +263,9 @@ pub fn unpacker_main(
         let mut store = Store::open(root)?;
         if let Some(uid) = options.grant {
             store = store.working_for(uid)?;
+        }
+        if let Some(patience) = options.patience {
+            store = store.waiting_for_others(Duration::from_millis(patience));
         }
         if let (Some(uid), Some(limit), None) = (options.grant, options.quota, &options.repair) {
             store = store.with_quota(uid, limit);

@@ -32,6 +32,10 @@ use crate::unpack::LayerReport;
 /// Most layers unpacked at the same time.
 pub(super) const MAX_PARALLEL: usize = 8;
 
+/// What a lock's name has before the image, and the name of what an import needs behind it.
+const FETCH: &str = "fetch-";
+const PENDING: &str = ".pending";
+
 /// Names of one image that are kept, of either kind; the oldest goes.
 const MOST_NAMES: usize = 64;
 
@@ -82,7 +86,7 @@ impl Store {
             self.show_image(image, source, progress)?;
             return self.named(prepared, image, self.user);
         }
-        let fetch_name = fetch_lock(&image.digest);
+        let fetch_name = self.fetch_lock(&image.digest);
         let fetch = match self.try_lock(&fetch_name, Hold::Exclusive)? {
             Some(lock) => lock,
             None => {
@@ -97,8 +101,9 @@ impl Store {
         // From here on the image cannot be removed under our hands.
         let guard = self.lock(&use_lock(&image.digest), Hold::Shared)?;
         self.sweep()?;
-        let result = self.import(image, source, progress).and_then(|record| self.record_made(record));
-        let (pending, partial) = (pending_name(&image.digest), partial_name(&image.digest));
+        let is_new = self.whole_record(&image.digest)?.is_none();
+        let result = self.import(image, source, progress).and_then(|record| self.record_made(record, is_new));
+        let (pending, partial) = (self.pending_name(&image.digest), partial_name(&image.digest));
         let ended = match &result {
             // Room may be made, and complete layers wait for the next try.
             Err(e) if e.kind() == ErrorKind::NoSpace => {
@@ -220,11 +225,16 @@ impl Store {
         files::write(self.images.as_fd(), &record_name(&record.digest), &print(record)?, self.give_to)
     }
 
-    /// Writes the record of an image that was imported. One that was there keeps its names: a layer of it was made anew.
-    fn record_made(&self, mut record: ImageRecord) -> Result<ImageRecord> {
+    /// Writes the record of an image that was imported. One that was there keeps its names: a layer of it was made anew, or, where
+    /// there was none when the import began, another user's was made beside it, and stands for where the image came from.
+    fn record_made(&self, mut record: ImageRecord, was_new: bool) -> Result<ImageRecord> {
         // Names are taken from it, and given to it, under this lock.
         let _store = self.lock("store", Hold::Exclusive)?;
         if let Some(known) = self.whole_record(&record.digest)? {
+            if was_new {
+                (record.source, record.insecure) = (known.source, known.insecure);
+                record.created = known.created;
+            }
             for (old, new) in [(known.names, &mut record.names), (known.own, &mut record.own)] {
                 let mut all: Vec<_> = old.into_iter().filter(|name| !new.contains(name)).collect();
                 all.drain(..(all.len() + new.len()).saturating_sub(MOST_NAMES).min(all.len()));
@@ -300,7 +310,7 @@ impl Store {
     /// # Errors
     /// The store lacks a part of the image.
     pub fn record_again(&self, digest: &Digest) -> Result<()> {
-        let fetch_name = fetch_lock(digest);
+        let fetch_name = self.fetch_lock(digest);
         let fetch = self.lock(&fetch_name, Hold::Exclusive)?;
         if self.whole_record(digest)?.is_none() {
             let _guard = self.lock(&use_lock(digest), Hold::Shared)?;
@@ -315,11 +325,22 @@ impl Store {
             let result = self
                 .import(&image, &StoreAlone, &())
                 .and_then(|record| self.write_image_record(&ImageRecord { source: None, ..record }));
-            let pending = files::remove(self.images.as_fd(), &pending_name(digest));
+            let pending = files::remove(self.images.as_fd(), &self.pending_name(digest));
             result?;
             pending?;
         }
         fetch.remove(self.locks.as_fd(), &fetch_name).map_err(|e| Error::io("image store: lock", e))
+    }
+
+    /// The lock of an import of the image. Each user has their own: none waits for another's registry, beyond what
+    /// [`Store::turn`] has them wait for a layer.
+    pub(super) fn fetch_lock(&self, digest: &Digest) -> String {
+        format!("{}{}", fetch_lock(digest), self.own_mark())
+    }
+
+    /// What such an import needs.
+    fn pending_name(&self, digest: &Digest) -> String {
+        format!("{}{}{PENDING}", digest.file_name(), self.own_mark())
     }
 
     fn import(
@@ -349,7 +370,8 @@ impl Store {
             let _store = self.lock("store", Hold::Shared)?;
             let merged = lowest.as_ref().map(|lowest| lowest.id.clone());
             let pending = PendingRecord { layers: diff_ids, config_digest: config_digest.clone(), merged };
-            files::write(self.images.as_fd(), &pending_name(&image.digest), &print(&pending)?, self.give_to)?;
+            let name = self.pending_name(&image.digest);
+            files::write(self.images.as_fd(), &name, &print(&pending)?, self.give_to)?;
             // Collection may have removed the blobs of an image that nothing named until now.
             self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
             self.blob(source, BlobKind::Blob, &config_digest, self.limits.config_bytes)?;
@@ -602,8 +624,11 @@ pub(super) fn record_name(digest: &Digest) -> String {
     format!("{}.json", digest.file_name())
 }
 
-pub(super) fn pending_name(digest: &Digest) -> String {
-    format!("{}.pending", digest.file_name())
+/// The image of which `name` says what an import needs, and the lock that the import holds.
+pub(super) fn pending_of(name: &str) -> Option<(Digest, String)> {
+    let name = name.strip_suffix(PENDING)?;
+    let digest = Digest::from_file_name(name.split_once('.').map_or(name, |(digest, _)| digest))?;
+    Some((digest, format!("{FETCH}{name}")))
 }
 
 /// What an import needed that failed on a full disk: kept for as long as somebody wants the image.
@@ -615,6 +640,25 @@ pub(super) fn use_lock(digest: &Digest) -> String {
     format!("use-{}", digest.file_name())
 }
 
-pub(super) fn fetch_lock(digest: &Digest) -> String {
-    format!("fetch-{}", digest.file_name())
+fn fetch_lock(digest: &Digest) -> String {
+    format!("{FETCH}{}", digest.file_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn what_an_import_needs_is_known_by_its_lock() {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let (name, lock) = (digest.file_name(), fetch_lock(&digest));
+        for user in ["", ".1001"] {
+            let found = pending_of(&format!("{name}{user}.pending"));
+            assert_eq!(found, Some((digest.clone(), format!("{lock}{user}"))));
+        }
+        for other in [format!("{name}.json"), format!("{name}.partial"), "x.pending".to_owned()] {
+            assert_eq!(pending_of(&other), None);
+        }
+    }
 }

@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{Mode, OFlags, RenameFlags, fsync, openat, renameat_with, syncfs};
 use rustix::io::Errno;
 
-use super::lock::Hold;
 use super::merge::merged_name;
 use super::record::{LayerRecord, MergedRecord, VERSION, parse, print};
 use super::work::WorkDir;
@@ -95,32 +94,22 @@ impl Store {
         if let Some(record) = self.layer_record(&layer.diff_id)? {
             return Ok(Some((record.report, false)));
         }
-        let lock_name = format!("layer-{}", layer.diff_id.file_name());
-        let lock = match self.try_lock(&lock_name, Hold::Exclusive)? {
-            Some(lock) => lock,
-            None if wait => {
-                progress.event(ProgressEvent::Waiting { what: format!("layer {}", layer.diff_id.short()) });
-                self.lock(&lock_name, Hold::Exclusive)?
-            }
+        let turn = match self.try_turn(layer)? {
+            Some(turn) => turn,
+            None if wait => self.turn(layer, progress, Some(failed))?,
             None => return Ok(None),
         };
         let report = match self.layer_record(&layer.diff_id)? {
             Some(record) => (record.report, false),
             None => {
-                let (work, report) = self.unpack_layer(layer, source, progress, Some(failed))?;
-                let name = layer.diff_id.file_name();
-                // A torn or foreign directory in the way is moved aside first.
-                if Self::has_directory(self.layers.as_fd(), &name) {
-                    WorkDir::new(self)?.swallow(&name)?;
-                }
-                work.publish(&name)?;
+                let (work, report) =
+                    self.unpack_layer(layer, source, &turn.watched(progress), Some(failed))?;
+                self.publish_layer(work, &layer.diff_id)?;
                 progress.event(ProgressEvent::LayerDone { diff_id: layer.diff_id.clone() });
                 (report, true)
             }
         };
-        // Nobody needs the lock's file any more: whoever comes finds the layer.
-        lock.remove(self.locks.as_fd(), &lock_name)
-            .map_err(|e| Error::io(format!("image store: lock {lock_name}"), e))?;
+        turn.end()?;
         Ok(Some(report))
     }
 
@@ -132,21 +121,23 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<()> {
         let name = layer.diff_id.file_name();
-        let lock_name = format!("layer-{name}");
-        let lock = self.lock(&lock_name, Hold::Exclusive)?;
-        let (work, _) = self.unpack_layer(layer, source, progress, None)?;
-        if Self::has_directory(self.layers.as_fd(), &name) {
-            let aside = self.aside(&name)?;
-            work.publish(&aside)?;
-            // In one step, so that no container starts without the layer.
-            renameat_with(&self.layers, &aside, &self.layers, &name, RenameFlags::EXCHANGE)
-                .map_err(|e| Error::io(format!("image store: layer {name}"), e))?;
-        } else {
-            work.publish(&name)?;
-        }
+        let turn = self.turn(layer, progress, None)?;
+        let (work, _) = self.unpack_layer(layer, source, &turn.watched(progress), None)?;
+        self.placing(&layer.diff_id, || self.put_anew(work, &name))?;
         progress.event(ProgressEvent::LayerDone { diff_id: layer.diff_id.clone() });
-        lock.remove(self.locks.as_fd(), &lock_name)
-            .map_err(|e| Error::io(format!("image store: lock {lock_name}"), e))
+        turn.end()
+    }
+
+    /// Puts a layer in the place of the one that is there, if any.
+    fn put_anew(&self, work: WorkDir<'_>, name: &str) -> Result<()> {
+        if !Self::has_directory(self.layers.as_fd(), name) {
+            return work.publish(name);
+        }
+        let aside = self.aside(name)?;
+        work.publish(&aside)?;
+        // In one step, so that no container starts without the layer.
+        renameat_with(&self.layers, &aside, &self.layers, name, RenameFlags::EXCHANGE)
+            .map_err(|e| Error::io(format!("image store: layer {name}"), e))
     }
 
     /// A name for a layer that was replaced.

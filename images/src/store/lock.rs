@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, fchown, flock, fstat, openat, statat, unlinkat};
-use rustix::io::Errno;
+use rustix::io::{Errno, pwrite};
 use rustix::process::{Gid, Uid};
 
 type Result<T> = std::result::Result<T, Errno>;
@@ -60,6 +60,12 @@ impl Lock {
     /// Removes the lock's file; only for the holder of an exclusive lock.
     pub(super) fn remove(self, directory: BorrowedFd<'_>, name: &str) -> Result<()> {
         unlinkat(directory, name, AtFlags::empty())
+    }
+
+    /// Writes into the lock's file, over what is there; whoever does not hold the lock may read it.
+    pub(super) fn say(&self, text: &[u8]) {
+        // Nothing depends on it but how long others wait.
+        let _ = pwrite(&self.fd, text, 0);
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{AtFlags, Dir, fstatvfs, statat};
 use serde::{Deserialize, Serialize};
 
-use super::ensure::{fetch_lock, partial_name, pending_name, record_name, use_lock};
+use super::ensure::{partial_name, pending_of, record_name, use_lock};
 use super::form::LayerForm;
 use super::grant::parse_name;
 use super::lock::Hold;
@@ -459,8 +459,8 @@ impl Store {
             let mut known = true;
             let names = self.names(&self.images)?;
             for name in &names {
-                if let Some(digest) = name.strip_suffix(".pending").and_then(Digest::from_file_name) {
-                    if let Some(dead) = self.try_lock(&fetch_lock(&digest), Hold::Exclusive)? {
+                if let Some((digest, lock)) = pending_of(name) {
+                    if let Some(dead) = self.try_lock(&lock, Hold::Exclusive)? {
                         files::remove(self.images.as_fd(), name)?;
                         drop(dead);
                         continue;
@@ -494,8 +494,10 @@ impl Store {
                     }
                 } else if let Some(digest) = name.strip_suffix(VERDICTS).and_then(Digest::from_file_name) {
                     // Of an image that did not come after all.
-                    let there = [record_name(&digest), pending_name(&digest), partial_name(&digest)];
-                    if !wanted.contains(&digest) && !there.iter().any(|there| names.contains(there)) {
+                    let there = [record_name(&digest), partial_name(&digest)];
+                    let comes = names.iter().any(|name| pending_of(name).is_some_and(|(of, _)| of == digest));
+                    if !wanted.contains(&digest) && !comes && !there.iter().any(|there| names.contains(there))
+                    {
                         files::remove(self.images.as_fd(), name)?;
                     }
                 } else if name.ends_with(".grants")

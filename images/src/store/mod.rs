@@ -12,10 +12,10 @@
 //!                  shown.json, which users have shown that they have it.
 //!                  merged-sha256-HEX is several layers as one, below more than can be mounted at once;
 //!                  sha256-HEX.replaced-N was damaged, and something may still run on it
-//!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending while it is not,
+//!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending, or .UID.pending, while it is not,
 //!                  .partial after an import that failed on a full disk; .grant-UID, that a user may read it; .released after one
 //!                  gave it back; .signatures, what is known of them
-//!   locks/         flock(2) files: quota-, fetch-, use-, layer-, and store
+//!   locks/         flock(2) files: quota-, fetch-, use-, layer-, place-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process
 //! ```
 //!
@@ -24,7 +24,9 @@
 //! the machine dies at, the next `ensure` sees either a complete thing or none, also of an image that was listed and whose layers
 //! were being made anew.
 //!
-//! Order of locks: a user's quota, then fetch, then use, then layer, then store. Nobody waits for a layer while holding another.
+//! Order of locks: a user's quota, then fetch, then use, then layer, then place, then store. Nobody waits for a layer while holding
+//! another. Fetch and layer are held while a source is read, which may be slow or hostile: the first is each user's own, and of
+//! the second see [`turn`].
 
 mod ensure;
 mod export;
@@ -49,6 +51,7 @@ mod short;
 mod shown;
 mod signed;
 mod sum;
+mod turn;
 mod verify;
 mod window;
 mod work;
@@ -59,7 +62,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat, fchmod, fchown, fstat, mkdirat, openat, statat};
 use rustix::io::Errno;
@@ -123,6 +126,8 @@ pub struct Store {
     user: Option<u32>,
     /// Whether it serves users, of whom each has to show what they have.
     shared: bool,
+    /// How long another user's source is waited for that brings next to nothing.
+    span: Duration,
     /// Set by whoever wants no image any more for which it was opened.
     stopped: Option<Arc<AtomicBool>>,
 }
@@ -196,6 +201,7 @@ impl Store {
             quota: None,
             user: None,
             shared: false,
+            span: turn::SPAN,
             stopped: None,
         };
         store.check_version()?;

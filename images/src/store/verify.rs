@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use super::ensure::{fetch_lock, record_name, use_lock};
+use super::ensure::{record_name, use_lock};
 use super::form::LayerForm;
 use super::layer::LISTING;
 use super::lock::Hold;
 use super::merge::merged_name;
 use super::record::{ImageRecord, LayerRecord};
+use super::turn::place_lock;
 use super::{Store, files};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
@@ -205,7 +206,7 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<()> {
         {
-            let fetch_name = fetch_lock(&image.digest);
+            let fetch_name = self.fetch_lock(&image.digest);
             let fetch = self.lock(&fetch_name, Hold::Exclusive)?;
             let _guard = self.lock(&use_lock(&image.digest), Hold::Shared)?;
             self.sweep()?;
@@ -285,7 +286,7 @@ impl Store {
     /// Problems of a layer, and whether contents could be compared.
     fn look_at_layer(&self, diff_id: &Digest) -> Result<(Vec<Problem>, bool)> {
         // It is not exchanged meanwhile.
-        let _lock = self.lock(&format!("layer-{}", diff_id.file_name()), Hold::Shared)?;
+        let _lock = self.lock(&place_lock(diff_id), Hold::Shared)?;
         let Some(record) = self.layer_record(diff_id)? else {
             return Ok((vec![Problem::of("is missing or incomplete")], true));
         };

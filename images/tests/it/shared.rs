@@ -1,7 +1,9 @@
 //! A store that several users share: what one of them says or does is not to hinder, deceive or expose the others.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use berth_images::{
     Algorithm, Credentials, Digest, ErrorKind, Helpers, ProgressEvent, Registries, ResolvedManifest, RunAs,
@@ -304,4 +306,89 @@ fn who_a_registry_gives_an_image_gets_what_it_gave_others_without_its_bytes() {
         .err()
         .unwrap();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+}
+
+/// A source of one user's that does not go on, in the place where a layer that others want is made, or an image.
+#[test]
+fn nobody_waits_for_what_another_users_registry_does_not_bring() {
+    for same_image in [false, true] {
+        let Some(shared) = Shared::new() else { return };
+        let store = &shared.store;
+        let (alice, mallory) = (54_001, 54_002);
+        let mut state = 1u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        let mut bytes = |count| (0..count).map(|_| noise()).collect::<Vec<u8>>();
+        let tar = Tar::new().file("popular", &bytes(16 << 10)).end();
+        let image = shared.layout("good", vec![tar.clone()]);
+        let (layout, digest) = if same_image {
+            ("good", image.digest.clone())
+        } else {
+            let other = gzip(&Tar::new().file("popular", &bytes(16 << 10)).end());
+            let own = Digest::of(Algorithm::Sha256, &other);
+            let diff_id = Digest::of(Algorithm::Sha256, &tar).to_string();
+            let claimed = claiming(&shared, "claimed", &own, other.len() as u64, &diff_id);
+            put_blob(&shared.bench.path().join("claimed"), &own, &other);
+            ("claimed", claimed.digest)
+        };
+        // All but the layer is given.
+        let go = Arc::new(AtomicBool::new(false));
+        let fake = FakeRegistry::new(
+            shared.bench.path().join(layout),
+            Behaviour { held: Some((4 << 10, Arc::clone(&go))), ..Behaviour::default() },
+        );
+        let slow = ResolvedManifest {
+            source: format!("docker://{}/x", fake.address),
+            digest,
+            insecure: true,
+            ..image.clone()
+        };
+        let registries = Registries::default().without_tls(&fake.address);
+        let patient = |uid| {
+            let unpack = ["internal-unpack", "--patience", "200"].map(Into::into).to_vec();
+            Helpers { unpack, ..shared.user(Some(uid), &registries, vec![]) }
+        };
+        std::thread::scope(|scope| {
+            let held = scope.spawn(|| patient(mallory).ensure(store, &slow, &()));
+            let begun = Instant::now();
+            // The manifest's configuration, and then the layer, whose lock is held by then.
+            while fake.count("/blobs/") < 2 {
+                assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", fake.log());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let waited = AtomicBool::new(false);
+            let told = |event| {
+                if let ProgressEvent::Waiting { .. } = event {
+                    waited.store(true, Ordering::Relaxed);
+                }
+            };
+            let prepared = patient(alice).ensure(store, &image, &told).unwrap();
+            assert!(!held.is_finished(), "she waited for him");
+            assert!(waited.into_inner(), "she did not find his lock");
+            assert!(prepared.layers[0].join("popular").exists());
+            // Neither does anybody who looks at the store.
+            assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+            assert!(!held.is_finished());
+            go.store(true, Ordering::SeqCst);
+            // Who brings the content has the image, too; what he claimed of other content is nothing.
+            let ended = held.join().unwrap();
+            match same_image {
+                true => drop(ended.unwrap()),
+                false => assert!(ended.unwrap_err().to_string().contains("have digest")),
+            }
+            drop(prepared);
+        });
+        assert_eq!(store.is_granted(&slow, mallory).unwrap(), same_image);
+        let known = store.list().unwrap();
+        assert_eq!(known.len(), 1);
+        assert_eq!(
+            store.origin(&image.digest).unwrap().source,
+            image.source,
+            "it is as the first one had it"
+        );
+        assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+        assert_eq!(shared.bench.records("tmp"), Vec::<String>::new());
+    }
 }
