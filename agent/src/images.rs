@@ -3,6 +3,7 @@
 
 use crate::admission;
 use crate::enter::Entered;
+use crate::imports::{Imports, Place, Wish};
 use crate::kept::{Claim, KeptContainers};
 use crate::paths::Paths;
 use crate::peers::{PeerSource, Peers, Turn, Whose};
@@ -80,6 +81,8 @@ pub struct Images {
     mounted: Option<MountedImages>,
     /// Other nodes.
     peers: Arc<Peers>,
+    /// What is brought now.
+    imports: Imports,
 }
 
 /// An image that is ready for its step.
@@ -168,6 +171,7 @@ impl Images {
             room,
             mounted,
             peers,
+            imports: Imports::default(),
         };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);
@@ -398,7 +402,10 @@ impl Images {
             None => {
                 admission::admit_named(&self.config, &wanted.typed, of.account)?;
                 pulling.state().wanted = true;
-                let found = self.resolve(&wanted.typed, of, helpers.as_ref(), &credentials)?;
+                let found = {
+                    let _place = self.import_place(pull, None, &|| {}).map_err(|e| e.to_string())?;
+                    self.resolve(&wanted.typed, of, helpers.as_ref(), &credentials)?
+                };
                 match of.step.filter(|_| !ahead) {
                     Some(key) => self.peers.pin(key, &wanted.typed, found, stop)?,
                     None => found,
@@ -453,7 +460,8 @@ impl Images {
             }
             told.event(event);
         };
-        let bring = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
+        let waits = || ProgressEvent::Waiting { what: "others of the images that are brought".to_owned() };
+        let bring_now = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
             let telling = |event| telling(event, turn);
             if turn.is_some_and(Turn::has_waited) {
                 telling(ProgressEvent::Waiting { what: format!("image {}", manifest.digest.short()) });
@@ -466,6 +474,11 @@ impl Images {
                     store.ensure_signed(&manifest, source.as_ref(), signers.as_ref(), &telling)
                 }),
             }
+        };
+        // Only when it is known where it comes from: who waits for another node's fetch keeps no place from it.
+        let bring = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
+            let _place = self.import_place(pull, Some(&manifest.digest), &|| telling(waits(), turn))?;
+            bring_now(peers, turn)
         };
         // Of a file the user shows here that they may read it, and that it is the one that was named. Else it is what fetching it says.
         let may_travel = || {
@@ -482,13 +495,17 @@ impl Images {
                 Some(helpers) => helpers.is_there(&store, &manifest)?,
                 None => store.prepared(&manifest.digest)?.is_some(),
             };
-            if there || !may_travel() {
+            if there {
+                return bring_now(None, None);
+            }
+            if !may_travel() {
                 return bring(None, None);
             }
             // Signatures are a registry's to give: each node looks for itself, and then the image may come from anywhere.
             if let Some(signers) = &signers
                 && self.peers.are_there()
             {
+                let _place = self.import_place(pull, None, &|| told.event(waits()))?;
                 match &helpers {
                     Some(helpers) => helpers.look_signed(&store, &manifest, &told)?,
                     None => open_source(&manifest, &self.registries, &credentials)
@@ -531,6 +548,20 @@ impl Images {
         let notes = notes.take();
         let ready = Ready { resolved: Some(resolved), image: Some(image), notes, ..Ready::nothing() };
         Ok(Ready { guard: Some(prepared.guard), ..ready })
+    }
+
+    /// Waits until one more may be brought; of `image`, where it is known which. `waits` is called where that takes a while.
+    fn import_place<F>(
+        &self,
+        pull: &Pull<'_, F>,
+        image: Option<&Digest>,
+        waits: &dyn Fn(),
+    ) -> berth_images::Result<Place<'_>> {
+        let wish = Wish { user: pull.of.user.uid, image, ahead: pull.ahead, stop: pull.stop };
+        self.imports.place(&wish, waits).ok_or_else(|| {
+            let reason = "it waited for others of the images that are brought, and is not wanted any more";
+            berth_images::Error::new(ErrorKind::Io, "image", reason)
+        })
     }
 
     /// For references that the client could not resolve: it ran inside a container.

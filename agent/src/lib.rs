@@ -24,6 +24,7 @@ mod holders;
 pub mod hooks;
 mod images;
 mod imex;
+mod imports;
 mod jobs;
 mod kept;
 mod left;

@@ -7,6 +7,7 @@
 //! as hidden sub-commands.
 
 mod programs;
+mod score;
 
 pub(crate) use programs::{SetId, become_identity, parse_identity};
 pub use programs::{fetcher_main, unpacker_main};

@@ -43,6 +43,41 @@ fn a_cancelled_job_gives_up_its_image_and_others_go_on_as_root() {
     registry.thaw();
 }
 
+/// When memory runs out the kernel is to end a pull, and neither jobs in its place nor the agent.
+#[test]
+fn what_brings_an_image_has_none_of_the_agents_protection_as_root() {
+    let registry = Registry::open();
+    let option = format!("--container-image={}", registry.push(&images::layers(), "slow:1", &[]));
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let slow = sandbox.sbatch(&["--hold", "-c1", "--mem=64M", &option], "#!/bin/sh\n:\n");
+    registry.freeze();
+    sandbox.cmd("scontrol").args(["release", &slow.to_string()]).ok();
+    let read = |pid: i32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let score = |pid: i32| read(pid, "oom_score_adj").unwrap_or_default().trim().to_owned();
+    let parent = |pid: i32| -> Option<i32> {
+        read(pid, "status").ok()?.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+    };
+    let running = |word: &str| -> Vec<i32> {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| read(*pid, "cmdline").is_ok_and(|line| line.contains(word))).collect()
+    };
+    let state = sandbox.state().display().to_string();
+    let both = || {
+        let ours = |pid: &i32| read(*pid, "cmdline").is_ok_and(|line| line.contains(&state));
+        let unpacker = running("internal-unpack").into_iter().find(ours)?;
+        let agent = parent(unpacker)?;
+        let fetcher = running("internal-fetch").into_iter().find(|pid| parent(*pid) == Some(agent))?;
+        let seen = [agent, fetcher, unpacker].map(score);
+        // They have it until they have begun.
+        (seen[1..] == ["0", "0"]).then_some(seen)
+    };
+    let seen = wait(20, both);
+    assert_eq!(seen, Some(["-900", "0", "0"].map(str::to_owned)), "the agent, and what fetches and unpacks");
+    sandbox.cmd("scancel").arg(slow.to_string()).ok();
+    registry.thaw();
+}
+
 each_user! {
     fn a_container_request_never_runs_on_the_host(who) {
         let sandbox = Sandbox::start(who);

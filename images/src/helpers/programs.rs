@@ -10,6 +10,7 @@ use std::time::Duration;
 use berth_model::login::Login;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
+use super::score::give_up_protection;
 use super::{Answer, MAX_LINE, Report, RunAs, start_failed};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -141,6 +142,7 @@ pub fn fetcher_main(
             options.image.as_deref().and_then(|text| serde_json::from_str::<ResolvedManifest>(text).ok());
         let source = image.map(|image| image.source).or(options.resolve.clone()).unwrap_or_default();
         let podman = matches!(Engine::of(&source), Some((Engine::Podman, _)));
+        give_up_protection()?;
         become_identity(options.identity.as_ref(), if podman { SetId::On } else { SetId::Off })?;
         if podman && options.identity.is_some() {
             leave_nothing_running()?;
@@ -252,6 +254,7 @@ pub fn unpacker_main(
     };
     let run = || -> Result<()> {
         let options = parse(arguments)?;
+        give_up_protection()?;
         become_identity(options.identity.as_ref(), SetId::Off)?;
         let (Some(root), Some(image)) = (&options.store, &options.image) else {
             return Err(start_failed("--store and --image are needed"));
