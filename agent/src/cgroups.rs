@@ -16,12 +16,19 @@ use berth_step::spool::{read_json, write_json};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Name of the group, within a job's, in which a process is parked for the job's next step.
 const NEXT: &str = "next";
 /// Name of the group, within a job's, of logins to the node by the job's user.
 const VISITORS: &str = "extern";
+/// Name of the group of what fetches images, with a group for each in it.
+const FETCH: &str = "fetch";
+/// Bytes of memory and processes that one has, and bytes that all have together.
+const FETCH_MEMORY: u64 = 1 << 30;
+const FETCH_PIDS: u64 = 1024;
+const FETCH_MEMORY_OF_ALL: u64 = 4 << 30;
 /// Name of the group of zygote and supervisors.
 const SUPERVISORS: &str = "supervisors";
 
@@ -214,14 +221,56 @@ impl Cgroups {
             // A device policy is set once.
             return Ok(Cgroup::named(&self.facts, &own));
         }
-        let others = self.others(|file| given.iter().any(|name| name == file));
-        let channels: Vec<ByteStr> = crate::imex::files();
-        let is_given = |file: &ByteStr| given.iter().any(|name| name.as_bytes() == file.0);
-        let channels: Vec<ByteStr> = channels.into_iter().filter(|file| !is_given(file)).collect();
-        let denied = others.into_iter().chain(rules(&channels)).collect();
-        let own = given.iter().find_map(|file| Imex::of(file));
-        let limits = CgroupLimits { devices: Some(self.deny(denied, own)), ..CgroupLimits::default() };
+        let limits = CgroupLimits { devices: Some(self.denials(given)), ..CgroupLimits::default() };
         Cgroup::create(&self.facts, &own, &limits).inspect_err(|_| self.drop_visitors(job))
+    }
+
+    /// A group for what fetches an image, with what it starts: on these cores, if any, and without the device files that are allocated
+    /// but for those `given`.
+    pub(crate) fn fetcher(
+        &self,
+        whose: &str,
+        cpus: &[u32],
+        given: &[String],
+    ) -> Result<Option<Cgroup>, CgroupError> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let all = CgroupLimits { memory: Some(FETCH_MEMORY_OF_ALL), ..CgroupLimits::default() };
+        self.create(FETCH, &all)?;
+        let limits = CgroupLimits {
+            memory: Some(FETCH_MEMORY),
+            cpus: cpus.to_vec(),
+            pids: Some(FETCH_PIDS),
+            devices: Some(self.denials(given)),
+            ..CgroupLimits::default()
+        };
+        // Each has its own, since a device policy is set once; what an earlier agent began may still have one.
+        let there = self.fetchers();
+        let name = loop {
+            let name = format!("{whose}.{}", LAST.fetch_add(1, Ordering::Relaxed));
+            if !there.contains(&name) {
+                break format!("{FETCH}/{name}");
+            }
+        };
+        self.create(&name, &limits).inspect_err(|_| self.drop_group(&name))
+    }
+
+    /// Names of the groups of what fetches images.
+    fn fetchers(&self) -> Vec<String> {
+        Cgroup::below(&self.facts, &format!("{}/{FETCH}", self.root))
+    }
+
+    /// What keeps somebody with these device files from all others.
+    fn denials(&self, given: &[String]) -> DevicePolicy {
+        self.deny(self.denied(given), given.iter().find_map(|file| Imex::of(file)))
+    }
+
+    /// What somebody with these device files may not open: all others that are allocated, and channels of other jobs.
+    fn denied(&self, given: &[String]) -> Vec<DeviceRule> {
+        let others = self.others(|file| given.iter().any(|name| name == file));
+        let is_given = |file: &ByteStr| given.iter().any(|name| name.as_bytes() == file.0);
+        let channels: Vec<ByteStr> =
+            crate::imex::files().into_iter().filter(|file| !is_given(file)).collect();
+        others.into_iter().chain(rules(&channels)).collect()
     }
 
     /// Ends logins into a job that is there.
@@ -248,6 +297,14 @@ impl Cgroups {
                 if next.iter().any(|n| n == NEXT) {
                     self.drop_group(&format!("{name}/{NEXT}"));
                 }
+            } else if name == FETCH {
+                // An import goes on without its agent; what is left of one is empty, or is taken away with the tree.
+                for fetcher in self.fetchers() {
+                    let group = Cgroup::named(&self.facts, &format!("{}/{FETCH}/{fetcher}", self.root));
+                    if let Err(e) = group.remove() {
+                        tracing::debug!("{e}");
+                    }
+                }
             } else if name != SUPERVISORS {
                 self.drop_group(&name);
             }
@@ -256,6 +313,10 @@ impl Cgroups {
 
     /// Takes the tree away, but for what these jobs have.
     pub fn leave(&self, jobs: &[JobId], patience: Duration) {
+        if jobs.is_empty() {
+            // Nobody waits for what is still being fetched.
+            self.drop_group(FETCH);
+        }
         self.sweep(jobs);
         let end = Instant::now() + patience;
         for name in [format!("{}/{SUPERVISORS}", self.root), self.root.clone()] {
@@ -349,4 +410,28 @@ fn hash(state: &Path) -> u32 {
         .as_bytes()
         .iter()
         .fold(0x811c_9dc5, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // what fails here fails the test
+
+    use super::*;
+
+    #[test]
+    fn what_fetches_an_image_has_its_jobs_devices_and_without_a_job_none() {
+        let files = ["/dev/null", "/dev/zero"].map(str::to_owned);
+        let [null, zero] = files.each_ref().map(|file| device_of(Path::new(file)).unwrap());
+        let state = Path::new("/nonexistent");
+        let cgroups = Cgroups::detect(state, &files, CgroupFacts::default(), false).unwrap();
+        let denied = |given: &[String]| -> Vec<bool> {
+            let rules = cgroups.denied(given);
+            [null, zero].iter().map(|rule| rules.contains(rule)).collect()
+        };
+        assert_eq!(denied(&[]), [true, true]);
+        assert_eq!(denied(&files[..1]), [false, true]);
+        assert_eq!(denied(&files), [false, false]);
+        // Where nothing can be limited there is no group either.
+        assert!(cgroups.fetcher("job_1", &[], &[]).unwrap().is_none());
+    }
 }

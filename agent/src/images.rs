@@ -2,6 +2,8 @@
 //! own identity. Everything here blocks; one thread for each step that waits.
 
 use crate::admission;
+use crate::cgroups::Cgroups;
+use crate::confine::Fetchers;
 use crate::enter::Entered;
 use crate::imports::{Imports, Place, Wish};
 use crate::kept::{Claim, KeptContainers};
@@ -12,9 +14,9 @@ use crate::room::{self, Room};
 use crate::signatures::{self, Unsigned};
 use berth_agent_core::Fetched;
 use berth_images::{
-    Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress, ProgressEvent,
-    Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RoomRules, RunAs, Store, UseGuard,
-    Wanted, file_pin, open_source, resolve,
+    Confine, Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress,
+    ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RoomRules, RunAs,
+    Store, UseGuard, Wanted, file_pin, open_source, resolve,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
@@ -83,6 +85,8 @@ pub struct Images {
     peers: Arc<Peers>,
     /// What is brought now.
     imports: Imports,
+    /// Where fetchers run in system mode.
+    cgroups: Arc<Cgroups>,
 }
 
 /// An image that is ready for its step.
@@ -116,6 +120,8 @@ type Bring<'a, T> = dyn Fn(Option<&PeerSource>, Option<&Turn>) -> berth_images::
 struct For<'a> {
     /// The step, where it is a job's.
     step: Option<StepKey>,
+    /// The same, where the job is on this node.
+    here: Option<&'a StepLaunch>,
     user: &'a Identity,
     /// The submitter's environment.
     env: &'a [ByteStr],
@@ -127,6 +133,7 @@ impl<'a> For<'a> {
     fn step(launch: &'a StepLaunch) -> For<'a> {
         For {
             step: Some(launch.key),
+            here: Some(launch),
             user: &launch.identity,
             env: &launch.env,
             directory: launch.work_dir.as_path(),
@@ -154,7 +161,7 @@ impl Images {
         config: &ImagesConfig,
         kept: Arc<KeptContainers>,
         room: Room,
-        peers: Arc<Peers>,
+        (peers, cgroups): (Arc<Peers>, Arc<Cgroups>),
     ) -> Result<Images, String> {
         let (own_program, program) = (program.clone(), system.then_some(program));
         let mounted = system.then(MountedImages::new).and_then(Result::ok);
@@ -172,6 +179,7 @@ impl Images {
             mounted,
             peers,
             imports: Imports::default(),
+            cgroups,
         };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);
@@ -341,7 +349,8 @@ impl Images {
             }
         }
         let pulling = Pulling::new(|_| {});
-        let pull = Pull { of: For::step(launch), login, pulling: &pulling, stop, ahead: true };
+        let of = For { here: None, ..For::step(launch) };
+        let pull = Pull { of, login, pulling: &pulling, stop, ahead: true };
         self.make_present(&pull, &container.image)?;
         Ok(pulling.fetched())
     }
@@ -350,7 +359,8 @@ impl Images {
     pub fn fetch_for_others(&self, launch: &StepLaunch, login: Option<&Login>) -> Result<(), String> {
         let Some(container) = &launch.container else { return Ok(()) };
         let (pulling, stop) = (Pulling::new(|_| {}), Arc::new(AtomicBool::new(false)));
-        let pull = Pull { of: For::step(launch), login, pulling: &pulling, stop: &stop, ahead: false };
+        let of = For { here: None, ..For::step(launch) };
+        let pull = Pull { of, login, pulling: &pulling, stop: &stop, ahead: false };
         self.make_present(&pull, &container.image).map(drop)
     }
 
@@ -362,7 +372,8 @@ impl Images {
         image: &ImageRef,
         stop: &Arc<AtomicBool>,
     ) -> Result<(Fetched, Vec<String>), String> {
-        let of = For { step: None, user, env: &[], directory: user.home.as_path(), account: None };
+        let directory = user.home.as_path();
+        let of = For { step: None, here: None, user, env: &[], directory, account: None };
         let pulling = Pulling::new(|_| {});
         let pull = Pull { of, login: None, pulling: &pulling, stop, ahead: false };
         let ready = self.make_present(&pull, image)?;
@@ -389,6 +400,7 @@ impl Images {
             login: login.cloned(),
             stop: Some(Arc::clone(stop)),
             quota: self.program.as_ref().and_then(|_| self.config.quota_of(&of.user.user, of.user.uid.0)),
+            confine: self.program.as_ref().map(|_| self.fetchers(of)),
             ..helpers(program, &self.registries, of, self.program.is_some())
         });
         let credentials = match login {
@@ -550,6 +562,14 @@ impl Images {
         Ok(Ready { guard: Some(prepared.guard), ..ready })
     }
 
+    /// Where what fetches the image runs.
+    fn fetchers(&self, of: For<'_>) -> Arc<dyn Confine> {
+        Arc::new(match of.here {
+            Some(launch) => Fetchers::of_job(&self.cgroups, launch),
+            None => Fetchers::of_user(&self.cgroups, of.user.uid),
+        })
+    }
+
     /// Waits until one more may be brought; of `image`, where it is known which. `waits` is called where that takes a while.
     fn import_place<F>(
         &self,
@@ -666,6 +686,7 @@ fn helpers(program: &Path, registries: &Registries, of: For<'_>, system: bool) -
         login: None,
         quota: None,
         stop: None,
+        confine: None,
     }
 }
 

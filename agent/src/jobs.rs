@@ -2,8 +2,10 @@
 //! first step, gone after its last.
 
 use crate::paths::Paths;
+use berth_gpus::imex::Imex;
 use berth_model::hardware::GresDevice;
 use berth_model::ids::{Attempt, Gid, JobId, Uid};
+use berth_model::launch::StepLaunch;
 use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::spool::{SCRIPT_FD, read_json, write_json};
@@ -62,6 +64,12 @@ pub struct JobRecord {
     /// What it failed of.
     #[serde(default)]
     pub epilog_failure: Option<String>,
+}
+
+/// Device files that a job has on the node.
+pub(crate) fn devices(launch: &StepLaunch) -> Vec<String> {
+    let given = launch.job.share.gres.iter().flat_map(|g| &g.files).map(|f| f.display().into_owned());
+    given.chain(launch.job.imex_channel.map(Imex::file)).collect()
 }
 
 /// How long the kernel may take until a killed job's processes are gone before that is worth a word.

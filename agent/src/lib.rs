@@ -12,6 +12,7 @@ pub mod around;
 pub mod cdi;
 mod cgroups;
 mod clients;
+mod confine;
 mod dial;
 mod direct;
 mod drift;

@@ -219,7 +219,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         &options.config.images,
         Arc::clone(&kept),
         room,
-        Arc::clone(&peers),
+        (Arc::clone(&peers), Arc::clone(&cgroups)),
     )
     .map_err(AgentError::Images)?;
     let images = Arc::new(images);

@@ -375,6 +375,7 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         login: None,
         quota: None,
         stop: None,
+        confine: None,
     }))
 }
 

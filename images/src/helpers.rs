@@ -6,9 +6,11 @@
 //! agent in lines of JSON on its standard error. The `berth` program calls [`fetcher_main`] and [`unpacker_main`]
 //! as hidden sub-commands.
 
+mod confine;
 mod programs;
 mod score;
 
+pub use confine::{Confine, Confined};
 pub(crate) use programs::{SetId, become_identity, parse_identity};
 pub use programs::{fetcher_main, unpacker_main};
 
@@ -95,6 +97,8 @@ pub struct Helpers {
     pub quota: Option<u64>,
     /// Set by whoever does not want the image any more: the processes are ended within a second, whatever they wait for.
     pub stop: Option<Arc<AtomicBool>>,
+    /// Where fetchers run, which start what their users' settings name; `None` where this process does.
+    pub confine: Option<Arc<dyn Confine>>,
 }
 
 /// One line of the unpacker's report.
@@ -251,9 +255,12 @@ impl Helpers {
     ) -> Result<()> {
         let json = |e: serde_json::Error| start_failed(&e.to_string());
         let described = serde_json::to_string(image).map_err(json)?;
+        // Dropped after the fetcher has ended.
+        let place = self.place()?;
         let mut fetcher = Command::new(&self.program);
         fetcher.args(&self.fetch).args(["--image", &described, "--registries", &self.described()?]);
         run_as(&mut fetcher, self.user.as_ref());
+        run_in(&mut fetcher, place.as_deref());
         self.announce_login(&mut fetcher);
         fetcher.env_clear().envs(self.environment.iter().cloned());
         let mut fetcher = Running::start(fetcher.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
@@ -303,6 +310,7 @@ impl Helpers {
     /// # Errors
     /// As for [`resolve`]; or the process cannot be started or dies.
     pub fn resolve(&self, reference: &Reference, directory: &Path) -> Result<Resolved> {
+        let place = self.place()?;
         let mut resolver = Command::new(&self.program);
         resolver
             .args(&self.fetch)
@@ -310,6 +318,7 @@ impl Helpers {
             .arg("--directory")
             .arg(directory);
         run_as(&mut resolver, self.user.as_ref());
+        run_in(&mut resolver, place.as_deref());
         self.announce_login(&mut resolver);
         resolver.env_clear().envs(self.environment.iter().cloned());
         let mut resolver = Running::start(resolver.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
@@ -349,6 +358,11 @@ impl Helpers {
             Answer::Pin(pin) => Ok(pin),
             _ => Err(died("resolving")),
         }
+    }
+
+    /// Where the next fetcher runs.
+    fn place(&self) -> Result<Option<Box<dyn Confined>>> {
+        self.confine.as_ref().map(|confine| confine.place()).transpose()
     }
 
     /// Says that a login comes first on the standard input.
@@ -451,6 +465,12 @@ fn run_as(command: &mut Command, identity: Option<&RunAs>) {
     if let Some(RunAs { uid, gid, groups }) = identity {
         let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
         command.arg("--as").arg(format!("{uid}:{gid}:{}", groups.join(",")));
+    }
+}
+
+fn run_in(command: &mut Command, place: Option<&dyn Confined>) {
+    for list in place.map(Confined::lists).unwrap_or_default() {
+        command.arg("--join").arg(list);
     }
 }
 

@@ -56,7 +56,7 @@ mod unseen;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::{Error, ErrorKind, Result, Shortfall};
-pub use helpers::{Helpers, PROXY_VARIABLES, RunAs, fetcher_main, unpacker_main};
+pub use helpers::{Confine, Confined, Helpers, PROXY_VARIABLES, RunAs, fetcher_main, unpacker_main};
 pub use known::Manifests;
 pub use manifest::{ImageConfig, LayerInfo, Platform};
 pub use progress::{Progress, ProgressEvent};

@@ -1,7 +1,7 @@
 //! Devices are given once: real character devices, made by the test, that jobs and steps get apart from one another, and attacks on
 //! those of others.
 
-use berth_tests::{Cmd, Sandbox, Who, images, sandbox};
+use berth_tests::{Cmd, Registry, Sandbox, Who, images, sandbox};
 use std::path::PathBuf;
 
 /// Devices of the kernel's that any program may open, under names of our own.
@@ -68,6 +68,73 @@ impl Drop for Devices {
 fn of(word: &str, text: &str) -> Vec<u32> {
     assert!(text.lines().any(|line| line == "end"), "{text}");
     text.lines().filter_map(|line| line.strip_prefix(word)?.trim().parse().ok()).collect()
+}
+
+/// A program in the machine's path, which keeps logins for whoever names it.
+struct Keeper(PathBuf);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// While an image is fetched, a program that the user's settings name runs as the user on the node.
+#[test]
+fn what_a_users_settings_start_to_fetch_an_image_has_the_devices_of_its_job_alone_as_root() {
+    use std::os::unix::fs::PermissionsExt;
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let registry = Registry::with_login();
+    let image = registry.push(&images::busybox(), "team/private:1", &[]);
+    let sandbox =
+        Sandbox::with_config(Who::root(), &format!("{}{}", registry.without_tls(), devices.config()));
+    let user = Who::user();
+    let home = sandbox.work().join("keeps");
+    std::fs::create_dir(&home).unwrap();
+    let name = format!("bt-{}", std::process::id());
+    let config = format!("{{\"credHelpers\": {{\"{}\": \"{name}\"}}}}", registry.host());
+    std::fs::write(home.join("config.json"), config).unwrap();
+    for path in [&home, &home.join("config.json")] {
+        berth_tests::machine::give(path, &user);
+    }
+    // What it can reach, and where it is; then the login.
+    let login = format!(
+        "{{\"ServerURL\":\"\",\"Username\":\"{}\",\"Secret\":\"{}\"}}",
+        berth_tests::registry::LOGIN.0,
+        berth_tests::registry::LOGIN.1
+    );
+    let said = home.join("said");
+    let script = format!(
+        "#!/bin/sh\n{{ cat /proc/self/cgroup; {}; }} > {}.$$ 2>&1\necho '{login}'\n",
+        devices.probe(),
+        said.display()
+    );
+    let keeper = Keeper(PathBuf::from(format!("/usr/local/bin/docker-credential-{name}")));
+    std::fs::write(&keeper.0, script).unwrap();
+    std::fs::set_permissions(&keeper.0, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // Somebody else has the first device.
+    let holder = sandbox.sbatch(&["--gres=gpu:toy:1", "--mem=50M", "-o", "held"], "#!/bin/sh\nsleep 600\n");
+    sandbox.wait_state(holder, "RUNNING", 30);
+    let container = format!("--container-image={image}");
+    let as_user = |program: &str, words: &[&str]| {
+        sandbox.cmd_as(&user, program).dir(&home).env("DOCKER_CONFIG", &home).args(words).limit(90)
+    };
+    // The login is not carried, so that the node asks for it.
+    let words = ["--no-container-login", "--gres=gpu:toy:1", "--mem=50M", &container, "true"];
+    as_user("srun", &words).ok();
+    let entries = std::fs::read_dir(&home).unwrap().flatten();
+    let said = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("said."));
+    let all: Vec<String> = said.map(|entry| std::fs::read_to_string(entry.path()).unwrap()).collect();
+    // `srun` asked for it, too, where its user is.
+    let of_job: Vec<&String> = all.iter().filter(|text| text.contains("/fetch/job_")).collect();
+    assert!(!of_job.is_empty(), "the node did not ask for the login in a place of its job's: {all:?}");
+    for text in of_job {
+        assert_eq!(of("file", text), [1], "{text}");
+        assert_eq!(of("seen", text), [0, 2, 3], "{text}");
+    }
 }
 
 #[test]

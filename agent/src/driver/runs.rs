@@ -9,7 +9,6 @@ use crate::standby::PAUSE;
 use crate::used::{is_known_to_kernel, is_sampled};
 use crate::{after, clients};
 use berth_agent_core::AgentEvent;
-use berth_gpus::imex::Imex;
 use berth_model::ids::{Attempt, JobId, StepKey};
 use berth_model::launch::StepLaunch;
 use berth_model::spec::JobKind;
@@ -28,7 +27,7 @@ impl Driver {
             uid: identity.uid,
             gid: identity.gid,
             user: identity.user.clone(),
-            devices: devices(launch),
+            devices: jobs::devices(launch),
             gpus: gpus.cloned().collect(),
             boot_id: self.node.boot_id.clone(),
             cgroup: None,
@@ -248,12 +247,6 @@ impl Driver {
         });
         self.clearing.insert(job, (attempt, cleared));
     }
-}
-
-/// Device files that a job has on the node.
-fn devices(launch: &StepLaunch) -> Vec<String> {
-    let given = launch.job.share.gres.iter().flat_map(|g| &g.files).map(|f| f.display().into_owned());
-    given.chain(launch.job.imex_channel.map(Imex::file)).collect()
 }
 
 /// Runs the epilog of a run of which no process is left, unless it ended before. What it failed of; `None` when it was

@@ -10,6 +10,7 @@ use std::time::Duration;
 use berth_model::login::Login;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
+use super::confine::join;
 use super::score::give_up_protection;
 use super::{Answer, MAX_LINE, Report, RunAs, start_failed};
 use crate::digest::Digest;
@@ -35,6 +36,7 @@ struct Options {
     directory: Option<PathBuf>,
     registries: Option<String>,
     identity: Option<RunAs>,
+    join: Vec<PathBuf>,
     store: Option<PathBuf>,
     image: Option<String>,
     grant: Option<u32>,
@@ -78,6 +80,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--registries" => options.registries = Some(text()?),
             "--directory" => options.directory = Some(PathBuf::from(&value)),
             "--as" => options.identity = Some(parse_identity(&text()?).ok_or_else(|| bad(&name))?),
+            "--join" => options.join.push(PathBuf::from(&value)),
             "--store" => options.store = Some(PathBuf::from(&value)),
             "--image" => options.image = Some(text()?),
             "--login" => options.login = Some(text()?),
@@ -130,7 +133,7 @@ pub(crate) enum SetId {
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
 /// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links; `--pin SOURCE` how the
-/// file of a canonical source is. All take `--registries JSON` and `--as UID:GID:GROUPS`; with
+/// file of a canonical source is. All take `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
 /// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
@@ -142,6 +145,7 @@ pub fn fetcher_main(
             options.image.as_deref().and_then(|text| serde_json::from_str::<ResolvedManifest>(text).ok());
         let source = image.map(|image| image.source).or(options.resolve.clone()).unwrap_or_default();
         let podman = matches!(Engine::of(&source), Some((Engine::Podman, _)));
+        join(&options.join)?;
         give_up_protection()?;
         become_identity(options.identity.as_ref(), if podman { SetId::On } else { SetId::Off })?;
         if podman && options.identity.is_some() {

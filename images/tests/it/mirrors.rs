@@ -262,6 +262,7 @@ pub(crate) fn helpers(
         login: None,
         quota: None,
         stop: None,
+        confine: None,
     }
 }
 

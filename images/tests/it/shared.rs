@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use berth_images::{
-    Algorithm, Credentials, Digest, ErrorKind, Helpers, ProgressEvent, Registries, ResolvedManifest, RunAs,
-    Store, open_source,
+    Algorithm, Confine, Confined, Credentials, Digest, Error, ErrorKind, Helpers, ProgressEvent, Registries,
+    ResolvedManifest, RunAs, Store, open_source,
 };
 
 use crate::concurrency::{helpers, program};
@@ -306,6 +306,70 @@ fn who_a_registry_gives_an_image_gets_what_it_gave_others_without_its_bytes() {
         .err()
         .unwrap();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+}
+
+/// Places for fetchers, of which it is counted how many there are and how many were taken.
+#[derive(Debug, Default)]
+struct Places {
+    lists: Vec<PathBuf>,
+    taken: AtomicU64,
+    held: Arc<AtomicU64>,
+}
+
+struct Place {
+    lists: Vec<PathBuf>,
+    held: Arc<AtomicU64>,
+}
+
+impl Confine for Places {
+    fn place(&self) -> Result<Box<dyn Confined>, Error> {
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        self.held.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(Place { lists: self.lists.clone(), held: Arc::clone(&self.held) }))
+    }
+}
+
+impl Confined for Place {
+    fn lists(&self) -> Vec<PathBuf> {
+        self.lists.clone()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.held.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_fetcher_goes_where_it_is_confined_before_it_is_the_users_and_an_image_that_is_there_needs_none() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(shared) = Shared::new() else { return };
+    let image = shared.layout("good", vec![Tar::new().file("a", b"x").end()]);
+    // As the kernel has them: root's alone.
+    let lists = ["one", "two"].map(|name| shared.bench.path().join(name));
+    for list in &lists {
+        std::fs::write(list, "").unwrap();
+        std::fs::set_permissions(list, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let places = Arc::new(Places { lists: lists.to_vec(), ..Places::default() });
+    let confine: Arc<dyn Confine> = places.clone();
+    let alice =
+        Helpers { confine: Some(confine), ..shared.user(Some(54_001), &Registries::default(), vec![]) };
+    let counts = || (places.taken.load(Ordering::SeqCst), places.held.load(Ordering::SeqCst));
+    let prepared = alice.ensure(&shared.store, &image, &()).unwrap();
+    assert_eq!(lists.each_ref().map(|list| std::fs::read_to_string(list).unwrap()), ["0", "0"]);
+    assert_eq!(counts(), (1, 0));
+    drop(prepared);
+    alice.ensure(&shared.store, &image, &()).unwrap();
+    assert_eq!(counts(), (1, 0), "it is there");
+    let reference = image.source.parse().unwrap();
+    alice.resolve(&reference, std::path::Path::new("/")).unwrap();
+    assert_eq!(counts(), (2, 0));
+    // Nothing runs outside of where it is to be.
+    std::fs::remove_file(&lists[0]).unwrap();
+    assert!(alice.resolve(&reference, std::path::Path::new("/")).is_err());
+    assert_eq!(counts(), (3, 0));
 }
 
 /// A source of one user's that does not go on, in the place where a layer that others want is made, or an image.

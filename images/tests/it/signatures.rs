@@ -462,6 +462,7 @@ fn helpers_of(registries: Registries, signers: Option<Signers>) -> Helpers {
         login: None,
         quota: None,
         stop: None,
+        confine: None,
         program: program(),
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],

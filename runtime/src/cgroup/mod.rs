@@ -236,6 +236,11 @@ impl Cgroup {
         self.v1.is_some()
     }
 
+    /// Its lists of processes, one in each hierarchy: who writes `0` there is in it.
+    pub fn lists(&self) -> Vec<PathBuf> {
+        self.backends().flat_map(Backend::dirs).map(|dir| dir.join("cgroup.procs")).collect()
+    }
+
     /// Moves a process in. Slow after idle (milliseconds): not on the start path.
     ///
     /// # Errors
