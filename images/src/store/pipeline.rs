@@ -20,7 +20,7 @@ use crate::store::Charge;
 use crate::store::window::Frames;
 use crate::unpack::{Form, LayerReport, Limits, Recorded, Unpacker};
 
-const CHUNK: usize = 256 << 10;
+pub(super) const CHUNK: usize = 256 << 10;
 /// Chunks between two stages: 2 MiB for a layer, and each stage has one in hand.
 const QUEUE: usize = 4;
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::lock::{Hold, Lock};
+use super::pipeline::CHUNK;
 use super::work::WorkDir;
 use super::{Store, files};
 use crate::digest::Digest;
@@ -101,8 +102,10 @@ impl Turn<'_> {
     /// What is told of the layer goes by here, so that those who wait see that it comes.
     pub(super) fn watched<'t>(&'t self, progress: &'t dyn Progress) -> impl Fn(ProgressEvent) + Sync {
         move |event| {
-            if let ProgressEvent::Fetched { bytes } = &event {
-                self.say(self.brought.fetch_add(*bytes, Ordering::Relaxed) + bytes);
+            if let ProgressEvent::Fetched { bytes } = event {
+                // Of another node's archive more comes than the blob has, and people are told nothing of that.
+                let more = if bytes == 0 { CHUNK as u64 } else { bytes };
+                self.say(self.brought.fetch_add(more, Ordering::Relaxed) + more);
             }
             progress.event(event);
         }
