@@ -487,9 +487,15 @@ impl Images {
                 }),
             }
         };
+        let is_there = || match &helpers {
+            Some(helpers) => helpers.is_there(&store, &manifest),
+            None => store.prepared(&manifest.digest).map(|prepared| prepared.is_some()),
+        };
         // Only when it is known where it comes from: who waits for another node's fetch keeps no place from it.
         let bring = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
             let _place = self.import_place(pull, Some(&manifest.digest), &|| telling(waits(), turn))?;
+            // Whoever waited for another step of the same user finds it.
+            let peers = if is_there()? { None } else { peers };
             bring_now(peers, turn)
         };
         // Of a file the user shows here that they may read it, and that it is the one that was named. Else it is what fetching it says.
@@ -503,11 +509,7 @@ impl Images {
                     || as_it_was().is_ok_and(|now| Some(now) == manifest.pin))
         };
         let ensure = || {
-            let there = match &helpers {
-                Some(helpers) => helpers.is_there(&store, &manifest)?,
-                None => store.prepared(&manifest.digest)?.is_some(),
-            };
-            if there {
+            if is_there()? {
                 return bring_now(None, None);
             }
             if !may_travel() {

@@ -141,7 +141,7 @@ impl Inner {
             return Ok(peer.clone());
         }
         // Others that read wait for the same answer.
-        match self.turn.peer(&self.turn.way()) {
+        match self.turn.peer(&self.turn.way_within(super::MIDWAY)) {
             Some(peer) => {
                 tracing::info!("image {}: goes on from {}", self.source, peer.node);
                 state.peer = Some(peer.clone());

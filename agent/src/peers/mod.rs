@@ -43,6 +43,8 @@ const RENEW: Duration = Duration::from_secs(5);
 const UNHEARD: Duration = Duration::from_secs(12);
 /// How often somebody who waits looks whether the image is still wanted.
 const LOOK: Duration = Duration::from_millis(300);
+/// How long somebody waits for another node's fetch after a node that gave the image is gone.
+const MIDWAY: Duration = Duration::from_secs(300);
 /// How often it is looked who this node is, until it is somebody, and from then on.
 const SOON: Duration = Duration::from_millis(500);
 const LATER: Duration = Duration::from_secs(10);
@@ -367,9 +369,19 @@ impl Turn {
 
     /// Waits until the controller says where the image is to come from: where it is from, unless it names a node that has not failed yet.
     pub(crate) fn way(&self) -> ImageWay {
+        self.way_within(Duration::MAX)
+    }
+
+    /// The same for somebody who has a place for the import meanwhile, of which there are few: whom they wait for may wait for such a
+    /// place. After so long the image comes from where it is from.
+    fn way_within(&self, most: Duration) -> ImageWay {
         let ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut heard = Instant::now();
+        let begun = Instant::now();
+        let mut heard = begun;
         loop {
+            if begun.elapsed() > most {
+                return ImageWay::Source;
+            }
             match ways.recv_timeout(LOOK) {
                 Ok((ImageWay::Wait, _)) => {
                     heard = Instant::now();
