@@ -91,6 +91,11 @@ if wanted settling; then
     seen settling
 fi
 
+if wanted given-up; then
+    change $c/cluster/given_up.rs 'if node.link.is_none() {' 'if node.link.is_none() || node.given_up.is_none() {'
+    seen given-up
+fi
+
 if wanted commit-first; then
     change $c/store.rs '        store.apply(writes)?;' '        let _ = store.apply(writes);'
     seen commit-first

@@ -31,7 +31,7 @@ pub enum Args {
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
-        /// Also while jobs have something on them: these end as NODE_FAIL
+        /// Also while jobs have something on them: these are ended first, as NODE_FAIL, which is waited for
         #[arg(long)]
         force: bool,
     },

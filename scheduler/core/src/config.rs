@@ -30,6 +30,8 @@ pub struct CoreConfig {
     pub cluster: String,
     /// From SIGTERM to SIGKILL.
     pub kill_wait: Span,
+    /// For how long an agent waits after SIGKILL for what does not end.
+    pub unkillable: Span,
     /// How long an ended job stays in memory.
     pub min_job_age: Span,
     /// Silence after which a node counts as not responding.
@@ -191,6 +193,7 @@ impl CoreConfig {
         Ok(CoreConfig {
             cluster: config.cluster.clone(),
             kill_wait: Span::from_secs(config.kill_wait_seconds.into()),
+            unkillable: Span::from_secs(config.unkillable_seconds.into()),
             min_job_age: Span::from_secs(config.min_job_age_seconds.into()),
             node_timeout: Span::from_secs(config.node_timeout_seconds.into()),
             idle: idle_rules(&config.gpus),

@@ -59,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) fence_look: Option<Time>,
     /// Why it was not powered off the last time, and when it had been heard of last then: said once.
     pub(crate) unfenced: Option<(Time, String)>,
+    /// It was given up while it was connected: when what it had counts as lost at the latest.
+    pub(crate) given_up: Option<Time>,
     pub(crate) last_busy: Option<Time>,
     pub(crate) load: u32,
     pub(crate) reported_free_memory: u64,
@@ -95,6 +97,7 @@ impl Node {
             fence_again: None,
             fence_look: None,
             unfenced: None,
+            given_up: None,
             last_busy: None,
             load: 0,
             reported_free_memory: 0,

@@ -430,9 +430,22 @@ fn a_removed_machine_is_cut_off_and_its_name_is_free() {
     assert!(text.contains(&format!("{again}, {both}")) && text.contains("--force"), "{text}");
     assert!(w.cut.is_empty());
     w.sent.clear();
-    w.root(remove("n1", true)).unwrap();
-    assert_eq!(w.cut, [NodeName::from("n1")]);
+    let asked = w.request_later(actor(0), remove("n1", true));
     assert!(w.sent.iter().any(|m| matches!(m, ToAgent::EndJob { job, .. } if *job == both)));
+    assert_eq!((w.state(again), w.state(both)), (JobState::Completing, JobState::Completing));
+    // Nobody has it back in service meanwhile, and who asks for it again is told with the first.
+    let resume =
+        Request::UpdateNode { nodes: vec!["n1".into()], state: NodeStateChange::Resume, reason: None };
+    assert!(w.refused(resume, RefusalCode::WrongState).contains("is being removed"));
+    let twice = w.request_later(actor(0), remove("n1", true));
+    w.gone("n1", both, 0);
+    assert!(w.cut.is_empty() && !w.replies.contains_key(&asked), "before all is gone");
+    w.gone("n1", again, 0);
+    assert_eq!(w.cut, [NodeName::from("n1")]);
+    assert_eq!(
+        [asked, twice].map(|id| w.replies.remove(&id)),
+        [Some(Ok(Response::Done)), Some(Ok(Response::Done))]
+    );
     assert_eq!(w.state(again), JobState::Pending, "it goes back to the queue");
     assert!(matches!(w.info(again).reason, Reason::ReqNodeNotAvail(_)), "{:?}", w.info(again).reason);
     assert_eq!(w.state(both), JobState::Completing, "until the other node has ended it");

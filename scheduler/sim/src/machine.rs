@@ -42,6 +42,9 @@ impl Behaviour {
 /// How long who keeps deadlines leaves a run to supervisors and agent, as `berth_step::deadlines` has it.
 pub(crate) const KEEPER_WAITS: Span = Span(2_000_000);
 
+/// For how long an agent waits for what does not end although it is killed: as the configuration has it.
+pub(crate) const UNKILLABLE: Span = Span::from_secs(60);
+
 /// A step's supervisor and its spool entry.
 #[derive(Clone, Debug)]
 pub(crate) struct Supervised {
@@ -222,7 +225,7 @@ impl Machine {
             hardware: self.hardware.clone(),
             term: self.term,
             prolog: self.prolog,
-            unkillable: Span::from_secs(60),
+            unkillable: UNKILLABLE,
             health: self.checks.then_some(HealthPlan { interval: Span::from_secs(20), busy: None }),
             unhealthy: self.unhealthy.clone(),
             unknown: vec![],

@@ -1,7 +1,8 @@
 //! What really happened, beside what the controller believes: programs that ran, evidence of lost nodes, and everything that
 //! was made durable or promised. Safety is that the two never contradict each other.
 
-use crate::machine::Supervised;
+use crate::fencing::least;
+use crate::machine::{Supervised, UNKILLABLE};
 use crate::world::World;
 use berth_agent_core::StepTimers;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
@@ -36,8 +37,10 @@ pub(crate) struct OnRecord {
 #[derive(Default)]
 pub(crate) struct Truth {
     pub(crate) ran: BTreeMap<(StepKey, NodeName), Ran>,
-    /// Runs that may count as lost on a node: it booted anew, or an administrator says so.
+    /// Runs that may count as lost on a node: it booted anew, or an administrator says so of one that is not connected.
     pub(crate) evidence: BTreeSet<(JobId, Attempt, NodeName)>,
+    /// Runs on nodes that were given up while they were connected: when that counts as evidence at the earliest, unless the link is lost before.
+    given_up: BTreeMap<(JobId, Attempt, NodeName), Time>,
     pub(crate) record: OnRecord,
     /// Exits that agents were told are on record.
     pub(crate) promised: BTreeMap<(StepKey, NodeName), ExitStatus>,
@@ -152,6 +155,19 @@ impl Truth {
         self.evidence.insert((run.0, run.1, node.clone()));
     }
 
+    /// Time has come to this: what was given up long enough ago counts as lost.
+    fn word_stands(&mut self, now: Time) {
+        let due = self.given_up.iter().filter(|(_, at)| **at <= now).map(|(run, _)| run.clone());
+        self.evidence.extend(due);
+        self.given_up.retain(|_, at| *at > now);
+    }
+
+    /// Nothing more is heard of a node on its link: what was given up there counts as lost.
+    fn link_lost(&mut self, node: &NodeName) {
+        self.evidence.extend(self.given_up.keys().filter(|(_, _, of)| of == node).cloned());
+        self.given_up.retain(|(_, _, of), _| of != node);
+    }
+
     /// Whether the controller knows that a step runs, or how it ended.
     pub(crate) fn is_known(&self, key: StepKey, node: &NodeName) -> bool {
         let at = (key, node.clone());
@@ -177,21 +193,22 @@ impl World {
     pub(crate) fn seen_by_the_controller(&mut self, event: &Event) {
         use berth_model::launch::StepPhase;
         use berth_model::link::FromAgent;
+        self.truth.word_stands(self.now);
         match event {
             Event::Client {
                 body: Request::UpdateNode { nodes, state: NodeStateChange::Down, .. },
                 actor,
                 ..
             } if actor.is_operator() => {
-                let Some(core) = &self.controller.core else { return };
-                let jobs: Vec<_> = core.snapshot().jobs().collect();
-                for job in jobs {
-                    for node in nodes.iter().filter(|n| job.layout.nodes.contains(n)) {
-                        self.truth.lost((job.id, job.attempt), node);
-                    }
-                }
+                nodes.iter().for_each(|node| self.gives_up(node));
                 if nodes.iter().any(|n| self.machines.get(n).is_some_and(|m| m.blocked.is_some())) {
                     self.count("nodes given up while they were cut off");
+                }
+            }
+            Event::AgentLost { node, connection } => {
+                let core = self.controller.core.as_ref();
+                if core.and_then(|core| core.connection_of(node)) == Some(*connection) {
+                    self.truth.link_lost(node);
                 }
             }
             Event::Agent {
@@ -222,6 +239,27 @@ impl World {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// An administrator gives a node up. Of one that is connected his word alone is no evidence: it can say itself what it has.
+    pub(crate) fn gives_up(&mut self, node: &NodeName) {
+        let Some(core) = &self.controller.core else { return };
+        let snapshot = core.snapshot();
+        let jobs = snapshot.jobs().filter(|job| job.layout.nodes.contains(node));
+        let runs: Vec<_> = jobs.map(|job| (job.id, job.attempt)).collect();
+        let connected = core.connection_of(node).is_some();
+        let kill_wait = Span::from_secs(self.chaos.config.kill_wait_seconds.into());
+        let due = self.now + least(Span(kill_wait.0 + UNKILLABLE.0));
+        for (job, attempt) in runs {
+            if connected {
+                self.truth.given_up.entry((job, attempt, node.clone())).or_insert(due);
+            } else {
+                self.truth.lost((job, attempt), node);
+            }
+        }
+        if connected && self.machines.get(node).is_some_and(|m| m.spool.values().any(Supervised::lives)) {
+            self.count("nodes given up while they were connected and at work");
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 51] = [
+const SEEN: [&str; 52] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -35,6 +35,7 @@ const SEEN: [&str; 51] = [
     "messages of an old connection dropped by an agent",
     "messages of an old registration dropped",
     "names of images that another node had found before",
+    "nodes given up while they were connected and at work",
     "nodes given up while they were cut off",
     "nodes powered off by the site's program",
     "partitions longer than the node's timeout",

@@ -27,6 +27,9 @@ impl Cluster {
         reason: Option<String>,
     ) -> Result<Response, Refusal> {
         self.known_nodes(nodes)?;
+        if matches!(state, NodeStateChange::Resume | NodeStateChange::Idle) {
+            self.refuse_for_leaving(nodes)?;
+        }
         if state == NodeStateChange::CancelReboot {
             self.cancel_reboot(nodes)?;
         }
@@ -63,6 +66,7 @@ impl Cluster {
                 NodeStateChange::Resume | NodeStateChange::Idle => {
                     (c.down, c.drain, c.fail) = (false, false, false);
                     c.reboot = None;
+                    node.given_up = None;
                     // It is to work with what it has.
                     node.row.registered = None;
                     // What is still wrong is told again; what its agent does not know it knows no better now.
@@ -79,8 +83,7 @@ impl Cluster {
                 (c.reason, c.reason_user, c.reason_time) = (None, None, None);
             }
             if state == NodeStateChange::Down {
-                self.lose_node(name);
-                self.await_no_more(name);
+                self.give_up(name);
             } else if !needs {
                 self.node_is_back(name);
             }
@@ -101,19 +104,5 @@ impl Cluster {
                 format!("Invalid node name specified: {name} never registered (see sinfo -N)"),
             )),
         }
-    }
-
-    /// The administrator's word is evidence: what runs there counts as lost. Until the agent has ended it, the
-    /// node takes nothing new, even when it is put back into service.
-    pub(super) fn lose_node(&mut self, name: &NodeName) {
-        let Some(node) = self.nodes.get(name) else { return };
-        let runs: Vec<_> = node.held.keys().copied().collect();
-        self.fail_on_node(name);
-        if let Some(node) = self.node_mut(name)
-            && node.link.is_some()
-        {
-            node.settling.extend(runs);
-        }
-        self.settle(name);
     }
 }

@@ -179,6 +179,7 @@ impl Cluster {
             let told = self.exchange.gone(node, self.clock);
             self.tell_peers(told);
             self.no_answer_from(node);
+            self.link_is_lost(node);
         }
     }
 
@@ -216,6 +217,7 @@ impl Cluster {
             if rebooted {
                 // Its clock counts anew.
                 n.asked = None;
+                n.given_up = None;
             }
         }
         if rebooted {

@@ -498,7 +498,7 @@ impl Cluster {
         Ok(Response::Done)
     }
 
-    /// What a node held is lost: by a new boot, or because an administrator says so.
+    /// What a node held is lost, by evidence.
     pub(super) fn fail_on_node(&mut self, node: &NodeName) {
         let runs: Vec<(JobId, Attempt)> =
             self.nodes.get(node).map(|n| n.held.keys().copied().collect()).unwrap_or_default();
@@ -511,18 +511,23 @@ impl Cluster {
     pub(super) fn lose_run(&mut self, node: &NodeName, id: JobId, attempt: Attempt) {
         let Some(job) = self.job(id) else { return };
         if let Phase::Running(_) = job.row.phase {
-            let requeue = self.runs_again(id);
+            let verdict = self.lost_verdict(id);
+            let requeue = verdict.requeue;
             self.lose_parts(node, id, EndCause::NodeFailed);
-            let verdict = Verdict {
-                reason: Reason::NodeDown,
-                requeue,
-                ..Verdict::new(JobState::NodeFail, EndCause::NodeFailed)
-            };
             self.end_job(id, verdict);
             self.requeue_lost(id, requeue);
         }
         self.lose_parts(node, id, EndCause::NodeFailed);
         self.leave_node(node, id, attempt);
+    }
+
+    /// How a job ends whose run was lost.
+    pub(super) fn lost_verdict(&self, id: JobId) -> Verdict {
+        Verdict {
+            reason: Reason::NodeDown,
+            requeue: self.runs_again(id),
+            ..Verdict::new(JobState::NodeFail, EndCause::NodeFailed)
+        }
     }
 
     /// Whether a job that was lost goes back to the queue.

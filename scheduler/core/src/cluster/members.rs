@@ -281,19 +281,21 @@ impl Cluster {
         Ok(Response::Done)
     }
 
+    /// Removes a machine at once, if it can be done without ending runs that its agent can still tell of. Whether it was.
     pub(super) fn remove_member(
         &mut self,
         actor: &Actor,
         name: &NodeName,
         force: bool,
-    ) -> Result<Response, Refusal> {
-        let member = self.members.get(name).cloned();
+    ) -> Result<bool, Refusal> {
+        let member = self.members.get(name);
         let node = self.nodes.get(name);
+        let connected = node.is_some_and(|n| n.link.is_some());
         if member.is_none() && node.is_none() {
             let text = format!("there is no machine {name} in the cluster (see 'berth node ls')");
             return refuse(RefusalCode::NotFound, text);
         }
-        if member.is_none() && node.is_some_and(|n| n.link.is_some()) {
+        if member.is_none() && connected {
             let text = format!(
                 "{name} is the controller's own machine, and its agent is connected: stop that first, or take the node \
                  out of service with 'scontrol update NodeName={name} State=DRAIN Reason=...'"
@@ -303,21 +305,27 @@ impl Cluster {
         let held = self.held_on(name);
         if !held.is_empty() && !force {
             let text = format!(
-                "jobs have something on {name}: {}; drain it and wait, or give --force: they are lost then (NODE_FAIL)",
+                "jobs have something on {name}: {}; drain it and wait, or give --force: they are ended then (NODE_FAIL)",
                 some_of(&held)
             );
             return refuse(RefusalCode::WrongState, text);
         }
-        self.take_out(name, format!("{} removed {name} from the cluster", actor.identity.user));
-        let mut what = format!("removed {name}");
-        if let Some(member) = &member {
-            what.push_str(&format!(" with key {}", member.key.short()));
+        if !held.is_empty() && connected {
+            return Ok(false);
         }
-        if !held.is_empty() {
-            what.push_str(&format!(" with {} jobs on it", held.len()));
+        self.remove_at_once(actor, name, held.len());
+        Ok(true)
+    }
+
+    /// Takes a machine out, as somebody has asked. `jobs`: how many had something there.
+    pub(super) fn remove_at_once(&mut self, actor: &Actor, name: &NodeName, jobs: usize) {
+        let key = self.members.get(name).map(|member| format!(" with key {}", member.key.short()));
+        self.take_out(name, format!("{} removed {name} from the cluster", actor.identity.user));
+        let mut what = format!("removed {name}{}", key.unwrap_or_default());
+        if jobs > 0 {
+            what.push_str(&format!(" with {jobs} jobs on it"));
         }
         self.note(actor, what);
-        Ok(Response::Done)
     }
 
     /// A machine's own word that it belongs to the cluster no longer: good for itself alone, and while no job needs it.

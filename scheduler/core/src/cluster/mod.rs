@@ -11,6 +11,7 @@ mod ending;
 mod enter;
 mod exchange;
 mod fencing;
+mod given_up;
 mod gpus;
 mod het;
 mod images;
@@ -112,6 +113,8 @@ pub struct Cluster {
     store_full: Option<String>,
     /// What holds since a backup was restored.
     restored: Restored,
+    /// Machines that are taken out as soon as their jobs are gone. Not stored: a client whose question is lost asks again.
+    leaving: BTreeMap<NodeName, given_up::Leaving>,
     out: Changes,
 }
 
@@ -172,6 +175,7 @@ impl Cluster {
             active: 0,
             store_full: None,
             restored: Restored::default(),
+            leaving: BTreeMap::new(),
             out: Changes::default(),
         }
     }
@@ -194,6 +198,7 @@ impl Cluster {
         }
         self.fire_timers();
         // First, so that a node which has just become free does not get work again.
+        self.remove_what_is_clear();
         self.reboot_what_is_free();
         self.pass();
         self.look_soon();
@@ -276,7 +281,12 @@ impl Cluster {
             Request::Renew { name, old, new } => self.renew(&actor, &name, &old, new),
             Request::Leave { name, key } => self.leave(&actor, &name, &key),
             Request::ApproveMember { name } => self.approve_member(&actor, &name),
-            Request::RemoveMember { name, force } => self.remove_member(&actor, &name, force),
+            Request::RemoveMember { name, force } => match self.remove_member(&actor, &name, force) {
+                Ok(true) => Ok(Response::Done),
+                // Answered when its jobs are gone.
+                Ok(false) => return self.remove_when_clear(request, &actor, &name),
+                Err(refusal) => Err(refusal),
+            },
             Request::Shutdown => self.note_shutdown(&actor),
         };
         self.reply(request, result);

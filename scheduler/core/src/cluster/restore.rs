@@ -141,6 +141,7 @@ impl Cluster {
             job.steps.insert(row.key.step, Arc::new(row));
         }
         cluster.arm_all();
+        cluster.watch_given_up();
         cluster.out = super::Changes::default();
         Ok(cluster)
     }

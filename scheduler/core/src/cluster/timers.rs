@@ -46,6 +46,8 @@ pub(super) enum Timer {
     Token,
     /// A node that was rebooted should be back.
     Reboot(NodeName),
+    /// What a node had that was given up while it was connected should be gone.
+    GivenUp(NodeName),
 }
 
 impl Cluster {
@@ -71,6 +73,7 @@ impl Cluster {
                 Timer::Ahead => self.looking.due = true,
                 Timer::Token => self.drop_expired_tokens(),
                 Timer::Reboot(node) => self.check_reboot(&node),
+                Timer::GivenUp(node) => self.check_given_up(&node),
             }
         }
     }
