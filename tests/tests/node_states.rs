@@ -64,6 +64,24 @@ each_user! {
         fine(sandbox, &["state=idle"], "idle|idle|none|IDLE");
     }
 
+    fn a_job_of_a_connected_node_that_is_given_up_has_ended_before_it_waits_again(who) {
+        let sandbox = Sandbox::with_config(who, "kill_wait_seconds = 10\n");
+        let sandbox = &sandbox;
+        // The kernel lets the lock go with the last process that has it.
+        let script = "#!/bin/sh\ntrap '' TERM\nexec 9> lock\nflock -n 9 || touch twice\necho x > begun\nuntil [ -e go ]; do sleep 0.1; done\n";
+        let job = sandbox.sbatch(&["--mem=10M", "-n1", "--requeue"], script);
+        sandbox.wait_file("begun", "x", 20);
+        let state = || sandbox.cmd("squeue").args(["-h", "-o", "%T", "-j", &job.to_string()]).ok().text().trim().to_string();
+        assert_eq!(update(sandbox, &["state=down", "reason=lost"]).rc, 0);
+        assert_eq!(state(), "COMPLETING", "what still runs there is not over");
+        assert!(wait(60, || (state() == "PENDING").then_some(())).is_some(), "{}", state());
+        sandbox.cmd("flock").arg("-n").arg(sandbox.work().join("lock")).arg("true").ok();
+        sandbox.write("go", "");
+        assert_eq!(update(sandbox, &["state=resume"]).rc, 0);
+        sandbox.wait_state(job, "COMPLETED", 60);
+        assert!(!sandbox.work().join("twice").exists(), "two runs at a time");
+    }
+
     fn a_silent_node_is_down_where_nothing_runs_and_says_why(who) {
         let mut sandbox = Sandbox::with_config(who, "node_timeout_seconds = 5\n");
         let seen = |sandbox: &Sandbox, expected: &str| {
