@@ -53,6 +53,9 @@ pub struct Restored {
     pub attempts: u32,
     /// In runs of the backup, new steps have at least this number.
     pub steps: u32,
+    /// Cluster time when the backup was made; the beginning of time where a version before restored it.
+    #[serde(default)]
+    pub made: Time,
     /// Nodes of the backup that have not yet come to rest; while there is one, no job starts.
     pub awaited: BTreeMap<NodeName, Awaited>,
 }
@@ -65,6 +68,8 @@ pub enum Awaited {
     Word,
     /// That what it runs without belonging there is gone.
     Rest,
+    /// An administrator's word: it told of this job, which cannot have been given out since the backup.
+    Beyond(JobId),
 }
 
 /// A submission, immutable: shared by all tasks of an array.

@@ -3,12 +3,14 @@
 
 mod common;
 
+use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
 use berth_model::link::ToAgent;
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
+use berth_model::time::Span;
 use berth_sched_core::*;
 use common::*;
 
@@ -24,13 +26,14 @@ fn ended(w: &World, job: JobId) -> bool {
     w.sent.iter().any(|m| matches!(m, ToAgent::EndJob { job: id, .. } if *id == job))
 }
 
-fn down(w: &mut World, node: &str) {
-    let body = Request::UpdateNode {
-        nodes: vec![node.into()],
-        state: NodeStateChange::Down,
-        reason: Some("gone".into()),
-    };
-    w.request(actor(0), body).unwrap();
+fn set(w: &mut World, node: &str, state: NodeStateChange) {
+    let reason = (state == NodeStateChange::Down).then(|| "gone".to_string());
+    w.request(actor(0), Request::UpdateNode { nodes: vec![node.into()], state, reason }).unwrap();
+}
+
+/// What is on record of a cluster that was made of a backup of all of another one.
+fn stored_after(before: &World, back: &World) -> Stored {
+    stored(&[&before.writes[..], &back.writes[..]].concat())
 }
 
 #[test]
@@ -91,7 +94,7 @@ fn no_job_starts_while_any_node_of_the_backup_is_missing() {
     });
     assert!(on_record.unwrap().awaited.keys().eq([&NodeName::from("n2")]));
     // The administrator's word stands for the other one.
-    down(&mut back, "n2");
+    set(&mut back, "n2", NodeStateChange::Down);
     let starts = back.starts();
     assert_eq!(starts.iter().map(|key| key.job).collect::<Vec<_>>(), [held, new]);
     assert_eq!(back.starts(), []);
@@ -157,7 +160,45 @@ fn ids_that_nodes_report_are_passed_over() {
     assert!(ended(&back, near) && ended(&back, far));
     back.gone("n1", near, 0);
     back.gone("n1", far, 0);
+    // Nobody but an administrator can say what the other one is: until then all wait, and it is said why.
     let new = back.batch("1", |_| {});
-    assert_eq!(new, JobId(50_001));
+    assert_eq!((new, back.info(new).reason), (JobId(50_001), Reason::Restored));
+    let why = back.core.why_held().unwrap();
+    assert!(why.contains("n1") && why.contains(&far.to_string()) && why.contains("State=RESUME"), "{why}");
+    // It is on record: another controller waits, too.
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    let again = Cluster::restore(config, Term(1002), stored_after(&w, &back), back.now).unwrap();
+    assert_eq!(again.why_held(), Some(why));
+    set(&mut back, "n1", NodeStateChange::Down);
+    assert_eq!(back.core.why_held(), None);
+    set(&mut back, "n1", NodeStateChange::Resume);
     assert_eq!(back.state(new), JobState::Running);
+    assert_eq!(back.batch("2", |_| {}), JobId(50_002));
+}
+
+#[test]
+fn an_id_that_an_administrator_confirms_is_passed_over() {
+    let w = World::small();
+    let mut back = w.of_backup(w.writes.len());
+    let far = JobId(3_000_000);
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![(far, Attempt(0))]);
+    set(&mut back, "n1", NodeStateChange::Resume);
+    assert_eq!(awaited(&back), ["n1"], "what should not be there is not gone yet");
+    back.gone("n1", far, 0);
+    let new = back.batch("1", |_| {});
+    assert_eq!((new, back.state(new)), (JobId(3_000_001), JobState::Running));
+}
+
+#[test]
+fn an_old_backup_lets_more_ids_have_been_given_out() {
+    let mut w = World::small();
+    w.batch("1", |s| s.hold = true);
+    let mut back = w.of_backup(w.writes.len());
+    // A thousand a second, for two hours.
+    back.later(Span::from_mins(120));
+    let last = JobId(7_000_000);
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![(last, Attempt(0))]);
+    back.gone("n1", last, 0);
+    assert_eq!(back.core.why_held(), None);
+    assert_eq!(back.batch("2", |_| {}), JobId(7_000_001));
 }

@@ -6,7 +6,6 @@ use crate::group::only_last;
 use crate::leases::needs_client;
 use crate::shared::Shared;
 use crate::{ControllerError, Fence, PowerOff};
-use berth_model::hostlist;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::{JobId, NodeName, Session, Span, Term, Time};
@@ -97,8 +96,8 @@ pub(crate) struct Driver {
     full: bool,
     /// A term that an agent has followed: a later one is to begin.
     supersede: Option<Term>,
-    /// Nodes that the cluster waits for since a backup was restored.
-    awaited: Vec<NodeName>,
+    /// What the cluster waits for since a backup was restored, as it was last said.
+    held: Option<String>,
     looked: Option<Instant>,
     keep: Option<Span>,
     fences: Fences,
@@ -150,7 +149,7 @@ impl Driver {
             ticks_failed: 0,
             full: false,
             supersede: None,
-            awaited: Vec::new(),
+            held: None,
             looked: None,
             keep: span_of_days(keep_records_days),
             fences: Fences::new(power_off),
@@ -479,22 +478,17 @@ impl Driver {
         }
     }
 
-    /// Says which nodes a restored cluster waits for, when that has changed.
+    /// Says what a restored cluster waits for, when that has changed.
     fn tell_of_restore(&mut self) {
-        if self.cluster.awaited().eq(self.awaited.iter()) {
+        let why = self.cluster.why_held();
+        if why == self.held {
             return;
         }
-        self.awaited = self.cluster.awaited().cloned().collect();
-        let names: Vec<&str> = self.awaited.iter().map(|n| n.0.as_str()).collect();
-        if names.is_empty() {
-            return self.shared.all_clear("restored");
+        match &why {
+            Some(text) => self.shared.alarm("restored", text.clone()),
+            None => self.shared.all_clear("restored"),
         }
-        let text = format!(
-            "a backup was restored, and no job starts before these nodes have come back and have nothing left that is on no \
-             record: {}; of one that will not come back say so: scontrol update NodeName=... State=DOWN Reason=...",
-            hostlist::compress(&names)
-        );
-        self.shared.alarm("restored", text);
+        self.held = why;
     }
 
     /// After a restore: an agent followed a later controller than those of the backup.

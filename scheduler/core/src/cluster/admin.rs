@@ -82,6 +82,9 @@ impl Cluster {
             } else if !(c.down || c.drain || c.fail) {
                 (c.reason, c.reason_user, c.reason_time) = (None, None, None);
             }
+            if matches!(state, NodeStateChange::Down | NodeStateChange::Resume | NodeStateChange::Idle) {
+                self.judge_beyond(name, state != NodeStateChange::Down);
+            }
             if state == NodeStateChange::Down {
                 self.give_up(name);
             } else if !needs {

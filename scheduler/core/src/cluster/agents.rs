@@ -258,7 +258,7 @@ impl Cluster {
         self.send(name, ToAgent::Welcome { term: self.term, session, heartbeat });
         self.tell_configuration(name);
         self.watch_silence(name);
-        self.pass_over(
+        let beyond = self.pass_over(
             name,
             hello.steps.iter().map(|(key, _)| &key.job).chain(hello.jobs.iter().map(|(id, _)| id)),
         );
@@ -267,7 +267,7 @@ impl Cluster {
         if let Some(hardware) = hardware_before {
             self.tell_of_fenced(name, &hardware);
         }
-        self.has_told(name);
+        self.has_told(name, beyond);
         self.has_booted(name, rebooted, fresh);
         self.node_is_back(name);
     }

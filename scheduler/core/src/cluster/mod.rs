@@ -4,6 +4,7 @@ mod admin;
 mod agents;
 mod ahead;
 mod audit;
+mod awaiting;
 mod busy;
 mod cancel;
 mod causes;

@@ -19,7 +19,7 @@ const JOBS: u32 = 10_000;
 const ATTEMPTS: u32 = 100;
 /// The same for numbers of steps.
 const STEPS: u32 = 1_000;
-/// By how much a node may raise the ids of jobs, or the term, by what it reports: no more can have been given out.
+/// By how much a node may raise the term by what it reports: no more can have been given out.
 const MOST: u64 = 1_000_000;
 
 /// What a store that came from a backup needs before a controller takes it: counters above all that can have been given
@@ -55,6 +55,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
             before: JobId(next_job),
             attempts: attempt.saturating_add(ATTEMPTS),
             steps: step.saturating_add(STEPS),
+            made: clock,
             awaited: stored.nodes.iter().map(|n| (n.name.clone(), Awaited::Word)).collect(),
         }),
     });
@@ -94,11 +95,6 @@ fn lost(now: berth_model::Time) -> StepExit {
 }
 
 impl Cluster {
-    /// Nodes of a restored backup for which all jobs wait.
-    pub fn awaited(&self) -> impl Iterator<Item = &NodeName> {
-        self.restored.awaited.keys()
-    }
-
     /// Whether no job may start: a node that has not told what it runs may have started any of them.
     pub(super) fn on_hold(&self) -> bool {
         !self.restored.awaited.is_empty()
@@ -118,18 +114,22 @@ impl Cluster {
         so
     }
 
-    /// Ids of jobs go on above what a node reports on its first word.
-    pub(super) fn pass_over<'a>(&mut self, node: &NodeName, jobs: impl Iterator<Item = &'a JobId>) {
+    /// Ids of jobs go on above what a node reports on its first word. The highest of those that cannot have been given out: of them an administrator
+    /// has to say whether the node is right.
+    pub(super) fn pass_over<'a>(
+        &mut self,
+        node: &NodeName,
+        jobs: impl Iterator<Item = &'a JobId>,
+    ) -> Option<JobId> {
         if !self.first_word(node) {
-            return;
+            return None;
         }
-        let most = u64::from(self.next_job) + MOST;
-        let highest = jobs.filter(|id| u64::from(id.0) < most.min(u64::from(u32::MAX - 1))).max();
-        if let Some(id) = highest.filter(|id| id.0 >= self.next_job) {
-            self.next_job = id.0 + 1;
-            self.restored.before = JobId(self.next_job);
-            self.out.meta = true;
+        let beyond = self.beyond();
+        let (near, far): (Vec<JobId>, Vec<JobId>) = jobs.copied().partition(|id| u64::from(id.0) < beyond);
+        if let Some(id) = near.into_iter().max() {
+            self.go_on_above(id);
         }
+        far.into_iter().max()
     }
 
     /// A node has a run of a job that waits: it was started after the backup. The job's next run is another one.
@@ -205,12 +205,12 @@ impl Cluster {
         Some(at)
     }
 
-    /// The node has told what it runs.
-    pub(super) fn has_told(&mut self, node: &NodeName) {
+    /// The node has told what it runs; `beyond`: a job among it that cannot have been given out.
+    pub(super) fn has_told(&mut self, node: &NodeName, beyond: Option<JobId>) {
         if let Some(state) = self.restored.awaited.get_mut(node)
             && *state == Awaited::Word
         {
-            *state = Awaited::Rest;
+            *state = beyond.map_or(Awaited::Rest, Awaited::Beyond);
             self.out.meta = true;
         }
         self.at_rest(node);
