@@ -1,6 +1,7 @@
 //! The controller's port for other machines: TLS, whose key it is, and what the connection is for.
 
 use crate::duplex::{Duplex, prepare};
+use crate::peers::ROLE;
 use crate::places::Places;
 use crate::preface::{Preface, Question, Reply};
 use crate::serve::{Caller, Proven, Service, vouched_place};
@@ -117,7 +118,7 @@ pub(crate) async fn accept<S: Service>(
         let (port, service) = (Arc::clone(&port), Arc::clone(&service));
         let (vouched, accepted) = (vouched.clone(), accepted.clone());
         tokio::spawn(async move {
-            let known = tokio::time::timeout(HANDSHAKE, introduce(&port, stream, &*service)).await;
+            let known = tokio::time::timeout(HANDSHAKE, introduce(&port, stream, from, &*service)).await;
             drop(place);
             match known {
                 Ok(Ok((wire, machine, preface))) => {
@@ -134,6 +135,7 @@ pub(crate) async fn accept<S: Service>(
 async fn introduce<S: Service>(
     port: &MachineListener,
     stream: TcpStream,
+    from: SocketAddr,
     service: &S,
 ) -> Result<(Duplex, Machine, Preface), String> {
     let words = |e: io::Error| e.to_string();
@@ -142,12 +144,15 @@ async fn introduce<S: Service>(
     let stream = TlsAcceptor::from(tls).accept(stream).await.map_err(words)?;
     let certificates = stream.get_ref().1.peer_certificates();
     let presented = berth_trust::presented(&port.authority, certificates, SystemTime::now());
+    let shown = certificates.and_then(<[_]>::first).cloned();
     let mut wire = Duplex::Tls(Box::new(stream.into()));
+    let mut unknown = None;
     let machine = match presented {
         // Whatever a certificate says, a key that the cluster does not have is nobody's.
         Ok(Presented::Member { key }) => match service.member(&KeyId(key.clone())) {
             Some(member) => Ok(Machine::Member(member)),
             None => {
+                unknown = Some(KeyId(key));
                 Err("this machine's key is not (any more) one of the cluster's: join again with a new token"
                     .into())
             }
@@ -162,6 +167,13 @@ async fn introduce<S: Service>(
             Ok((wire, machine, preface))
         }
         Err(why) => {
+            // After a restore it may have joined since the backup, and run jobs: an administrator is asked.
+            if let (Some(key), Some(shown)) = (unknown, &shown)
+                && let Ok(Preface::Node { node }) = Preface::read(&mut wire).await
+                && berth_trust::is_of(shown, &node.0, ROLE)
+            {
+                service.unknown(node, key, from);
+            }
             refuse(&mut wire, why.clone()).await;
             Err(why)
         }

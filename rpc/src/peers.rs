@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// The role of those who speak to each other here.
-const ROLE: &str = "compute";
+pub(crate) const ROLE: &str = "compute";
 /// The other role of those who come for streams.
 const LOGIN: &str = "login";
 /// What is spoken where somebody comes for a stream, as the handshake names it (RFC 7301); and what is spoken about images.

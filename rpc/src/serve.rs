@@ -130,6 +130,8 @@ pub trait Service: Send + Sync + 'static {
     fn agent(&self, connection: AgentConnection) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// The machine that has this key.
     fn member(&self, key: &KeyId) -> Option<MemberInfo>;
+    /// The agent of a node has come with a certificate of the cluster's, and with a key that no machine in its books has.
+    fn unknown(&self, node: NodeName, key: KeyId, from: SocketAddr);
     /// Resolves, in whichever way, when the key is no member's any more; at most a second later.
     fn until_removed(&self, key: &KeyId) -> oneshot::Receiver<()>;
     /// Whether a machine may speak for this client.

@@ -162,3 +162,24 @@ async fn every_method_is_for_whom_the_table_says_on_every_socket() {
         assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_with_a_key_that_is_in_no_books_is_told_of_by_the_name_for_which_its_certificate_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority =
+        Authority::open_or_make(&dir.path().join("authority"), "test", SystemTime::now()).unwrap();
+    let own = identity(&authority, "head", "controller");
+    let [n1, front] =
+        [("n1", "compute"), ("front", "login")].map(|(name, role)| identity(&authority, name, role));
+    let (port, address) = open_port(&authority, &own).await;
+    let server = start_for(dir.path(), Rank::Administrator, Some(port), Vec::new());
+    // The last one has a certificate for that name, and as what runs no jobs.
+    for (machine, node) in [(&n1, "n2"), (&n1, "n1"), (&front, "front")] {
+        let tls = client_config(machine, authority.certificate(), "controller").unwrap();
+        let way = Uplink::Remote(Arc::new(Remote::new(address.clone(), tls)));
+        let refused = way.open(&Preface::Node { node: NodeName::from(node) }).await.unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
+    }
+    let told = server.recorder.unknown.lock().unwrap().clone();
+    assert_eq!(told, [(NodeName::from("n1"), KeyId(n1.key.id()))]);
+}

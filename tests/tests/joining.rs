@@ -505,3 +505,46 @@ fn a_restored_controller_beside_the_living_old_one_runs_nothing_twice_as_root() 
     // What it has on record is history.
     hosts.root("head", "berth").args(["down", "--keep-jobs"]).limit(60).ok();
 }
+
+/// A machine that joined after the backup runs a job that waited in it: nothing starts before somebody says what it is.
+#[test]
+fn a_machine_that_joined_after_the_backup_is_asked_about_before_a_job_starts_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "n2"]);
+    hosts.up("head", "");
+    hosts.join("n2", &hosts.token("head", &[]));
+    hosts.wait_node("n2", "idle", 20);
+    // The kernel lets the lock go with the last process that has it.
+    let script = "#!/bin/sh\nexec 9> lock\nflock -n 9 || touch twice\necho begun >> waits\nuntil [ -e go ]; do sleep 0.1; done\n";
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    let options = ["--parsable", "-o", "/dev/null", "-c1", "--mem=20M", "--hold", "job.sh"];
+    let job = hosts.cmd("head", "sbatch").args(options).ok().text().trim().to_string();
+    let backup = hosts.work().join("backup.tar");
+    hosts.root("head", "berth").arg("backup").arg(&backup).ok();
+
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 20);
+    hosts.root("head", "scontrol").args(["update", "nodename=head,n2", "state=drain", "reason=test"]).ok();
+    hosts.cmd("head", "scontrol").args(["release", &job]).ok();
+    let begun = || std::fs::read_to_string(hosts.work().join("waits")).unwrap_or_default();
+    assert!(wait(30, || (begun() == "begun\n").then_some(())).is_some());
+    // What is away keeps the restored cluster waiting until the machine has come.
+    hosts.kill_9("n2", "agent");
+    hosts.kill_9("head", "controller");
+    hosts.root("head", "berth").arg("restore").arg(&backup).arg("--replace").ok();
+    hosts.root("head", "berth").args(["up", "--detach"]).limit(60).ok();
+    hosts.cmd("head", "scontrol").args(["release", &job]).ok();
+    let status = || hosts.root("head", "berth").arg("status").run().text();
+    let asked = wait(60, || status().contains("berth node approve n1").then_some(()));
+    assert!(asked.is_some(), "{}", status());
+    hosts.root("head", "scontrol").args(["update", "nodename=n2", "state=down", "reason=lost"]).ok();
+    assert!(status().contains("berth node approve n1"), "{}", status());
+    assert_eq!(begun(), "begun\n");
+    hosts.root("head", "berth").args(["node", "approve", "n1"]).ok();
+    // What it runs is ended there, and runs again.
+    assert!(wait(60, || (begun() == "begun\nbegun\n").then_some(())).is_some(), "{}", status());
+    assert!(!hosts.work().join("twice").exists(), "two runs at a time");
+    std::fs::write(hosts.work().join("go"), "").unwrap();
+    let ended = || hosts.cmd("head", "squeue").args(["-h", "-t", "all", "-o", "%T", "-j", &job]).run().text();
+    assert!(wait(30, || (ended().trim() == "COMPLETED").then_some(())).is_some(), "{}", ended());
+    hosts.wait_node("n1", "idle", 20);
+}

@@ -30,6 +30,8 @@ pub struct Recorder {
     pub leases: Arc<AtomicUsize>,
     /// The machines of the cluster. Each may speak for whomever it wants to.
     pub members: Vec<MemberInfo>,
+    /// Agents that came with a key of nobody's.
+    pub unknown: Mutex<Vec<(NodeName, KeyId)>>,
     /// None of them is removed.
     kept: Mutex<Vec<oneshot::Sender<()>>>,
 }
@@ -125,6 +127,9 @@ impl Service for Recorder {
     }
     fn member(&self, key: &KeyId) -> Option<MemberInfo> {
         self.members.iter().find(|member| member.key == *key).cloned()
+    }
+    fn unknown(&self, node: NodeName, key: KeyId, _: std::net::SocketAddr) {
+        self.unknown.lock().unwrap().push((node, key));
     }
     fn until_removed(&self, _: &KeyId) -> oneshot::Receiver<()> {
         let (kept, removed) = oneshot::channel();
@@ -224,6 +229,7 @@ pub fn start_for(
         seen: Mutex::new(vec![]),
         leases: Arc::new(AtomicUsize::new(0)),
         members,
+        unknown: Mutex::default(),
         kept: Mutex::default(),
     });
     let listeners = Listeners {

@@ -149,7 +149,7 @@ fn span(now: SystemTime, life: Duration) -> Result<(SystemTime, SystemTime), Tru
 
 /// `NAME.ROLE.berth.internal`, as the domain name system allows it: labels of at most 63 letters, digits and hyphens, 253
 /// characters in all. Of a longer name the end is left out.
-fn machine_name(name: &str, role: &str) -> Result<String, TrustError> {
+pub(crate) fn machine_name(name: &str, role: &str) -> Result<String, TrustError> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let inner = |c: char| fits(c) || c == '-';
     if role.is_empty()

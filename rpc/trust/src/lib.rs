@@ -24,8 +24,8 @@ pub use certificate::{renewal, validity};
 pub use error::TrustError;
 pub use key::{Identity, PrivateKey, key_id};
 pub use tls::{
-    Presented, SeenAuthority, client_config, joining_config, member_server_config, presented, presented_as,
-    server_config, server_name,
+    Presented, SeenAuthority, client_config, is_of, joining_config, member_server_config, presented,
+    presented_as, server_config, server_name,
 };
 pub use token::JoinToken;
 

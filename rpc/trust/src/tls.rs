@@ -1,5 +1,6 @@
 //! TLS between machines of a cluster: how each side shows who it is, and how it judges the other.
 
+use crate::authority::machine_name;
 use crate::certificate::{Draft, Kind, Parts, distinguished};
 use crate::key::{self, Identity, PrivateKey, key_id};
 use crate::{Authority, CONTROLLER, DOMAIN, TrustError, sha256};
@@ -79,6 +80,13 @@ pub fn presented_as(
         Leaf::read(certificate)?.has_role(role)?;
     }
     Ok(key)
+}
+
+/// Whether a certificate is that of the machine with this name and role. What it is worth [`presented`] says.
+pub fn is_of(certificate: &CertificateDer<'_>, name: &str, role: &str) -> bool {
+    let (Ok(leaf), Ok(wanted)) = (Leaf::read(certificate), machine_name(name, role)) else { return false };
+    let mut names = leaf.certificate.valid_dns_names();
+    names.next() == Some(wanted.as_str()) && names.next().is_none()
 }
 
 /// The certificate that belongs to the key of the other side.

@@ -4,6 +4,7 @@ use crate::config::CoreConfig;
 use crate::store::{Committed, PayloadKey, Write};
 use berth_model::ids::{JobId, NodeName, Term};
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, Request, Response};
 use berth_model::time::Time;
 use std::collections::BTreeSet;
@@ -62,6 +63,15 @@ pub enum Event {
         asked: Time,
         /// The node is off, or was since it was asked for; or nobody knows, and why.
         result: Result<(), String>,
+    },
+    /// The agent of a node has come that shows a certificate of the cluster's, and a key that no machine in the books has. It was turned away.
+    Unknown {
+        /// The name for which its certificate is.
+        node: NodeName,
+        /// What it shows.
+        key: KeyId,
+        /// The network address from which it came.
+        from: String,
     },
     /// The store has no room for new work (`Some` says why), or has room again (`None`).
     StoreFull(Option<String>),

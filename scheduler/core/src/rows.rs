@@ -68,6 +68,8 @@ pub enum Awaited {
     Word,
     /// That what it runs without belonging there is gone.
     Rest,
+    /// An administrator's word: it is not in the backup, and has a certificate of the cluster's.
+    Approval,
     /// An administrator's word: it told of this job, which cannot have been given out since the backup.
     Beyond(JobId),
 }

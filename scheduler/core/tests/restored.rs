@@ -7,6 +7,7 @@ use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
 use berth_model::link::ToAgent;
+use berth_model::member::{KeyId, MemberState};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
@@ -201,4 +202,57 @@ fn an_old_backup_lets_more_ids_have_been_given_out() {
     back.gone("n1", last, 0);
     assert_eq!(back.core.why_held(), None);
     assert_eq!(back.batch("2", |_| {}), JobId(7_000_001));
+}
+
+fn unknown(w: &mut World, node: &str, of: u8) {
+    let (node, key, from) = (NodeName::from(node), KeyId::of_digest([of; 32]), "10.0.0.7".to_string());
+    w.event(Event::Unknown { node, key, from });
+}
+
+/// A cluster of a backup that does not have n2, on which a job runs that waited then; and that job.
+fn without_a_machine() -> (World, JobId) {
+    let mut w = World::small();
+    let waits = w.batch("1", |s| s.hold = true);
+    let mut back = w.of_backup(w.writes.len());
+    unknown(&mut back, "n2", 2);
+    back.request(actor(1000), Request::Release(vec![JobSelector::Job(waits)])).unwrap();
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    (back, waits)
+}
+
+#[test]
+fn a_machine_that_joined_after_the_backup_is_asked_about_and_then_awaited() {
+    let (mut back, waits) = without_a_machine();
+    assert_eq!((awaited(&back), back.starts()), (vec!["n2".to_string()], vec![]));
+    let why = back.core.why_held().unwrap();
+    for word in
+        ["n2", KeyId::of_digest([2; 32]).short(), "10.0.0.7", "berth node approve n2", "berth node remove n2"]
+    {
+        assert!(why.contains(word), "{why}");
+    }
+    back.request(actor(0), Request::ApproveMember { name: "n2".into() }).unwrap();
+    let member = back.core.snapshot().member_by_key(&KeyId::of_digest([2; 32])).unwrap();
+    assert_eq!((member.name.0.as_str(), member.state), ("n2", MemberState::Approved));
+    let on_record = back.writes.iter().any(|w| matches!(w, Write::PutMember(row) if row.name.0 == "n2"));
+    assert!(on_record);
+    assert_eq!(awaited(&back), ["n2"], "what it runs is still to be told");
+    back.hello("n2", "boot", hardware(4, 1, 4000, 2), vec![], vec![(waits, Attempt(0))]);
+    assert!(ended(&back, waits));
+    assert_eq!(back.starts(), []);
+    back.gone("n2", waits, 0);
+    assert_eq!(awaited(&back), Vec::<String>::new());
+    let starts = back.starts();
+    assert_eq!((starts.len(), starts[0].job), (1, waits));
+}
+
+#[test]
+fn a_machine_that_is_given_up_is_not_asked_about_again() {
+    let (mut back, waits) = without_a_machine();
+    back.request(actor(0), Request::RemoveMember { name: "n2".into(), force: false }).unwrap();
+    assert_eq!((back.core.why_held(), back.starts()), (None, vec![batch_key(waits, 100)]));
+    unknown(&mut back, "n2", 2);
+    assert_eq!(back.core.why_held(), None);
+    // One for which nothing waits does not ask.
+    unknown(&mut back, "n3", 3);
+    assert_eq!(back.core.why_held(), None);
 }

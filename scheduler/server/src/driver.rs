@@ -7,6 +7,7 @@ use crate::leases::needs_client;
 use crate::shared::Shared;
 use crate::{ControllerError, Fence, PowerOff};
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::{JobId, NodeName, Session, Span, Term, Time};
 use berth_sched_core::{
@@ -53,6 +54,8 @@ pub(crate) enum Input {
     Agent { node: NodeName, connection: u64, message: FromAgent },
     /// An agent's link is gone.
     AgentLost { node: NodeName, connection: u64 },
+    /// The agent of a machine that is not in the books has come, with a certificate of the cluster's.
+    Unknown { node: NodeName, key: KeyId, from: String },
     /// The end, after what was handed over before.
     Stop,
 }
@@ -279,6 +282,9 @@ impl Driver {
                 Input::AgentLost { node, connection } => {
                     self.agents.remove(&connection);
                     self.apply(Event::AgentLost { node, connection }, None, now, &mut group)?;
+                }
+                Input::Unknown { node, key, from } => {
+                    self.apply(Event::Unknown { node, key, from }, None, now, &mut group)?;
                 }
                 Input::Stop => self.stop = true,
             }
@@ -561,7 +567,8 @@ impl Driver {
                 Input::Abandoned { .. }
                 | Input::AgentOpened { .. }
                 | Input::Agent { .. }
-                | Input::AgentLost { .. } => {}
+                | Input::AgentLost { .. }
+                | Input::Unknown { .. } => {}
             }
         }
     }

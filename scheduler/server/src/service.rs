@@ -349,6 +349,11 @@ impl Service for Controller {
         self.shared.snapshot().member_by_key(key)
     }
 
+    fn unknown(&self, node: NodeName, key: KeyId, from: SocketAddr) {
+        // An error means that we are stopping.
+        let _ = self.inputs.send(Input::Unknown { node, key, from: from.ip().to_string() });
+    }
+
     fn until_removed(&self, key: &KeyId) -> oneshot::Receiver<()> {
         self.machines.until_removed(key)
     }

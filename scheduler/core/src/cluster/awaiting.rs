@@ -2,8 +2,10 @@
 
 use super::Cluster;
 use crate::node::names;
-use crate::rows::Awaited;
+use crate::rows::{Awaited, MemberRow, ROW_VERSION};
 use berth_model::ids::{JobId, NodeName};
+use berth_model::member::{KeyId, MemberRole, MemberState, check_host_name};
+use berth_model::request::{Actor, Refusal, RefusalCode, Response};
 use berth_model::time::Time;
 
 /// By how much a node may raise the ids of jobs by what it reports, whenever the backup was made.
@@ -28,6 +30,17 @@ impl Cluster {
                 "a backup was restored, and no job starts before these nodes have come back and have nothing left that is on no \
                  record: {}; of one that will not come back say so: scontrol update NodeName=... State=DOWN Reason=...",
                 names(missing)
+            ));
+        }
+        let strange = awaited.iter().filter(|(_, state)| matches!(state, Awaited::Approval));
+        for (name, _) in strange {
+            let key =
+                self.unknown.get(name).map(|(key, from)| format!(" (key {}, from {from})", key.short()));
+            parts.push(format!(
+                "a backup was restored, and no job starts before somebody says whether {name}{} belongs to the cluster: it has a \
+                 certificate of it, is not in the backup, and may run jobs: 'berth node approve {name}' has it back, and \
+                 'berth node remove {name}' gives up what it runs",
+                key.unwrap_or_default()
             ));
         }
         for (name, state) in awaited {
@@ -55,6 +68,78 @@ impl Cluster {
         if next > self.next_job {
             self.next_job = next;
             self.restored.before = JobId(next);
+            self.out.meta = true;
+        }
+    }
+
+    /// The agent of a machine has come that shows a certificate of the cluster's and is not in its books. While nothing starts anyway, it is waited for
+    /// what an administrator says: it may have joined after the backup, and run what would start again.
+    pub(super) fn unknown(&mut self, name: NodeName, key: KeyId, from: String) {
+        let known = self.members.contains_key(&name) || self.nodes.contains_key(&name);
+        let settled = self.departed.contains(&name) || self.keys.contains_key(&key);
+        let fit = check_host_name(&name.0).is_ok() && KeyId::parse(&key.0).is_ok();
+        if !self.on_hold() || known || settled || !fit {
+            return;
+        }
+        if self.restored.awaited.insert(name.clone(), Awaited::Approval).is_none() {
+            let what = format!(
+                "waits for a word about {name}, which is not in the backup: key {}, from {from}",
+                key.short()
+            );
+            self.note_own(what);
+        }
+        self.unknown.insert(name, (key, from));
+    }
+
+    /// Whether a machine waits for an administrator's word because it is not in the backup.
+    pub(super) fn is_unknown(&self, name: &NodeName) -> bool {
+        self.restored.awaited.get(name) == Some(&Awaited::Approval)
+    }
+
+    /// It belongs to the cluster, by the key that it showed: it is waited for what it runs.
+    pub(super) fn approve_unknown(&mut self, actor: &Actor, name: &NodeName) -> Result<Response, Refusal> {
+        let Some((key, from)) = self.unknown.get(name).cloned() else {
+            let text =
+                format!("{name} has not come again since the controller started: try again in a moment");
+            return Err(Refusal::new(RefusalCode::WrongState, text));
+        };
+        if let Some(other) = self.keys.get(&key) {
+            let text =
+                format!("{name} shows the key of {other}: 'berth node remove {name}', and join it again");
+            return Err(Refusal::new(RefusalCode::WrongState, text));
+        }
+        let now = self.clock;
+        self.note(actor, format!("approved {name}, which is not in the backup, with key {}", key.short()));
+        self.put_member(MemberRow {
+            version: ROW_VERSION,
+            name: name.clone(),
+            role: MemberRole::Compute,
+            state: MemberState::Approved,
+            key,
+            joined: now,
+            token: String::new(),
+            token_hash: String::new(),
+            from,
+            renewed: now,
+            administrators: false,
+        });
+        Ok(Response::Done)
+    }
+
+    /// It does not, or is lost: what it runs is given up.
+    pub(super) fn give_up_unknown(&mut self, actor: &Actor, name: &NodeName) {
+        self.note(actor, format!("gave up {name}, which is not in the backup"));
+        self.departed.insert(name.clone());
+        self.await_no_more(name);
+    }
+
+    /// A machine is in the books: one that was not in the backup is to say what it runs.
+    pub(super) fn is_known_now(&mut self, name: &NodeName) {
+        if let Some(state) = self.restored.awaited.get_mut(name)
+            && *state == Awaited::Approval
+        {
+            *state = Awaited::Word;
+            self.unknown.remove(name);
             self.out.meta = true;
         }
     }

@@ -133,13 +133,14 @@ impl Cluster {
         self.out.last.push(Write::DeleteToken(id.to_string()));
     }
 
-    fn put_member(&mut self, row: MemberRow) -> Response {
+    pub(super) fn put_member(&mut self, row: MemberRow) -> Response {
         let row = Arc::new(row);
         if let Some(old) = self.members.insert(row.name.clone(), row.clone()) {
             self.keys.remove(&old.key);
         }
         self.keys.insert(row.key.clone(), row.name.clone());
         self.departed.remove(&row.name);
+        self.is_known_now(&row.name);
         let response = Response::Enrolled { member: row.info() };
         self.out.last.push(Write::PutMember(row));
         response
@@ -271,6 +272,9 @@ impl Cluster {
 
     pub(super) fn approve_member(&mut self, actor: &Actor, name: &NodeName) -> Result<Response, Refusal> {
         let Some(member) = self.members.get(name).cloned() else {
+            if self.is_unknown(name) {
+                return self.approve_unknown(actor, name);
+            }
             let text = format!("no machine {name} has joined (see 'berth node ls')");
             return refuse(RefusalCode::NotFound, text);
         };
@@ -291,6 +295,10 @@ impl Cluster {
         let member = self.members.get(name);
         let node = self.nodes.get(name);
         let connected = node.is_some_and(|n| n.link.is_some());
+        if member.is_none() && node.is_none() && self.is_unknown(name) {
+            self.give_up_unknown(actor, name);
+            return Ok(true);
+        }
         if member.is_none() && node.is_none() {
             let text = format!("there is no machine {name} in the cluster (see 'berth node ls')");
             return refuse(RefusalCode::NotFound, text);

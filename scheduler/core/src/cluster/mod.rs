@@ -114,6 +114,8 @@ pub struct Cluster {
     store_full: Option<String>,
     /// What holds since a backup was restored.
     restored: Restored,
+    /// Machines that came after a restore and are not in the backup: with which key, and from where. They come again.
+    unknown: BTreeMap<NodeName, (KeyId, String)>,
     /// Machines that are taken out as soon as their jobs are gone. Not stored: a client whose question is lost asks again.
     leaving: BTreeMap<NodeName, given_up::Leaving>,
     out: Changes,
@@ -176,6 +178,7 @@ impl Cluster {
             active: 0,
             store_full: None,
             restored: Restored::default(),
+            unknown: BTreeMap::new(),
             leaving: BTreeMap::new(),
             out: Changes::default(),
         }
@@ -194,6 +197,7 @@ impl Cluster {
                 self.reply(request, result);
             }
             Event::Fenced { node, asked, result } => self.fenced(&node, asked, result),
+            Event::Unknown { node, key, from } => self.unknown(node, key, from),
             Event::StoreFull(why) => self.store_full = why,
             Event::Tick => {}
         }

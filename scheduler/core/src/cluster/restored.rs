@@ -230,6 +230,7 @@ impl Cluster {
         if self.restored.awaited.remove(node).is_none() {
             return;
         }
+        self.unknown.remove(node);
         self.out.meta = true;
         if !self.on_hold() {
             let waiting: Vec<JobId> = self.queue.values().flatten().map(|key| key.job).collect();
