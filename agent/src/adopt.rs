@@ -7,13 +7,16 @@ use crate::registry::Registry;
 use crate::supervisors;
 use crate::used::Used;
 use berth_agent_core::{Adopted, AdoptedPhase, SupervisorEvent};
-use berth_model::ids::StepKey;
+use berth_model::ids::{JobId, StepKey};
 use berth_model::launch::StepPhase;
+use berth_model::time::Time;
 use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
+use berth_step::deadlines::Deadline;
 use berth_step::spool::{self, LaunchFile, StepDir, read_json};
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use tokio::sync::mpsc;
 
 /// What was found.
@@ -138,6 +141,21 @@ async fn phase(
             AdoptedPhase::Gone
         }
     }))
+}
+
+/// Until when a run goes on out of touch, by its job's directory; absent: for ever. One of which that is written down and cannot be read has no time left:
+/// the controller counts it as lost some time, and nobody here knows when.
+pub fn deadline(job: JobId, dir: &Path) -> Option<Time> {
+    match Deadline::of(dir) {
+        Ok(found) => found.map(|deadline| deadline.until),
+        Err(e) => {
+            tracing::error!(
+                "job {job}: {}, which says until when it may go on out of touch, cannot be read, and its steps here are ended: {e}",
+                Deadline::file(dir).display()
+            );
+            Some(Time(0))
+        }
+    }
 }
 
 /// Ends what a supervisor that is gone could not end.

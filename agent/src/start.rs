@@ -35,7 +35,7 @@ use berth_model::programs::CheckedNodes;
 use berth_model::time::Span;
 use berth_rpc::Uplink;
 use berth_runtime::cgroup::CgroupFacts;
-use berth_step::deadlines::{Deadline, boot_clock};
+use berth_step::deadlines::boot_clock;
 use berth_step::spool::{ContainerDefaults, StepDir, read_json};
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -297,7 +297,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         job: j.job,
         attempt: j.attempt,
         prolog_done: j.prolog_done,
-        until: Deadline::of(&paths.job(j.job)).unwrap_or_default().map(|deadline| deadline.until),
+        until: adopt::deadline(j.job, &paths.job(j.job)),
     };
     let jobs = found.jobs.iter().map(adopted).collect();
     let start = options.config.start_seconds().map(|seconds| Span::from_secs(seconds.into()));

@@ -70,6 +70,9 @@ impl AgentCore {
             let _ = run.goes_on(job.until);
             ((job.job, job.attempt), run)
         };
+        let past =
+            |job: &AdoptedJob| Some(((job.job, job.attempt), job.until.filter(|until| *until <= now)?));
+        let past: BTreeMap<RunKey, Time> = jobs.iter().filter_map(past).collect();
         let mut core = AgentCore {
             term: config.term,
             reboot: None,
@@ -94,8 +97,13 @@ impl AgentCore {
             let key = entry.launch.key;
             let run = core.runs.entry(run_of(key)).or_default();
             run.limit = run.limit.or(entry.timers.job_limit);
-            if entry.lease_known {
-                let _ = run.goes_on(entry.timers.lease);
+            let mut timers = entry.timers;
+            let over = past.get(&run_of(key)).copied();
+            if let Some(until) = over {
+                // Whatever was written down of the step: it may count as lost already.
+                timers.lease = timers.lease.min(Some(until)).or(Some(until));
+            } else if entry.lease_known {
+                let _ = run.goes_on(timers.lease);
             }
             // Nothing of a run is in the spool before.
             run.prolog = Prolog::Done;
@@ -117,7 +125,7 @@ impl AgentCore {
             };
             let step = Step {
                 launch: Box::new(entry.launch),
-                timers: entry.timers,
+                timers,
                 phase,
                 since: now,
                 pull: entry.pull,
@@ -125,7 +133,7 @@ impl AgentCore {
                 spooled: true,
                 begun: now,
                 waits: None,
-                lease_known: entry.lease_known,
+                lease_known: entry.lease_known || over.is_some(),
                 ending: None,
                 repeat,
                 news: true,

@@ -2,13 +2,14 @@
 
 use super::*;
 use berth_model::state::ExitStatus;
+use berth_runtime::cgroup::CgroupFacts;
 use berth_step::control::ToSupervisor;
 use berth_step::spool::StateFile;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where the state directory was when it was recorded.
@@ -218,4 +219,21 @@ async fn ends_that_supervisors_of_earlier_versions_left_are_found() {
         let found = adopt(&again.paths, "another boot", &Registry::default(), &events).await.unwrap();
         assert!(found.steps.is_empty() && found.jobs.is_empty() && again.steps().is_empty());
     }
+}
+
+#[test]
+fn a_deadline_that_cannot_be_read_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = JobId(7);
+    assert_eq!(deadline(job, dir.path()), None);
+    let group = Cgroup::named(&CgroupFacts::default(), "job-7");
+    let until = Time::from_secs(1234);
+    Deadline { boot_id: "boot".into(), until, group }.keep(dir.path()).unwrap();
+    assert_eq!(deadline(job, dir.path()), Some(until));
+    std::fs::write(Deadline::file(dir.path()), "{").unwrap();
+    assert_eq!(deadline(job, dir.path()), Some(Time(0)));
+    // What is no file at all cannot be read either.
+    std::fs::remove_file(Deadline::file(dir.path())).unwrap();
+    std::fs::create_dir(Deadline::file(dir.path())).unwrap();
+    assert_eq!(deadline(job, dir.path()), Some(Time(0)));
 }

@@ -44,7 +44,8 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    fn file(job: &Path) -> PathBuf {
+    /// In which file it is, by the directory of its job.
+    pub fn file(job: &Path) -> PathBuf {
         job.join("deadline.json")
     }
 

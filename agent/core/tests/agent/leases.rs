@@ -199,3 +199,19 @@ fn an_agent_that_starts_does_not_know_how_far_steps_were_renewed() {
     n.until(132);
     assert_eq!(n.kills(), 1);
 }
+
+/// Of a run that may count as lost nothing is left to go on, whatever was written down of its steps. So it is with a deadline that cannot be read.
+#[test]
+fn an_agent_that_finds_a_run_past_its_deadline_ends_its_steps() {
+    let timers = StepTimers { lease: Some(Time::from_secs(300)), ..StepTimers::default() };
+    for (until, ends) in [(Time(0), true), (Time::from_secs(100), true), (Time::from_secs(300), false)] {
+        let launch = berth_samples::launch(KEY);
+        let found = Adopted { launch, timers, phase: AdoptedPhase::Running, pull: None, lease_known: true };
+        let job = AdoptedJob { job: KEY.job, attempt: KEY.attempt, prolog_done: true, until: Some(until) };
+        let mut n = Node::made(crate::node::config(), vec![job], vec![found]);
+        n.until(102);
+        assert_eq!(n.kills() > 0, ends, "{until:?}");
+        assert_eq!(n.renew(400) > 0, !ends, "{until:?}");
+        assert_eq!(n.count(|e| matches!(e, AgentEffect::Deadline { .. })) > 0, !ends, "{until:?}");
+    }
+}
