@@ -246,8 +246,8 @@ impl World {
             }
             AgentEffect::CancelImage { key } => self.image_unwanted(node, key),
             AgentEffect::Peers(ToPeers::Pinned { ask, image }) => self.pinned(node, ask, image)?,
-            AgentEffect::Configure(_)
-            | AgentEffect::Note { .. }
+            AgentEffect::Configure(told) => m.told = Some(told),
+            AgentEffect::Note { .. }
             | AgentEffect::Say { .. }
             | AgentEffect::ImagesNeeded { .. }
             | AgentEffect::Peers(_)

@@ -36,6 +36,8 @@ impl World {
                 return Err(format!("{} is not in service when all is over: {c:?}", node.name));
             }
         }
+        self.compare_members()?;
+        self.compare_settings()?;
         if let Some(node) = self.machines.keys().find(|n| !self.looked.iter().any(|seen| seen.contains(*n))) {
             return Err(format!("{node} did not register once more"));
         }

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What one controller process has, and what outlives it.
 pub(crate) struct Controller {
-    config: CoreConfig,
+    pub(crate) config: CoreConfig,
     pub(crate) term: Term,
     /// Grows with each core: what was planned for another one is of no more interest.
     pub(crate) life: u64,
@@ -47,6 +47,8 @@ pub(crate) struct Controller {
     pub(crate) started: Time,
     /// The latest connection on which each introduced itself.
     pub(crate) introduced: BTreeMap<NodeName, u64>,
+    /// The cluster time since which the partition starts nothing.
+    pub(crate) closed: Option<Time>,
 }
 
 impl Controller {
@@ -70,6 +72,7 @@ impl Controller {
             held: None,
             started: Time(0),
             introduced: BTreeMap::new(),
+            closed: None,
         })
     }
 }
@@ -82,6 +85,11 @@ impl World {
             Some(pace) => pace.read(self.now, wall),
             None => self.now,
         }
+    }
+
+    /// Cluster time, or the highest on record while there is no controller.
+    pub(crate) fn cluster_time(&mut self) -> Time {
+        if self.controller.clock.is_some() { self.cluster_now() } else { self.store.clock }
     }
 
     /// Gives the core an event, as the server's thread does; what follows waits for the next commit.
@@ -101,6 +109,10 @@ impl World {
                 return Err("a message of an old registration changed something".into());
             }
         } else {
+            if self.is_of_nobody(&event) {
+                self.count("words of machines that are in no books");
+                self.handle(Event::Tick)?;
+            }
             self.handle(event)?;
         }
         if self.faults && self.chaos.on(Kind::ControllerCrash) && self.rng.permille(2) {
@@ -119,7 +131,12 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) -> Result<(), String> {
+        let nobody = self.is_of_nobody(&event);
         let Outcome { writes, after_commit, .. } = self.outcome_of(event)?;
+        if nobody && !writes.is_empty() {
+            return Err("the word of a machine that is in no books changes something".into());
+        }
+        self.nothing_starts_while_closed(&writes)?;
         if self.controller.told_full {
             self.truth.nothing_new(&writes)?;
         }

@@ -40,11 +40,15 @@ pub(crate) enum Kind {
     Queued,
     AnswersLost,
     Unkillable,
+    Joining,
+    Leaving,
+    Removal,
+    Reconfigure,
     HeldUp,
 }
 
 /// All of them, with what a report calls them.
-pub(crate) const KINDS: [(Kind, &str); 29] = [
+pub(crate) const KINDS: [(Kind, &str); 33] = [
     (Kind::ControllerCrash, "controller crashes"),
     (Kind::ControllerOutage, "long outages of the controller"),
     (Kind::CorePanic, "faults of the core itself"),
@@ -73,6 +77,10 @@ pub(crate) const KINDS: [(Kind, &str); 29] = [
     (Kind::Queued, "words of a closed connection that were read before"),
     (Kind::AnswersLost, "answers to clients lost"),
     (Kind::Unkillable, "processes that do not end although they are killed"),
+    (Kind::Joining, "machines that come to join"),
+    (Kind::Leaving, "machines that ask to leave"),
+    (Kind::Removal, "machines that administrators remove"),
+    (Kind::Reconfigure, "configurations put in force"),
     (Kind::HeldUp, "controllers that stand still"),
 ];
 
@@ -222,6 +230,10 @@ impl World {
                     self.cut(connection)?;
                 }
             }
+            Kind::Joining => self.machine_comes(),
+            Kind::Leaving => self.machine_leaves(&node),
+            Kind::Removal => self.machine_is_removed(&node),
+            Kind::Reconfigure => self.plan(Span(0), Happening::Reconfigure),
             Kind::Partition | Kind::OneWay if !blocked => {
                 self.count(kind.name());
                 self.partition(&node, kind == Kind::OneWay);
@@ -398,6 +410,9 @@ impl World {
         }
         for node in self.machines.keys().cloned().collect::<Vec<_>>() {
             self.heal(&node);
+        }
+        if self.chaos.on(Kind::Reconfigure) {
+            self.plan(Span(0), Happening::Reconfigure);
         }
         if self.held_up().is_some() {
             self.plan(Span(0), Happening::DiskLook);

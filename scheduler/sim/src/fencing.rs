@@ -97,6 +97,7 @@ impl World {
             | Happening::CoreWake { .. }
             | Happening::Flush { .. }
             | Happening::DiskLook
+            | Happening::Reconfigure
             | Happening::Fenced { .. }
             | Happening::Client(ClientAct::Send(_) | ClientAct::Leaves(_)) => Some(until),
             _ => None,

@@ -193,6 +193,10 @@ impl World {
                 let how = if *anew { "the controller starts" } else { "the core is built anew" };
                 words(&"init", &"controller", &how)
             }
+            Happening::Joins { node } => words(&"init", &node, &"does it belong to the cluster?"),
+            Happening::Reconfigure => {
+                words(&"administrator", &"controller", &"another configuration is put in force")
+            }
             Happening::DiskLook => words(&"store", &"controller", &"a look at the disk"),
             Happening::Heals { node } => words(&"network", &node, &"messages get through again"),
             Happening::Client(act) => match act {

@@ -1,7 +1,7 @@
 //! Deterministic simulation of the production cores of controller and agent, from one seed: messages that are lost, late,
 //! doubled or out of order, partitions for minutes and one way, controllers that die before, during and after a commit, commits
 //! that fail or that nobody knows of, full disks, clocks that jump or stand still, agents and supervisors that die at any
-//! moment, machines that reboot. First safety, after each event; then, when the faults stop, liveness: everything ends, and
+//! moment, machines that reboot, join, leave and are removed, configurations that change. First safety, after each event; then, when the faults stop, liveness: everything ends, and
 //! the records say what really ran.
 #![forbid(unsafe_code)]
 
@@ -11,11 +11,13 @@ mod components;
 mod controller;
 mod faults;
 mod fencing;
+mod joining;
 mod journal;
 mod machine;
 mod network;
 mod pins;
 mod rng;
+mod settings;
 mod store;
 mod truth;
 mod workload;

@@ -1,8 +1,10 @@
 //! A node that outlives its agent: supervisors, spool, and what jobs hold there. The truth that the
 //! controller's records are compared with.
 
+use crate::joining::Membership;
 use crate::pins::Finding;
 use berth_agent_core::{Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, HealthPlan, StepTimers};
+use berth_model::config::Understood;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, NodeShare, Program, StepExit, StepLaunch, Usage};
@@ -134,6 +136,10 @@ pub(crate) struct Machine {
     pub(crate) asks: u64,
     /// When the agent was last asked to wake, to plan each wake once.
     pub(crate) wake: Option<Time>,
+    /// How it belongs to the cluster; the controller's own machines joined nothing.
+    pub(crate) joined: Option<Membership>,
+    /// The configuration by which its agent goes.
+    pub(crate) told: Option<Box<Understood>>,
 }
 
 impl Machine {
@@ -169,6 +175,8 @@ impl Machine {
             finding: BTreeMap::new(),
             asks: 0,
             wake: None,
+            joined: None,
+            told: None,
         }
     }
 

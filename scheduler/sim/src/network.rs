@@ -96,6 +96,7 @@ impl World {
 
     pub(crate) fn connect(&mut self, node: &NodeName, life: u64) -> Result<(), String> {
         let alive = self.controller.core.is_some();
+        let known = self.lets_in(node)?;
         let Some(m) = self.machines.get_mut(node) else { return Ok(()) };
         if m.agent.is_none() || m.agent_life != life || m.connection.is_some() {
             return Ok(());
@@ -104,6 +105,12 @@ impl World {
         if !alive || held || m.blocked.is_some_and(|b| b.until > self.now) {
             // Who waited for an answer in vain waits longer.
             let again = if held { self.span(500_000, 12_000_000) } else { self.span(500_000, 2_000_000) };
+            self.plan(again, Happening::Connect { node: node.clone(), life });
+            return Ok(());
+        }
+        if !known {
+            self.count("machines turned away that are in no books");
+            let again = self.span(1_000_000, 5_000_000);
             self.plan(again, Happening::Connect { node: node.clone(), life });
             return Ok(());
         }

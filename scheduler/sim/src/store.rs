@@ -149,6 +149,11 @@ impl ModelStore {
         read("a payload", text)
     }
 
+    /// What is on record of a machine.
+    pub(crate) fn member(&self, node: &NodeName) -> Result<Option<MemberRow>, String> {
+        self.members.get(&node.0).map(|t| read("a member", t)).transpose()
+    }
+
     /// In which boot a node registered last.
     pub(crate) fn boot(&self, node: &NodeName) -> Option<&String> {
         self.boots.get(node)

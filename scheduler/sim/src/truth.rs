@@ -156,7 +156,7 @@ impl Truth {
     }
 
     /// Time has come to this: what was given up long enough ago counts as lost.
-    fn word_stands(&mut self, now: Time) {
+    pub(crate) fn word_stands(&mut self, now: Time) {
         let due = self.given_up.iter().filter(|(_, at)| **at <= now).map(|(run, _)| run.clone());
         self.evidence.extend(due);
         self.given_up.retain(|_, at| *at > now);
@@ -205,6 +205,11 @@ impl World {
                     self.count("nodes given up while they were cut off");
                 }
             }
+            Event::Client { body: Request::RemoveMember { name, force: true }, actor, .. }
+                if actor.is_administrator() =>
+            {
+                self.removes(name);
+            }
             Event::AgentLost { node, connection } => {
                 let core = self.controller.core.as_ref();
                 if core.and_then(|core| core.connection_of(node)) == Some(*connection) {
@@ -249,7 +254,7 @@ impl World {
         let jobs = snapshot.jobs().filter(|job| job.layout.nodes.contains(node));
         let runs: Vec<_> = jobs.map(|job| (job.id, job.attempt)).collect();
         let connected = core.connection_of(node).is_some();
-        let kill_wait = Span::from_secs(self.chaos.config.kill_wait_seconds.into());
+        let kill_wait = self.controller.config.kill_wait;
         let due = self.now + least(Span(kill_wait.0 + UNKILLABLE.0));
         for (job, attempt) in runs {
             if connected {
@@ -258,9 +263,14 @@ impl World {
                 self.truth.lost((job, attempt), node);
             }
         }
-        if connected && self.machines.get(node).is_some_and(|m| m.spool.values().any(Supervised::lives)) {
+        if connected && self.is_at_work(node) {
             self.count("nodes given up while they were connected and at work");
         }
+    }
+
+    /// Whether something lives on a machine.
+    pub(crate) fn is_at_work(&self, node: &NodeName) -> bool {
+        self.machines.get(node).is_some_and(|m| m.spool.values().any(Supervised::lives))
     }
 
     /// What counts as lost does not run, or somebody said so.

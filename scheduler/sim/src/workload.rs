@@ -72,6 +72,12 @@ pub(crate) fn actor(uid: u32) -> Actor {
 }
 
 impl Client {
+    /// A request that is nobody's wish.
+    pub(crate) fn new_request(&mut self) -> RequestId {
+        self.next += 1;
+        RequestId(self.next - 1)
+    }
+
     /// A request, for the log.
     pub(crate) fn words(&self, wish: u64) -> String {
         let Some(wish) = self.wishes.get(&wish) else { return "?".into() };
@@ -163,12 +169,17 @@ impl World {
         }
     }
 
-    fn wish(&mut self, actor: Actor, body: Request) {
+    pub(crate) fn wish(&mut self, actor: Actor, body: Request) {
+        self.wish_after(Span(0), actor, body);
+    }
+
+    /// The same after a while.
+    pub(crate) fn wish_after(&mut self, after: Span, actor: Actor, body: Request) {
         let id = self.client.next;
         self.client.next += 1;
         let wish = Wish { actor, body, request: RequestId(u64::MAX), tries: 0, done: false };
         self.client.wishes.insert(id, wish);
-        self.plan(Span(0), Happening::Client(ClientAct::Send(id)));
+        self.plan(after, Happening::Client(ClientAct::Send(id)));
     }
 
     fn send_wish(&mut self, id: u64) -> Result<(), String> {
@@ -225,12 +236,7 @@ impl World {
         let first = self.span(1_000_000, 40_000_000);
         let then = Span(first.0 + self.rng.between(100_000, 60_000_000));
         for (after, body) in [(first, down), (then, resume)] {
-            let id = self.client.next;
-            self.client.next += 1;
-            let actor = actor(0);
-            let wish = Wish { actor, body, request: RequestId(u64::MAX), tries: 0, done: false };
-            self.client.wishes.insert(id, wish);
-            self.plan(after, Happening::Client(ClientAct::Send(id)));
+            self.wish_after(after, actor(0), body);
         }
     }
 
@@ -287,6 +293,14 @@ impl World {
         result: &Result<Response, Refusal>,
     ) -> Result<(), String> {
         let wish = self.client.requests.get(&request).and_then(|wish| self.client.wishes.get(wish));
+        let out = match wish.map(|wish| &wish.body) {
+            Some(Request::Leave { name, .. }) => Some((name.clone(), "machines that left")),
+            Some(Request::RemoveMember { name, .. }) => Some((name.clone(), "machines that were removed")),
+            _ => None,
+        };
+        if let (Some((node, how)), Ok(_)) = (out, result) {
+            return self.is_out(&node, how);
+        }
         let (Some(wish), Ok(Response::Submitted { job, .. })) = (wish, result) else { return Ok(()) };
         let Some(spec) = crate::components::submitted(&wish.body) else { return Ok(()) };
         let submission = spec.submission.clone();
@@ -624,7 +638,11 @@ impl World {
                 c.snapshot().nodes().filter(rests).map(|n| n.name).collect::<Vec<_>>()
             })
             .collect();
-        self.wish(actor(0), Request::UpdateNode { nodes, state: NodeStateChange::Resume, reason: None });
+        // One by one: of one that is being removed it is refused.
+        for node in nodes {
+            let nodes = vec![node];
+            self.wish(actor(0), Request::UpdateNode { nodes, state: NodeStateChange::Resume, reason: None });
+        }
         let jobs: BTreeSet<JobId> = self
             .controller
             .core

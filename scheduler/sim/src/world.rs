@@ -4,6 +4,7 @@ use crate::Options;
 use crate::controller::Controller;
 use crate::faults::{Chaos, Kind};
 use crate::fencing::Fencing;
+use crate::joining::Joining;
 use crate::journal::Journal;
 use crate::machine::Machine;
 use crate::network::{Link, Way};
@@ -172,6 +173,12 @@ pub(crate) enum Happening {
         anew: bool,
     },
     DiskLook,
+    /// A machine that is to belong to the cluster looks whether it does.
+    Joins {
+        node: NodeName,
+    },
+    /// Another configuration is put in force.
+    Reconfigure,
     Backup,
     GoesBack,
     Heals {
@@ -212,6 +219,7 @@ pub(crate) struct World {
     pub(crate) store: ModelStore,
     pub(crate) controller: Controller,
     pub(crate) fencing: Fencing,
+    pub(crate) joining: Joining,
     pub(crate) machines: BTreeMap<NodeName, Machine>,
     /// Every connection that there ever was.
     pub(crate) links: BTreeMap<u64, Link>,
@@ -261,6 +269,7 @@ impl World {
             store: ModelStore::default(),
             controller: Controller::new(&chaos.config)?,
             fencing: Fencing::default(),
+            joining: Joining::default(),
             machines,
             links: BTreeMap::new(),
             truth: Truth::default(),
@@ -483,6 +492,8 @@ impl World {
             }
             Happening::GoesBack => self.goes_back()?,
             Happening::DiskLook => self.look_at_disk()?,
+            Happening::Joins { node } => self.joins(&node)?,
+            Happening::Reconfigure => self.reconfigure()?,
             Happening::Heals { node } => self.heal(&node),
             Happening::Client(act) => self.client_acts(act)?,
             Happening::Fault => self.fault()?,
@@ -564,7 +575,7 @@ impl World {
     }
 }
 
-fn hardware(rng: &mut Rng) -> Hardware {
+pub(crate) fn hardware(rng: &mut Rng) -> Hardware {
     let threads = rng.count(1, 2);
     let cores = rng.count(1, 6);
     let gpus = rng.count(0, 2);

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 52] = [
+const SEEN: [&str; 58] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -32,12 +32,18 @@ const SEEN: [&str; 52] = [
     "images to be fetched ahead",
     "jobs acknowledged",
     "jobs that asked for a deadline out of touch",
+    "machines removed while they were connected and at work",
+    "machines that joined",
+    "machines that left",
+    "machines that were removed",
+    "machines turned away that are in no books",
     "messages of an old connection dropped by an agent",
     "messages of an old registration dropped",
     "names of images that another node had found before",
     "nodes given up while they were connected and at work",
     "nodes given up while they were cut off",
     "nodes powered off by the site's program",
+    "partitions closed while everything ran",
     "partitions longer than the node's timeout",
     "processes told of that do not end",
     "programs that could not power a node off",
