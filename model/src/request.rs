@@ -217,7 +217,7 @@ pub enum Request {
     RemoveMember {
         /// Which: a member, or a node that is not connected.
         name: NodeName,
-        /// Also while jobs have something on it: they are lost.
+        /// Also while jobs have something on it: they are lost. Of one that is connected they are ended first, and the answer comes when they are gone.
         force: bool,
     },
     /// `berth down` and its like: the controller is about to stop. Only noted; sent by the server's shell.
@@ -254,7 +254,7 @@ pub struct CancelRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum NodeStateChange {
-    /// Takes no work; what runs there is lost.
+    /// Takes no work; what runs there is lost, once it has ended where the node is connected.
     Down,
     /// Takes no new work.
     Drain,

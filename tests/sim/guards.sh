@@ -96,6 +96,11 @@ if wanted given-up; then
     seen given-up
 fi
 
+if wanted removed-when-clear; then
+    change $c/cluster/members.rs 'if !held.is_empty() && connected {' 'if held.len() > 1000 && connected {'
+    seen removed-when-clear
+fi
+
 if wanted commit-first; then
     change $c/store.rs '        store.apply(writes)?;' '        let _ = store.apply(writes);'
     seen commit-first
