@@ -20,7 +20,7 @@ pub enum Args {
         #[arg(long)]
         json: bool,
     },
-    /// Let machines in that joined with a token made with --approval
+    /// Let machines in that joined with a token made with --approval, or that a restored backup does not have
     Approve {
         /// Their names, as 'berth node ls' shows them; compare the keys first
         #[arg(required = true, value_name = "NAME")]

@@ -136,7 +136,10 @@ impl Cluster {
         let clear: Vec<NodeName> = self.leaving.keys().filter(clear).cloned().collect();
         for name in clear {
             let Some(Leaving { requests, actor, jobs }) = self.leaving.remove(&name) else { continue };
-            self.remove_at_once(&actor, &name, jobs);
+            // Asked for once more when its link was lost, it is out already.
+            if self.nodes.contains_key(&name) || self.members.contains_key(&name) {
+                self.remove_at_once(&actor, &name, jobs);
+            }
             for request in requests {
                 self.reply(request, Ok(Response::Done));
             }
