@@ -548,3 +548,34 @@ fn a_machine_that_joined_after_the_backup_is_asked_about_before_a_job_starts_as_
     assert!(wait(30, || (ended().trim() == "COMPLETED").then_some(())).is_some(), "{}", ended());
     hosts.wait_node("n1", "idle", 20);
 }
+
+/// A batch job of a machine that is removed while it is at work starts elsewhere when nothing of it is left there.
+#[test]
+fn a_machine_that_is_removed_with_its_jobs_is_out_when_they_are_gone_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", "kill_wait_seconds = 5\n");
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 20);
+    // It takes no notice of SIGTERM, and the kernel lets the lock go with the last process that has it.
+    let script = "#!/bin/sh\ntrap '' TERM\nexec 9> lock\nflock -n 9 || touch twice\necho begun >> runs\n\
+                  until [ -e go ]; do sleep 0.1; done\n";
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    let state = |words: &[&str]| {
+        hosts.root("head", "scontrol").args(["update", "nodename=head"]).args(words).ok();
+    };
+    state(&["state=drain", "reason=test"]);
+    let options = ["--parsable", "-o", "/dev/null", "-c1", "--mem=20M", "--requeue", "job.sh"];
+    let job = hosts.cmd("head", "sbatch").args(options).ok().text().trim().to_string();
+    let begun = || std::fs::read_to_string(hosts.work().join("runs")).unwrap_or_default();
+    assert!(wait(30, || (begun() == "begun\n").then_some(())).is_some());
+    state(&["state=resume"]);
+    hosts.root("head", "berth").args(["node", "remove", "n1"]).fails().says(&["--force", &job]);
+    hosts.root("head", "berth").args(["node", "remove", "--force", "n1"]).limit(120).ok();
+    let listed = hosts.root("head", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
+    assert!(!listed.contains("n1"), "{listed}");
+    assert!(wait(60, || (begun() == "begun\nbegun\n").then_some(())).is_some(), "{}", begun());
+    assert!(!hosts.work().join("twice").exists(), "two runs at a time");
+    std::fs::write(hosts.work().join("go"), "").unwrap();
+    let ended = || hosts.cmd("head", "squeue").args(["-h", "-t", "all", "-o", "%T", "-j", &job]).run().text();
+    assert!(wait(30, || (ended().trim() == "COMPLETED").then_some(())).is_some(), "{}", ended());
+}
