@@ -211,12 +211,8 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let streams = tokio::spawn(streams::serve(streams, controller.relay()));
     let watch = tokio::spawn(Arc::clone(&machines).watch(Arc::clone(&shared)));
     let snapshot = shared.snapshot();
-    if snapshot.members().next().is_some() || snapshot.tokens().next().is_some() {
-        // Without it machines stay away, and all else goes on.
-        if let Err(refusal) = machines.open().await {
-            shared.alarm("port", refusal.message);
-        }
-    }
+    let has_machines = snapshot.members().next().is_some() || snapshot.tokens().next().is_some();
+    let opening = if has_machines { machines.open_in_time(&shared).await } else { None };
 
     let pid_file = PidFile::write(&dir, since)?;
     tracing::info!(
@@ -240,6 +236,9 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     keeper.abort();
     streams.abort();
     watch.abort();
+    if let Some(opening) = opening {
+        opening.abort();
+    }
     // The driver ends after what it has in hand; an error means that it ended before.
     let _ = inputs.send(Input::Stop);
     let ended = tokio::task::spawn_blocking(move || core.join()).await;

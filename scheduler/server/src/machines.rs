@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// How old the controller's own certificate may get. One that is not good for thrice as long is made anew in a third of its life.
 const OWN: Duration = Duration::from_secs(24 * 3600);
@@ -23,8 +24,13 @@ const OWN: Duration = Duration::from_secs(24 * 3600);
 const AGE: Duration = Duration::from_secs(60);
 /// For how long a certificate that was just given is given again to its key: its answer may have been lost.
 const AGAIN: i64 = 600;
+/// How often a port that could not be had is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// How often it is looked whether machines were removed.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// The alarm about a port that cannot be had.
+const PORT: &str = "port";
 
 /// The controller's role in certificates.
 pub(crate) const ROLE: &str = "controller";
@@ -116,8 +122,8 @@ impl Machines {
         let _one = self.opening.lock().await;
         let trouble = |e: std::io::Error| {
             let text = format!(
-                "the port for other machines, {}: {e}; write another one as 'listen' into berth.toml, and start the \
-                 controller again",
+                "the port for other machines, {}: {e}; end what has it, or write another one as 'listen' into \
+                 berth.toml and start the controller again",
                 self.listen
             );
             Refusal::new(RefusalCode::Internal, text)
@@ -152,6 +158,37 @@ impl Machines {
             }
         });
         Ok(address)
+    }
+
+    /// Opens the port, or keeps trying until it can be had, by the task that comes back: an address may come late, and somebody else
+    /// may have the port for a moment. Until then machines stay away, which is an alarm, and all else goes on.
+    pub(crate) async fn open_in_time(self: &Arc<Self>, shared: &Arc<Shared>) -> Option<JoinHandle<()>> {
+        if self.try_to_open(shared).await {
+            return None;
+        }
+        let (machines, shared) = (Arc::clone(self), Arc::clone(shared));
+        Some(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RETRY).await;
+                if machines.try_to_open(&shared).await {
+                    return;
+                }
+            }
+        }))
+    }
+
+    async fn try_to_open(self: &Arc<Self>, shared: &Shared) -> bool {
+        match self.open().await {
+            Ok(_) => {
+                shared.all_clear(PORT);
+                true
+            }
+            Err(refusal) => {
+                let text = format!("no other machine can connect; tried every second: {}", refusal.message);
+                shared.alarm(PORT, text);
+                false
+            }
+        }
     }
 
     /// The token's text, which a machine joins with.

@@ -9,6 +9,7 @@ use berth_rpc::{AgentLink, Client, Endpoint, Hex, Preface, Question, Remote, Rep
 use berth_trust::{Authority, Identity, JoinToken, PrivateKey};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,19 +31,26 @@ async fn site_with(lines: &str) -> Site {
     let dir = tempfile::tempdir().unwrap();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     std::fs::write(dir.path().join("berth.toml"), format!("listen = \"{free}\"\n{lines}")).unwrap();
-    let options = ControllerOptions {
-        state_dir: dir.path().into(),
+    tokio::spawn(run(options(dir.path()), Box::pin(std::future::pending())));
+    let client = client(dir.path()).await;
+    Site { dir, address: free.to_string(), client }
+}
+
+fn options(dir: &Path) -> ControllerOptions {
+    ControllerOptions {
+        state_dir: dir.into(),
         config_path: None,
         system: true,
         read: |dir, file| load_config(dir, file).map_err(|e| e.to_string()),
         in_force: |_| (),
         ready: || (),
         power_off: |_| Err("there is no program".to_string()),
-    };
-    tokio::spawn(run(options, Box::pin(std::future::pending())));
-    let endpoint = Endpoint::Unix(dir.path().join("run/controller.sock"));
-    let client = Client::connect_patiently(&endpoint, Duration::from_secs(30)).await.unwrap();
-    Site { dir, address: free.to_string(), client }
+    }
+}
+
+async fn client(dir: &Path) -> Client {
+    let endpoint = Endpoint::Unix(dir.join("run/controller.sock"));
+    Client::connect_patiently(&endpoint, Duration::from_secs(30)).await.unwrap()
 }
 
 /// A machine that joined: its key and certificate, as somebody who stole them has them.
@@ -350,4 +358,48 @@ async fn the_controllers_own_certificate_is_made_anew_before_it_ends() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     assert_ne!(controllers_own(&site, &n1).await, first);
+}
+
+/// As at a boot where somebody else has the port for a moment, or the address comes late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_held_when_the_controller_starts_is_opened_as_soon_as_it_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    std::fs::write(dir.path().join("berth.toml"), format!("listen = \"{free}\"\n")).unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let until = async {
+        // Dropped or told, it stops.
+        let _ = stopped.await;
+    };
+    let first = tokio::spawn(run(options(dir.path()), Box::pin(until)));
+    let first_client = client(dir.path()).await;
+    let site = Site { dir, address: free.to_string(), client: first_client };
+    let n1 = site.machine(MemberRole::Compute, "n1").await;
+    drop(stop);
+    first.await.unwrap().unwrap();
+
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = held.local_addr().unwrap().to_string();
+    let dir = site.dir;
+    std::fs::write(dir.path().join("berth.toml"), format!("listen = \"{address}\"\n")).unwrap();
+    tokio::spawn(run(options(dir.path()), Box::pin(std::future::pending())));
+    let client = client(dir.path()).await;
+    let alarms = client.status().await.unwrap().alarms;
+    assert!(alarms.iter().any(|text| text.contains(&address) && text.contains("every second")), "{alarms:?}");
+    drop(held);
+    let tls = berth_trust::client_config(&n1.own, &n1.authority, "controller").unwrap();
+    let uplink = Uplink::Remote(Arc::new(Remote::new(address, tls)));
+    let node = Preface::Node { node: NodeName("n1".into()) };
+    let comes = tokio::time::timeout(Duration::from_secs(30), async {
+        while uplink.open(&node).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    comes.await.expect("the port stays closed");
+    let cleared = tokio::time::timeout(Duration::from_secs(30), async {
+        while client.status().await.unwrap().alarms.iter().any(|text| alarms.contains(text)) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    cleared.await.expect("the alarm stays");
 }
