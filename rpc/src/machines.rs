@@ -5,6 +5,7 @@ use crate::peers::ROLE;
 use crate::places::Places;
 use crate::preface::{Preface, Question, Reply};
 use crate::serve::{Caller, Proven, Service, vouched_place};
+use crate::strangers::{Stranger, Strangers, Unproven};
 use berth_model::NodeName;
 use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
 use berth_model::request::Peer;
@@ -16,13 +17,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
-
-/// How long a machine may take to prove who it is.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Connections that have not yet done so; more wait in the backlog.
-const STRANGERS: usize = 512;
 
 /// The port, and what is proven by it.
 #[derive(Debug)]
@@ -105,8 +101,9 @@ pub(crate) async fn accept<S: Service>(
     vouched: Places,
     accepted: mpsc::Sender<io::Result<Proven>>,
 ) {
-    let places = Arc::new(Semaphore::new(STRANGERS));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    let strangers = Strangers::new();
+    loop {
+        strangers.room().await;
         let (stream, from) = match port.listener.accept().await {
             Ok(connection) => connection,
             Err(_) => {
@@ -115,20 +112,40 @@ pub(crate) async fn accept<S: Service>(
                 continue;
             }
         };
+        let stranger = strangers.admit(from.ip());
         let (port, service) = (Arc::clone(&port), Arc::clone(&service));
         let (vouched, accepted) = (vouched.clone(), accepted.clone());
         tokio::spawn(async move {
-            let known = tokio::time::timeout(HANDSHAKE, introduce(&port, stream, from, &*service)).await;
-            drop(place);
-            match known {
-                Ok(Ok((wire, machine, preface))) => {
-                    receive(wire, (machine, preface), from, service, (vouched, accepted)).await;
-                }
-                Ok(Err(why)) => service.turned_away(from, &why),
-                Err(_) => service.turned_away(from, "it did not say who it is within 10 s"),
+            if let Err(why) = meet(&port, (stream, from), stranger, &service, (vouched, accepted)).await {
+                service.turned_away(from, &why.to_string());
             }
         });
     }
+}
+
+/// Hears who is there, and does what may be done for it.
+async fn meet<S: Service>(
+    port: &MachineListener,
+    (stream, from): (TcpStream, SocketAddr),
+    mut stranger: Stranger,
+    service: &Arc<S>,
+    ways: (Places, mpsc::Sender<io::Result<Proven>>),
+) -> Result<(), Unproven> {
+    stranger.speaks(&stream).await?;
+    let known = stranger.attend(introduce(port, stream, from, &**service)).await?;
+    match known {
+        Ok((wire, machine @ Machine::Member(_), preface)) => {
+            drop(stranger);
+            receive(wire, (machine, preface), from, Arc::clone(service), ways).await;
+        }
+        // A key that it made itself proves nothing: it keeps its place until it has its answer.
+        Ok((wire, machine @ Machine::Stranger(_), preface)) => {
+            stranger.begin_anew();
+            stranger.attend(receive(wire, (machine, preface), from, Arc::clone(service), ways)).await?;
+        }
+        Err(why) => service.turned_away(from, &why),
+    }
+    Ok(())
 }
 
 /// The handshake, and the first line.

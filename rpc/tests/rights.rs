@@ -3,20 +3,20 @@
 
 mod common;
 
-use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
+use berth_model::member::MemberRole;
 use berth_model::request::Peer;
 use berth_model::rights::Rank;
-use berth_model::{Gid, JobId, NodeName, Time, Uid};
+use berth_model::{Gid, JobId, NodeName, Uid};
 use berth_rpc::auth::{Method, Role, allowed};
-use berth_rpc::{Duplex, MachineListener, Preface, Remote, Uplink};
-use berth_trust::{Authority, Identity, PrivateKey, client_config, server_config};
+use berth_rpc::{Duplex, Preface, Uplink};
+use berth_trust::{Authority, Identity};
+use common::machines::{identity, member, open_port, uplink};
 use common::{start, start_for};
 use hyper_util::rt::TokioIo;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, UnixStream};
+use tokio::net::UnixStream;
 use tonic::transport::Channel;
 use tower::Service;
 
@@ -60,36 +60,6 @@ async fn refusal(channel: &mut Channel, path: &str) -> Option<String> {
     answer.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_string())
 }
 
-fn identity(authority: &Authority, name: &str, role: &str) -> Identity {
-    let key = PrivateKey::make().unwrap();
-    let life = Duration::from_secs(3600);
-    let certificate = authority.issue(&key.public(), name, role, SystemTime::now(), life).unwrap();
-    Identity { key, certificate }
-}
-
-fn member(identity: &Identity, name: &str, role: MemberRole, administrators: bool) -> MemberInfo {
-    MemberInfo {
-        name: name.into(),
-        role,
-        state: MemberState::Approved,
-        key: KeyId(identity.key.id()),
-        joined: Time(0),
-        token: String::new(),
-        from: String::new(),
-        renewed: Time(0),
-        administrators,
-    }
-}
-
-/// A port for machines, and where it is.
-async fn open_port(authority: &Authority, own: &Identity) -> (Arc<MachineListener>, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let tls = server_config(authority, own).unwrap();
-    let port = Arc::new(MachineListener::new(listener, authority.certificate().to_vec(), tls));
-    let address = port.address().unwrap().to_string();
-    (port, address)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_method_is_for_whom_the_table_says_on_every_socket() {
     let [dir, operators, plain] = [(); 3].map(|()| tempfile::tempdir().unwrap());
@@ -105,10 +75,7 @@ async fn every_method_is_for_whom_the_table_says_on_every_socket() {
     ];
     let (port, address) = open_port(&authority, &own).await;
     let (second_port, second_address) = open_port(&authority, &own).await;
-    let from_to = |machine: &Identity, address: &str| {
-        let tls = client_config(machine, authority.certificate(), "controller").unwrap();
-        Uplink::Remote(Arc::new(Remote::new(address.to_string(), tls)))
-    };
+    let from_to = |machine: &Identity, address: &str| uplink(&authority, machine, address);
     let from = |machine: &Identity| from_to(machine, &address);
     // To the first everybody is an administrator, to the second an operator, to the third nothing.
     let server = start_for(dir.path(), Rank::Administrator, Some(port), members.clone());

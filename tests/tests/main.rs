@@ -38,6 +38,7 @@ mod harness;
 mod health;
 mod hooks;
 mod host_jobs;
+mod idle;
 mod image_cluster;
 mod image_json;
 mod job_namespaces;

@@ -4,7 +4,7 @@
 use crate::clients::Service;
 use crate::dial::carry;
 use berth_model::direct::Admission;
-use berth_rpc::DirectStream;
+use berth_rpc::{DirectStream, Stranger};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -107,13 +107,25 @@ impl Admitted {
     }
 
     /// Serves a machine that came for a stream, until that is over.
-    pub(crate) async fn take_in(&self, mut stream: DirectStream, from: SocketAddr, service: &Service) {
-        let Ok(grant) = stream.grant().await else { return };
+    pub(crate) async fn take_in(
+        &self,
+        mut stream: DirectStream,
+        (from, mut stranger): (SocketAddr, Stranger),
+        service: &Service,
+    ) {
         let key = stream.key().to_string();
-        let Some(admission) = self.wait_for(&grant, &key).await else {
+        // A machine of the cluster that shows no grant takes no more room than a stranger.
+        stranger.begin_anew();
+        let shown = async {
+            let grant = stream.grant().await.ok()?;
+            Some(self.wait_for(&grant, &key).await)
+        };
+        let Ok(Some(admission)) = stranger.attend(shown).await else { return };
+        let Some(admission) = admission else {
             tracing::info!("{from} is turned away: the controller named it for no such stream");
             return stream.refuse("the controller named this machine for no such stream").await;
         };
+        drop(stranger);
         let Ok(wire) = stream.welcome().await else { return };
         let (step, peer) = (admission.step, admission.peer);
         tracing::debug!("step {step} has a stream to {from} for uid {}", peer.uid);

@@ -6,23 +6,19 @@
 
 use super::http::{Request, What, read_head};
 use super::{Peers, shared_name};
+use crate::clients::Service;
 use crate::images::Images;
 use berth_images::{Digest, Offer, Part, Result as ImageResult};
 use berth_model::ids::{NodeName, Uid};
 use berth_model::time::Span;
-use berth_rpc::{Arrival, PeerConnection, TurnedAway};
+use berth_rpc::{Arrival, PeerConnection, PeerIdentity, Stranger, Strangers, TurnedAway, Unproven};
 use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
-/// How long a machine may take to prove who it is.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Connections that have not yet done so; more wait in the backlog.
-const STRANGERS: usize = 32;
 /// Connections of one node: one for each layer that it unpacks at the same time, and as many that are about to end.
 const MOST_OF_ONE: usize = 16;
 /// Connections of all.
@@ -147,36 +143,52 @@ impl Connections {
 
 /// Takes connections until it is dropped.
 pub(super) async fn accept(listener: TcpListener, peers: Arc<Peers>, start: &super::Keeping) {
-    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let strangers = Strangers::new();
     let away = Arc::new(TurnedAway::default());
-    while let Ok(place) = Arc::clone(&strangers).acquire_owned().await {
+    loop {
+        strangers.room().await;
         let Ok((stream, from)) = listener.accept().await else {
             // Out of descriptors: connections wait in the backlog until some are closed.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        let stranger = strangers.admit(from.ip());
         let (peers, images) = (Arc::clone(&peers), Arc::clone(&start.images));
         let (service, away) = (Arc::clone(&start.service), Arc::clone(&away));
         tokio::spawn(async move {
             let Some(identity) = peers.identity() else { return };
-            let arrived = tokio::time::timeout(HANDSHAKE, identity.arrive(stream)).await;
-            drop(place);
-            match arrived {
-                Ok(Ok(Arrival::Images(connection))) => {
-                    let served = std::thread::Builder::new().name("peer".into());
-                    // Where there may be no more threads, who is there asks somebody else.
-                    let _ = served.spawn(move || serve(connection, &peers, &images));
-                }
-                Ok(Ok(Arrival::Stream(stream))) => peers.admitted.take_in(stream, from, &service).await,
-                Ok(Err(e)) => {
-                    if let Some(words) = away.words(from, &e.to_string(), Instant::now()) {
-                        tracing::info!("{from} is turned away: {words}");
-                    }
-                }
-                Err(_) => tracing::debug!("{from} did not say who it is"),
+            let met = meet(&identity, (stream, from), stranger, &peers, images, &service).await;
+            if let Err(why) = met
+                && let Some(words) = away.words(from, &why, Instant::now())
+            {
+                tracing::info!("{from} is turned away: {words}");
             }
         });
     }
+}
+
+/// Hears who is there, and gives what may be had.
+async fn meet(
+    identity: &PeerIdentity,
+    (stream, from): (tokio::net::TcpStream, SocketAddr),
+    mut stranger: Stranger,
+    peers: &Arc<Peers>,
+    images: Arc<Images>,
+    service: &Service,
+) -> Result<(), String> {
+    let words = |why: Unproven| why.to_string();
+    stranger.speaks(&stream).await.map_err(words)?;
+    let arrived = stranger.attend(identity.arrive(stream)).await.map_err(words)?;
+    match arrived.map_err(|e| e.to_string())? {
+        Arrival::Images(connection) => {
+            drop(stranger);
+            let (peers, served) = (Arc::clone(peers), std::thread::Builder::new().name("peer".into()));
+            // Where there may be no more threads, who is there asks somebody else.
+            let _ = served.spawn(move || serve(connection, &peers, &images));
+        }
+        Arrival::Stream(stream) => peers.admitted.take_in(stream, (from, stranger), service).await,
+    }
+    Ok(())
 }
 
 fn serve(mut connection: PeerConnection, peers: &Peers, images: &Images) {

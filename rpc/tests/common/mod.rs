@@ -2,6 +2,8 @@
 #![allow(dead_code)] // each test binary uses a part of it
 #![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
+pub mod machines;
+
 use berth_model::config::Config;
 use berth_model::direct::StreamWay;
 use berth_model::link::{FromAgent, ToAgent};
@@ -34,6 +36,8 @@ pub struct Recorder {
     pub unknown: Mutex<Vec<(NodeName, KeyId)>>,
     /// None of them is removed.
     kept: Mutex<Vec<oneshot::Sender<()>>>,
+    /// Why connections came to nothing.
+    pub away: Mutex<Vec<String>>,
 }
 
 struct Held(Arc<AtomicUsize>);
@@ -166,7 +170,9 @@ impl Service for Recorder {
     async fn stream(&self, _: Peer, _: NodeName, _: Duplex) {}
     fn answered_here(&self, _: u64, _: Duplex) {}
     fn answered(&self, _: NodeName, _: u64, _: Duplex, _: oneshot::Receiver<()>) {}
-    fn turned_away(&self, _: std::net::SocketAddr, _: &str) {}
+    fn turned_away(&self, _: std::net::SocketAddr, why: &str) {
+        self.away.lock().unwrap().push(why.to_string());
+    }
     async fn agent(&self, mut connection: AgentConnection) -> Result<(), Refusal> {
         tokio::spawn(async move {
             while let Some(FromAgent::Heartbeat { load, .. }) = connection.incoming.recv().await {
@@ -231,6 +237,7 @@ pub fn start_for(
         members,
         unknown: Mutex::default(),
         kept: Mutex::default(),
+        away: Mutex::default(),
     });
     let listeners = Listeners {
         machines: tokio::sync::watch::channel(port).1,
