@@ -27,7 +27,7 @@ const FIRST_FRAME: Duration = Duration::from_secs(10);
 const ASK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
 /// How often it is looked whether this machine has another key or certificate.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Serves until `shutdown` is done; calls `ready` once it does. `find` tells who this machine is to nodes.
 ///

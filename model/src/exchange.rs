@@ -18,6 +18,9 @@ pub enum FromPeers {
         key: String,
         /// It takes streams of steps at the same port.
         streams: bool,
+        /// Digests of the keys of machines that are connected there, or may be: those that are nobody's any more are answered with
+        /// [`ToPeers::EndServe`].
+        connected: Vec<String>,
     },
     /// An image is wanted for a run of a job. Said again every few seconds for as long as it is.
     Wanted {

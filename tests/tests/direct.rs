@@ -4,7 +4,7 @@
 use berth_model::direct::StreamWay;
 use berth_model::{Attempt, JobId, StepId, StepKey};
 use berth_tests::sandbox::wait;
-use berth_tests::stolen::{identity, say};
+use berth_tests::stolen::{copy, identity, say};
 use berth_tests::{Cmd, Hosts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -225,13 +225,7 @@ fn a_grant_is_good_for_one_connection_of_one_machine_to_one_step_as_root() {
     let (open, unused) = (way(), way());
     let mut bytes = opening(&open, &attach(key(first)));
     bytes.extend([0; 3]);
-    let mut stolen = Cmd::new("nsenter")
-        .arg(format!("--net={}", hosts.network("front").display()))
-        .args(["openssl", "s_client", "-quiet", "-tls1_3", "-alpn", "berth-streams/1", "-connect", n2_port])
-        .args(&front)
-        .stdin_open()
-        .limit(90)
-        .spawn();
+    let mut stolen = connected(&hosts, "front", &front, n2_port);
     stolen.write(&bytes);
     stolen.wait_for("welcome", 20);
     hosts.root("n1", "berth").args(["node", "remove", "front"]).ok();
@@ -240,6 +234,77 @@ fn a_grant_is_good_for_one_connection_of_one_machine_to_one_step_as_root() {
     let said = say(&hosts, "front", &front, n2_port, &opening(&unused, &attach(key(first))));
     assert!(said.contains(refusal), "{said}");
     hosts.root("n1", "scancel").args([first.to_string(), second.to_string()]).ok();
+}
+
+/// A connection to a node's port with somebody's key, which stays.
+fn connected(hosts: &Hosts, from: &str, shows: &[String], port: &str) -> berth_tests::Running {
+    Cmd::new("nsenter")
+        .arg(format!("--net={}", hosts.network(from).display()))
+        .args(["openssl", "s_client", "-quiet", "-tls1_3", "-alpn", "berth-streams/1", "-connect", port])
+        .args(shows)
+        .stdin_open()
+        .limit(240)
+        .spawn()
+}
+
+/// With a key that a login node had before, or of one that was removed: also on a node that nobody could tell.
+#[test]
+fn streams_of_a_key_that_is_nobodys_any_more_are_cut_on_every_node_as_root() {
+    let hosts = site();
+    let user = hosts.user().clone();
+    let words = ["--parsable", "-w", "n2", "--wrap", "srun sleep 300"];
+    let job = hosts.cmd("front", "sbatch").args(words).ok().text().trim().parse::<u32>().unwrap();
+    let steps = || hosts.root("n1", "squeue").args(["-h", "--steps", "-o", "%i"]).run().text();
+    assert!(wait(30, || steps().contains(&format!("{job}.0")).then_some(())).is_some(), "{}", steps());
+    let step = StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Number(0) };
+    let n2_port = "10.77.0.2:7818";
+    let grant = |shows: &[String]| -> String {
+        let peer = serde_json::json!({ "uid": user.uid, "gid": user.gid, "job": null });
+        let line = serde_json::json!({ "ways": step, "peer": peer, "only": null, "key": "" });
+        let told = say(&hosts, "n3", shows, "10.77.0.1:7817", format!("{line}\n").as_bytes());
+        let value: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|e| panic!("{e}: {told}"));
+        value["ways"][0]["grant"].as_str().unwrap_or_else(|| panic!("{told}")).to_string()
+    };
+    let opening = |grant: &str| {
+        let mut bytes = format!("{}\n", serde_json::json!({ "grant": grant })).into_bytes();
+        bytes.extend(attach(step));
+        bytes
+    };
+    let open = |shows: &[String]| {
+        let mut stream = connected(&hosts, "n3", shows, n2_port);
+        let mut bytes = opening(&grant(shows));
+        bytes.extend([0; 3]);
+        stream.write(&bytes);
+        stream.wait_for("welcome", 20);
+        stream
+    };
+
+    // All that the login node keeps to itself is n3's, too; then the login node has another key.
+    let stolen = copy(&hosts, "front", "n3");
+    let (mut stream, unused) = (open(&stolen), grant(&stolen));
+    hosts.root("front", "berth").args(["node", "rotate-key"]).ok();
+    assert!(wait(20, || (!stream.alive()).then_some(())).is_some(), "it is not cut off");
+    stream.finish();
+    let said = say(&hosts, "n3", &stolen, n2_port, &opening(&unused));
+    assert!(said.contains("named this machine for no such stream"), "{said}");
+
+    // That one, too, is stolen, and while the machine is removed n2 hears nothing of the controller, which was started anew meanwhile.
+    std::fs::remove_dir_all(hosts.state("n3").join("of-front")).unwrap();
+    let stolen = copy(&hosts, "front", "n3");
+    let mut stream = open(&stolen);
+    let cut = |what: &str| {
+        hosts.root("n2", "iptables").args(["-w", what, "INPUT", "-s", "10.77.0.1", "-j", "DROP"]).ok();
+    };
+    cut("-I");
+    hosts.kill_9("n1", "controller");
+    hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).ok();
+    hosts.root("n1", "berth").args(["node", "remove", "front"]).ok();
+    assert!(stream.alive(), "nobody can have told n2");
+    cut("-D");
+    assert!(wait(120, || (!stream.alive()).then_some(())).is_some(), "{}", log(&hosts, "n2"));
+    stream.finish();
+    assert!(log(&hosts, "n2").contains("is cut: the key of that machine"), "{}", log(&hosts, "n2"));
+    hosts.root("n1", "scancel").arg(job.to_string()).ok();
 }
 
 /// Whoever has a compute node's key is that node: it speaks for the jobs that run there, each as its user, and for as long as it runs.

@@ -161,18 +161,19 @@ fn a_node_listens_on_nothing_where_images_do_not_travel_as_root() {
 /// Whoever has a copy of all that a machine keeps to itself is that machine to others, until it has another key or is removed.
 #[test]
 fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root() {
-    let hosts = Hosts::new(&["head", "n1", "n2", "thief"]);
+    let hosts = Hosts::new(&["head", "n1", "n2", "thief", "front"]);
     hosts.up("head", "");
+    hosts.join("front", &hosts.token("head", &["--role", "login"]));
     let token = hosts.token("head", &["--uses", "2"]);
     for node in ["n1", "n2"] {
         hosts.join(node, &token);
         hosts.wait_node(node, "idle", 60);
     }
-    let [first, second] = ["n1", "n2"].map(|node| copy(&hosts, node, "thief"));
+    let [first, second, third] = ["n1", "n2", "front"].map(|node| copy(&hosts, node, "thief"));
     let ask = |key: &[String; 4], line: &Value| {
         say(&hosts, "thief", key, "10.77.0.1:7817", format!("{line}\n").as_bytes())
     };
-    for key in [&first, &second] {
+    for key in [&first, &second, &third] {
         let said = ask(key, &json!({ "question": "settings" }));
         assert!(said.contains("\"settings\""), "the copy is none: {said}");
     }
@@ -193,6 +194,8 @@ fn a_machine_that_is_removed_is_refused_at_once_and_a_rotated_key_counts_as_root
             assert!(told.is_some(), "{of}: {line}: {}", ask(key, &line));
         }
     };
+    hosts.root("front", "berth").args(["node", "rotate-key"]).ok();
+    refused(&third, "front");
     hosts.root("n1", "berth").args(["node", "rotate-key"]).ok();
     refused(&first, "n1");
     assert!(ask(&second, &json!({ "question": "settings" })).contains("\"settings\""));

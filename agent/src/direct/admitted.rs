@@ -5,7 +5,7 @@ use crate::clients::Service;
 use crate::dial::carry;
 use berth_model::direct::Admission;
 use berth_rpc::{DirectStream, Stranger};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -97,6 +97,13 @@ impl Admitted {
         inner.there.retain(|_, (of, _)| of != key);
     }
 
+    /// Adds the keys that are there or expected.
+    pub(crate) fn add_keys(&self, keys: &mut BTreeSet<String>) {
+        let inner = self.lock();
+        keys.extend(inner.expected.values().map(|(admission, _)| admission.key.clone()));
+        keys.extend(inner.there.values().map(|(key, _)| key.clone()));
+    }
+
     fn opened(&self, key: &str) -> (u64, oneshot::Receiver<()>) {
         let (cut, gone) = oneshot::channel();
         let mut inner = self.lock();
@@ -126,17 +133,21 @@ impl Admitted {
             return stream.refuse("the controller named this machine for no such stream").await;
         };
         drop(stranger);
-        let Ok(wire) = stream.welcome().await else { return };
-        let (step, peer) = (admission.step, admission.peer);
-        tracing::debug!("step {step} has a stream to {from} for uid {}", peer.uid);
+        // From here on it is cut when its key is nobody's any more.
         let (number, gone) = self.opened(&key);
-        tokio::select! {
-            carried = carry(wire, peer, Some(step), service) => {
-                if let Err(e) = carried {
-                    tracing::debug!("the stream of step {step} to {from}: {e}");
-                }
+        let (step, peer) = (admission.step, admission.peer);
+        let served = async {
+            let Ok(wire) = stream.welcome().await else { return };
+            tracing::debug!("step {step} has a stream to {from} for uid {}", peer.uid);
+            if let Err(e) = carry(wire, peer, Some(step), service).await {
+                tracing::debug!("the stream of step {step} to {from}: {e}");
             }
-            _ = gone => tracing::info!("the stream of step {step} to {from} is cut: that machine was removed"),
+        };
+        tokio::select! {
+            () = served => {}
+            _ = gone => tracing::info!(
+                "the stream of step {step} to {from} is cut: the key of that machine is none of the cluster's any more"
+            ),
         }
         self.lock().there.remove(&number);
     }
@@ -176,7 +187,15 @@ mod tests {
         admitted.expect(admission("h", "other"), now, LONGEST);
         let (_, mut stolen) = admitted.opened("stolen");
         let (_, mut other) = admitted.opened("other");
+        admitted.expect(admission("i", "third"), now, LONGEST);
+        let keys = || {
+            let mut keys = BTreeSet::new();
+            admitted.add_keys(&mut keys);
+            keys.into_iter().collect::<Vec<String>>()
+        };
+        assert_eq!(keys(), ["other", "stolen", "third"]);
         admitted.cut("stolen");
+        assert_eq!(keys(), ["other", "third"]);
         assert!(admitted.take("g", "stolen", now).is_none());
         assert!(admitted.take("h", "other", now).is_some());
         assert_eq!(stolen.try_recv(), Err(oneshot::error::TryRecvError::Closed));

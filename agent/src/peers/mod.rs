@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// By what name nodes ask each other for an image from this source: `registry/repository`, or what stands for a file's path, which may
 /// have letters that do not fit into a request. Nothing for what is one machine's.
@@ -47,7 +47,7 @@ const LOOK: Duration = Duration::from_millis(300);
 const MIDWAY: Duration = Duration::from_secs(300);
 /// How often it is looked who this node is, until it is somebody, and from then on.
 const SOON: Duration = Duration::from_millis(500);
-const LATER: Duration = Duration::from_secs(10);
+const LATER: Duration = Duration::from_secs(2);
 
 /// Tells who this node is to other nodes, if that is new: of the state directory, for a node of this name, who was somebody before.
 pub type FindIdentity = fn(&std::path::Path, &NodeName, Option<&PeerIdentity>) -> Option<PeerIdentity>;
@@ -74,6 +74,8 @@ pub struct Peers {
     told: held::Told,
     /// What the audit log does not have yet.
     unnoted: removed::Unnoted,
+    /// It is to be looked who this node is.
+    look: Notify,
 }
 
 /// A question that is open.
@@ -134,12 +136,14 @@ impl Peers {
             admitted: Arc::default(),
             told: held::Told::default(),
             unnoted: removed::Unnoted::default(),
+            look: Notify::new(),
         }
     }
 
-    /// Registered with the controller, which knows nothing of this node's images.
+    /// Registered with the controller, which knows nothing of this node's images; perhaps by another key than before.
     pub fn registered(&self) {
         self.told.forget();
+        self.look.notify_one();
         self.announce();
         self.ask_for_pins();
         self.say_removed();
@@ -166,11 +170,21 @@ impl Peers {
         }
     }
 
+    /// The keys of machines that are connected here, or may be. While the controller was away it may have given up some of them.
+    fn have_something(&self) -> Vec<String> {
+        let mut keys = BTreeSet::new();
+        self.grants.add_keys(&mut keys);
+        self.connections.add_keys(&mut keys);
+        self.admitted.add_keys(&mut keys);
+        keys.into_iter().collect()
+    }
+
     /// Tells the controller where others find this node, once it serves.
     pub fn announce(&self) {
         if let (Some(identity), Some(address)) = (self.identity(), self.address.get()) {
             let (address, key) = (address.clone(), identity.key().to_string());
-            self.say(FromPeers::Ready { address, key, streams: true });
+            let connected = self.have_something();
+            self.say(FromPeers::Ready { address, key, streams: true, connected });
             for (ask, open) in &*self.turns() {
                 self.say(open.what.wanted(*ask));
             }
@@ -259,7 +273,10 @@ impl Peers {
                 *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(found));
                 return;
             }
-            tokio::time::sleep(every).await;
+            tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                () = self.look.notified() => {}
+            }
         }
     }
 

@@ -75,6 +75,11 @@ impl Grants {
         all.push(Grant { node, key, digest, source, user, until: now + time });
     }
 
+    /// Adds the keys that may have something.
+    pub(super) fn add_keys(&self, keys: &mut BTreeSet<String>) {
+        keys.extend(self.all().iter().map(|grant| grant.key.clone()));
+    }
+
     /// Takes back what a key may have: one image, or all.
     pub(super) fn end(&self, key: &str, digest: Option<&str>) {
         self.all().retain(|grant| grant.key != key || digest.is_some_and(|digest| grant.digest != digest));
@@ -130,6 +135,11 @@ impl Connections {
 
     fn close(&self, number: u64) {
         self.opened().all.retain(|other| other.number != number);
+    }
+
+    /// Adds the keys that are there.
+    pub(super) fn add_keys(&self, keys: &mut BTreeSet<String>) {
+        keys.extend(self.opened().all.iter().map(|connected| connected.key.clone()));
     }
 
     /// Cuts those of a key.

@@ -3287,6 +3287,9 @@ pub struct PeerReady {
     /// It takes streams of steps at the same port.
     #[prost(bool, tag = "150")]
     pub streams: bool,
+    /// Keys of machines that are connected there, or may be.
+    #[prost(string, repeated, tag = "151")]
+    pub connected: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImageWanted {

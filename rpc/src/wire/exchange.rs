@@ -16,9 +16,12 @@ impl Field<pb::FromPeers> for FromPeers {
     fn put(&self) -> pb::FromPeers {
         use pb::from_peers::Kind;
         let kind = match self {
-            FromPeers::Ready { address, key, streams } => {
-                Kind::Ready(pb::PeerReady { address: address.clone(), key: key.clone(), streams: *streams })
-            }
+            FromPeers::Ready { address, key, streams, connected } => Kind::Ready(pb::PeerReady {
+                address: address.clone(),
+                key: key.clone(),
+                streams: *streams,
+                connected: connected.clone(),
+            }),
             FromPeers::Wanted { ask, job, attempt, digest, bytes, failed } => Kind::Wanted(pb::ImageWanted {
                 ask: *ask,
                 job: job.put(),
@@ -56,8 +59,8 @@ impl Field<pb::FromPeers> for FromPeers {
     fn get(wire: pb::FromPeers) -> Result<Self, Malformed> {
         use pb::from_peers::Kind;
         Ok(match wire.kind.ok_or(Malformed::new("not a known word about images"))? {
-            Kind::Ready(pb::PeerReady { address, key, streams }) => {
-                FromPeers::Ready { address, key, streams }
+            Kind::Ready(pb::PeerReady { address, key, streams, connected }) => {
+                FromPeers::Ready { address, key, streams, connected }
             }
             Kind::Wanted(pb::ImageWanted { ask, job, attempt, digest, bytes, failed }) => FromPeers::Wanted {
                 ask,

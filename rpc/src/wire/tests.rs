@@ -455,6 +455,7 @@ impl Arbitrary for FromPeers {
                 address: Arbitrary::arbitrary(r),
                 key: Arbitrary::arbitrary(r),
                 streams: Arbitrary::arbitrary(r),
+                connected: Arbitrary::arbitrary(r),
             },
             1 => FromPeers::Wanted {
                 ask: Arbitrary::arbitrary(r),

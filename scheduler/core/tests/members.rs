@@ -4,7 +4,7 @@
 mod common;
 
 use berth_model::config::Config;
-use berth_model::exchange::FromPeers;
+use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::ids::*;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::*;
@@ -64,6 +64,10 @@ fn approve(name: &str) -> Request {
 
 fn remove(name: &str, force: bool) -> Request {
     Request::RemoveMember { name: name.into(), force }
+}
+
+fn ready(address: &str, key: KeyId) -> FromPeers {
+    FromPeers::Ready { address: address.into(), key: key.0, streams: true, connected: vec![] }
 }
 
 fn leave(name: &str, of: u8) -> Request {
@@ -165,11 +169,11 @@ fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
         ("[fe80::9]:7818", "10.0.0.2"),
         ("127.0.0.1:7818", "10.0.0.2"),
     ] {
-        let said = FromPeers::Ready { address: address.into(), key: "k".into(), streams: true };
+        let said = ready(address, key(2));
         w.tell("n2", |session| FromAgent::Peers { session, said });
         assert_eq!(told(&mut w, "n2", true), some(expected), "{address}");
     }
-    let said = FromPeers::Ready { address: ":7818".into(), key: "k1".into(), streams: true };
+    let said = ready(":7818", key(1));
     w.tell("n1", |session| FromAgent::Peers { session, said });
     assert_eq!(told(&mut w, "n1", true), some(""));
 }
@@ -385,6 +389,67 @@ fn a_key_is_renewed_by_who_has_the_old_one() {
     assert!(w.refused(renew("n9", 1, 4), RefusalCode::NotFound).contains("join again"));
     let odd = Request::Renew { name: "n1".into(), old: key(3), new: KeyId("A".repeat(64)) };
     w.refused(odd, RefusalCode::Invalid);
+}
+
+/// The keys that nodes were told to be nobody's.
+fn ended(w: &World) -> Vec<String> {
+    let key = |message: &ToAgent| match message {
+        ToAgent::Peers(ToPeers::EndServe { key, digest: None }) => Some(key.clone()),
+        _ => None,
+    };
+    w.sent.iter().filter_map(key).collect()
+}
+
+#[test]
+fn keys_that_are_nobodys_any_more_are_ended_on_all_nodes_at_once_and_on_those_that_come_back() {
+    let mut w = empty();
+    w.root(token_with(0, |t| t.uses = 2)).unwrap();
+    w.root(token_with(1, |t| t.role = MemberRole::Login)).unwrap();
+    w.joined(enrol(0, 2, "n2"));
+    w.joined(enrol(0, 3, "n3"));
+    w.joined(enrol(1, 9, "front"));
+    // n1 is on the controller's machine: its key is on no record.
+    for name in ["n1", "n2", "n3"] {
+        w.node(name, hardware(2, 1, 4000, 0));
+    }
+    let says = |w: &mut World, node: &str, shows: u8, connected: &[u8]| {
+        w.sent.clear();
+        let connected = connected.iter().map(|of| key(*of).0).collect();
+        let address = "10.0.0.9:7818".to_string();
+        let said = FromPeers::Ready { address, key: key(shows).0, streams: true, connected };
+        w.tell(node, |session| FromAgent::Peers { session, said });
+        ended(w)
+    };
+    let keys = |of: &[u8]| of.iter().map(|of| key(*of).0).collect::<Vec<String>>();
+    assert!(says(&mut w, "n1", 1, &[]).is_empty());
+    assert!(says(&mut w, "n2", 2, &[9, 3, 1]).is_empty());
+    assert!(says(&mut w, "n3", 3, &[9]).is_empty());
+    // A login node's, which is no node of the exchange, and a compute node's before that shows the new one.
+    w.sent.clear();
+    w.joined(renew("front", 9, 10));
+    assert_eq!(ended(&w), keys(&[9, 9, 9]));
+    w.sent.clear();
+    w.joined(renew("n3", 3, 4));
+    assert_eq!(ended(&w), keys(&[3, 3, 3]));
+    assert!(says(&mut w, "n3", 3, &[]).is_empty(), "it does not know yet");
+    assert!(says(&mut w, "n3", 4, &[]).is_empty());
+
+    // It was away meanwhile.
+    w.node("n2", hardware(2, 1, 4000, 0));
+    assert_eq!(says(&mut w, "n2", 2, &[9, 10, 3, 4, 1]), keys(&[3, 9]));
+    // After a start of the controller its own machine's key is not known before that has told it.
+    w.core = w.restored();
+    w.node("n2", hardware(2, 1, 4000, 0));
+    assert!(says(&mut w, "n2", 2, &[9, 1]).is_empty());
+    w.node("n1", hardware(2, 1, 4000, 0));
+    assert_eq!(says(&mut w, "n1", 1, &[]), keys(&[9]));
+    // Nor is it waited for without end.
+    w.core = w.restored();
+    w.node("n2", hardware(2, 1, 4000, 0));
+    assert!(says(&mut w, "n2", 2, &[10, 1]).is_empty());
+    w.sent.clear();
+    w.later(Span::from_secs(10));
+    assert_eq!(ended(&w), keys(&[1]));
 }
 
 #[test]

@@ -84,8 +84,12 @@ fn a_job_starts_where_its_image_is() {
 fn a_node_gets_what_its_jobs_have_and_nothing_by_a_digest() {
     let mut w = three();
     for node in ["n1", "n2", "n3"] {
-        let said =
-            FromPeers::Ready { address: format!("{node}:1"), key: format!("key of {node}"), streams: true };
+        let said = FromPeers::Ready {
+            address: format!("{node}:1"),
+            key: format!("key of {node}"),
+            streams: true,
+            connected: vec![],
+        };
         assert!(says(&mut w, node, said).is_empty());
     }
     let job = w.batch("one", of_image(DIGEST));
@@ -125,8 +129,12 @@ fn a_node_gets_what_its_jobs_have_and_nothing_by_a_digest() {
 fn an_image_of_a_file_goes_from_node_to_node_where_it_is_known_which_file_that_is() {
     let mut w = three();
     for node in ["n1", "n2", "n3"] {
-        let said =
-            FromPeers::Ready { address: format!("{node}:1"), key: format!("key of {node}"), streams: true };
+        let said = FromPeers::Ready {
+            address: format!("{node}:1"),
+            key: format!("key of {node}"),
+            streams: true,
+            connected: vec![],
+        };
         assert!(says(&mut w, node, said).is_empty());
     }
     let mut job = |name: &str, source: &str, pin: Option<FilePin>| {
@@ -158,8 +166,12 @@ fn an_image_of_a_file_goes_from_node_to_node_where_it_is_known_which_file_that_i
 fn what_a_user_asked_of_nodes_these_may_want_of_each_other_and_nothing_else() {
     let mut w = three();
     for node in ["n1", "n2", "n3"] {
-        let said =
-            FromPeers::Ready { address: format!("{node}:1"), key: format!("key of {node}"), streams: true };
+        let said = FromPeers::Ready {
+            address: format!("{node}:1"),
+            key: format!("key of {node}"),
+            streams: true,
+            connected: vec![],
+        };
         assert!(says(&mut w, node, said).is_empty());
     }
     let asks = |w: &mut World, node: &str, ask: u64, user: u32, digest: &str| {

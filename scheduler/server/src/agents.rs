@@ -43,7 +43,7 @@ pub(crate) fn take(
                 _ = &mut telling => None,
             };
             let Some(message) = message else { break };
-            if let FromAgent::Peers { said: FromPeers::Ready { address, key, streams }, .. } = &message {
+            if let FromAgent::Peers { said: FromPeers::Ready { address, key, streams, .. }, .. } = &message {
                 relay.port(&node, connection, streams.then(|| (address.clone(), key.clone())));
             }
             if inputs.send(Input::Agent { node: node.clone(), connection, message }).is_err() {

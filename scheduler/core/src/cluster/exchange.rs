@@ -86,11 +86,17 @@ impl Cluster {
         let now = self.clock;
         self.exchange.set_gateways(&self.config.gateways);
         let told = match said {
-            FromPeers::Ready { address, key, .. } => {
+            FromPeers::Ready { address, key, connected, .. } => {
                 if address.len() > MOST_TEXT || key.len() > MOST_TEXT {
                     return;
                 }
-                self.exchange.ready(node, address, key)
+                let told = match self.members.get(node) {
+                    // It was exchanged, and the node says the other one as soon as it has it.
+                    Some(member) if member.key.0 != key => Vec::new(),
+                    _ => self.exchange.ready(node, address, key),
+                };
+                self.told_of_keys(node, connected);
+                told
             }
             FromPeers::Wanted { ask, job, attempt, digest, bytes, failed } => {
                 match self.image_wanted(node, job, attempt, &digest) {

@@ -267,6 +267,8 @@ impl Cluster {
         // Whoever has a copy of the old key can do that as well as the machine.
         let what = format!("{name} exchanged its key {} for {}", member.key.short(), new.short());
         self.note_as(actor, format!("node {name}"), what);
+        let told = self.exchange.rekeyed(name, member.key.0.clone(), self.clock);
+        self.tell_peers(told);
         Ok(self.put_member(MemberRow { key: new, renewed: self.clock, ..(*member).clone() }))
     }
 

@@ -30,6 +30,7 @@ mod restored;
 mod rights;
 mod select;
 mod steps;
+mod strange;
 mod submit;
 mod texts;
 mod timers;
@@ -94,6 +95,8 @@ pub struct Cluster {
     looking: ahead::Looking,
     /// Images that travel between nodes.
     exchange: Exchange,
+    /// Keys of nobody by which machines have something of nodes.
+    strange: strange::Strange,
     /// Jobs that leave GPUs idle.
     idle: BTreeMap<JobId, gpus::Idle>,
     /// Images that users have nodes fetch without a job.
@@ -164,6 +167,7 @@ impl Cluster {
             ahead: BTreeSet::new(),
             looking: ahead::Looking::default(),
             exchange: Exchange::default(),
+            strange: strange::Strange::default(),
             idle: BTreeMap::new(),
             asked: exchange::Asked::default(),
             arrays: BTreeMap::new(),

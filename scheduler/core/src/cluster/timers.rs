@@ -44,6 +44,8 @@ pub(super) enum Timer {
     Ahead,
     /// A token expires.
     Token,
+    /// Keys that nodes told are nobody's by now.
+    Strange,
     /// A node that was rebooted should be back.
     Reboot(NodeName),
     /// What a node had that was given up while it was connected should be gone.
@@ -72,6 +74,7 @@ impl Cluster {
                 Timer::Settle(node) => self.settle(&node),
                 Timer::Ahead => self.looking.due = true,
                 Timer::Token => self.drop_expired_tokens(),
+                Timer::Strange => self.end_strange(),
                 Timer::Reboot(node) => self.check_reboot(&node),
                 Timer::GivenUp(node) => self.check_given_up(&node),
             }
