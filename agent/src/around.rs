@@ -1,6 +1,7 @@
 //! The administrator's programs around a job on the node: the prolog before anything of it, the epilog after its last process. Those
 //! around tasks are checked here and run in the step.
 
+mod fencing;
 mod hanging;
 
 use crate::jobs::JobRecord;
@@ -12,6 +13,7 @@ use berth_model::programs::REBOOT;
 use berth_runtime::JobNamespaces;
 use berth_runtime::hooks::{Alone, Attend, Attended, HookFailure, HookPlan, HookRun, run, unchangeable};
 use berth_step::spool::{TaskProgramsPart, boot_id, read_json, write_json};
+pub use fencing::fence;
 use hanging::Of;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -57,37 +59,6 @@ pub struct Around {
     cluster: String,
     tasks: TaskProgramsPart,
     owner: u32,
-}
-
-/// Powers a node off by the site's program, for the controller: `program` with the node's name, which must be one that nobody can change but
-/// root and `owner`.
-///
-/// # Errors
-/// Program, exit and last line: then nobody knows whether the node is off.
-pub fn fence(program: &Path, seconds: u32, cluster: &str, node: &str, owner: u32) -> Result<(), String> {
-    let plan = HookPlan {
-        path: program.to_path_buf(),
-        args: vec![program.to_string_lossy().into_owned(), node.to_string()],
-        env: None,
-        timeout: Some(seconds),
-        file: None,
-    };
-    let env = [
-        format!("PATH={SEARCH}"),
-        format!("SLURM_CLUSTER_NAME={cluster}"),
-        format!("SLURMD_NODENAME={node}"),
-        "SLURM_SCRIPT_CONTEXT=fence".to_string(),
-    ];
-    let how = HookRun {
-        env: &env,
-        keep_stderr: true,
-        keep_stdout: true,
-        timeout: None,
-        owner: Some(owner),
-        at_root: true,
-    };
-    run("fence", std::slice::from_ref(&plan), "", how, &mut Alone)
-        .map_err(|failure| format!("{}: {}", failure.path, failure.why))
 }
 
 /// How a program ended.
@@ -335,23 +306,28 @@ pub fn end_left(paths: &Paths, job: Option<JobId>) {
         Some(job) => (paths.job(job).join(PROCESS), Of::Jobs),
         None => (private.join(PROCESS), Of::Health),
     };
-    let Ok(Noted { process, boot_id }) = read_json(&note) else { return };
+    if let Some(left) = end_noted(&note, &private, of) {
+        tracing::error!("a program that an earlier agent left does not end although it was killed: {left}");
+    }
+}
+
+/// Ends the program that is noted in a file, and forgets it. What does not end is noted in `private`, and named.
+fn end_noted(note: &Path, private: &Path, of: Of<'_>) -> Option<String> {
+    let Noted { process, boot_id } = read_json(note).ok()?;
     // Named by pid and start, so that it is no other process.
     let left = if process.are_held() {
         if let Some(group) = rustix::process::Pid::from_raw(process.pid) {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
-        hanging::note(&private, of, process.pid)
+        hanging::note(private, of, process.pid)
     } else if is_this_boot(&boot_id) && is_nobody_elses(&process) {
-        // Its leader was killed with the agent, and a child of it may hang all the same.
-        hanging::note_waiting(&private, of, process.pid)
+        // Its leader was killed with who had it run, and a child of it may hang all the same.
+        hanging::note_waiting(private, of, process.pid)
     } else {
         None
     };
-    if let Some(left) = left {
-        tracing::error!("a program that an earlier agent left does not end although it was killed: {left}");
-    }
     let _ = fs::remove_file(note);
+    left
 }
 
 /// A program that runs, for an agent that comes after this one.
@@ -390,7 +366,7 @@ impl Until<'_> {
     }
 
     /// Names what is left of a program that was killed, which others see from then on; the program itself is no more.
-    fn left(&self, result: &Result<(), HookFailure>, private: &Path, of: Of) -> Option<String> {
+    fn left(&self, result: &Result<(), HookFailure>, private: &Path, of: Of<'_>) -> Option<String> {
         let late = self.end.is_some_and(|end| end <= Instant::now());
         let killed = result.as_ref().is_err_and(|failure| failure.given_up || late);
         let left = self.leader.filter(|_| killed).and_then(|leader| hanging::note(private, of, leader));

@@ -1,6 +1,6 @@
 //! Nodes that are powered off by the site's program when nothing is heard of them.
 
-use berth_tests::{Hosts, Sandbox, each_user, machine, sandbox::wait};
+use berth_tests::{Hanging, Hosts, Sandbox, each_user, machine, sandbox::wait};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -65,6 +65,65 @@ fn a_silent_node_is_powered_off_and_its_job_runs_elsewhere_as_root() {
         || hosts.cmd("head", "sacct").args(["-n", "-X", "-P", "-j", job.trim(), "-o", "State"]).ok().text();
     assert!(wait(20, || (state().trim() == "COMPLETED").then_some(())).is_some(), "{}", state());
     assert_eq!(begun().len(), 2);
+}
+
+/// What the kernel does not let die is named with what it waits for, over controllers too. No other program is started for the node beside
+/// it, and one is when it is gone.
+#[test]
+fn a_program_that_cannot_be_killed_is_joined_by_no_other_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    let state = hosts.state("head");
+    let (program, log, bad) = (state.join("fence"), state.join("fence.log"), state.join("bad"));
+    // A name of its own, so that it is found among others.
+    let own = format!("f{}", std::process::id());
+    let (reads, place) = (state.join(&own), hosts.work().join("hangs"));
+    fs::copy("/bin/cat", &reads).unwrap();
+    let script = format!(
+        "#!/bin/sh\necho $1 >> {}\n[ ! -e {} ] || {} {}/file\n",
+        log.display(),
+        bad.display(),
+        reads.display(),
+        place.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    fs::write(&bad, "").unwrap();
+    let config = format!(
+        "node_timeout_seconds = 5\n[programs]\nfence = {program:?}\nfence_seconds = 2\nfence_after_seconds = 6\n"
+    );
+    hosts.up("head", &config);
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 20);
+    let mut hangs = Hanging::mounted(place.clone());
+    let options =
+        ["--parsable", "--mem=20M", "-w", "n1", "--no-requeue", "-o", "/dev/null", "--wrap", "sleep 600"];
+    let job = hosts.cmd("head", "sbatch").args(options).ok().text();
+    let job_state =
+        || hosts.cmd("head", "squeue").args(["-h", "-t", "all", "-o", "%T", "-j", job.trim()]).run().text();
+    assert!(wait(20, || (job_state().trim() == "RUNNING").then_some(())).is_some(), "{}", job_state());
+    hosts.link("n1", false);
+    let pid = Hanging::waiting(&own);
+    let begun = || fs::read_to_string(&log).unwrap_or_default().lines().count();
+    let status = || hosts.root("head", "berth").arg("status").run().to_string();
+    let named = format!(
+        "it does not end although it was killed: pid {pid} ({own}), state D, waits in request_wait_answer on {} (fuse.hanging)",
+        place.display()
+    );
+    assert!(wait(60, || status().contains(&named).then_some(())).is_some(), "{}", status());
+    let again = format!("is not run: the one before does not end although it was killed: pid {pid} ({own})");
+    assert!(wait(60, || status().contains(&again).then_some(())).is_some(), "{}", status());
+    hosts.kill_9("head", "controller");
+    hosts.root("head", "berth").args(["up", "--detach"]).limit(60).ok();
+    assert!(wait(90, || status().contains(&again).then_some(())).is_some(), "{}", status());
+    assert_eq!(begun(), 1, "{}", status());
+    assert_eq!(job_state().trim(), "RUNNING");
+    // It is gone: the next one says that the node is off.
+    fs::remove_file(&bad).unwrap();
+    hangs.let_go();
+    assert!(wait(60, || (begun() == 2).then_some(())).is_some(), "{}", status());
+    assert!(wait(30, || (job_state().trim() == "NODE_FAIL").then_some(())).is_some(), "{}", job_state());
+    hosts.link("n1", true);
+    hosts.wait_node("n1", "idle", 60);
 }
 
 each_user! {

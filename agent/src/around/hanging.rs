@@ -17,24 +17,34 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// What the programs are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Of {
+pub(super) enum Of<'a> {
     /// Prologs and epilogs.
     Jobs,
     /// The node's health.
     Health,
+    /// Powering off this node.
+    Fence(&'a str),
 }
 
-impl Of {
-    fn word(self) -> &'static str {
+impl Of<'_> {
+    fn word(self) -> String {
         match self {
-            Of::Jobs => "job",
-            Of::Health => "health_check",
+            Of::Jobs => "job".into(),
+            Of::Health => "health_check".into(),
+            Of::Fence(node) => format!("fence.{node}"),
         }
+    }
+
+    /// Whether a file has a note about what is for the same: its name is the word and the number of the group. Names of nodes have dots.
+    fn has(self, file: &str) -> bool {
+        let number = file.strip_prefix(&self.word()).and_then(|rest| rest.strip_prefix('.'));
+        let number = number.and_then(|rest| rest.strip_suffix(".json"));
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
     }
 }
 
 /// Waits until the group of a program that was killed is gone, but not for long. What is left of it is noted in `private`, and named.
-pub(super) fn note(private: &Path, of: Of, leader: i32) -> Option<String> {
+pub(super) fn note(private: &Path, of: Of<'_>, leader: i32) -> Option<String> {
     let begun = Instant::now();
     let mut group = left::group(leader);
     while !group.is_empty() && begun.elapsed() < DYING {
@@ -46,12 +56,13 @@ pub(super) fn note(private: &Path, of: Of, leader: i32) -> Option<String> {
 
 /// Notes and names what a program left behind that is gone itself: of the group of its `leader` those that wait where no signal reaches
 /// them. Nothing is killed: a number that others had meanwhile may name them.
-pub(super) fn note_waiting(private: &Path, of: Of, leader: i32) -> Option<String> {
+pub(super) fn note_waiting(private: &Path, of: Of<'_>, leader: i32) -> Option<String> {
     let waits = left::group(leader).into_iter().filter(|pid| left::hangs(*pid)).collect();
     keep(private, of, leader, waits)
 }
 
-fn keep(private: &Path, of: Of, leader: i32, group: Vec<i32>) -> Option<String> {
+/// Notes processes of a group, and names them.
+pub(super) fn keep(private: &Path, of: Of<'_>, leader: i32, group: Vec<i32>) -> Option<String> {
     // By pid and start, so that they are no other processes.
     let hang: Vec<JobNamespaces> = group.iter().filter_map(|pid| JobNamespaces::of(*pid).ok()).collect();
     if hang.is_empty() {
@@ -66,11 +77,11 @@ fn keep(private: &Path, of: Of, leader: i32, group: Vec<i32>) -> Option<String> 
 }
 
 /// Names those that are noted in `private` and still there. Those that are gone are forgotten.
-pub(super) fn named(private: &Path, of: Of) -> Option<String> {
+pub(super) fn named(private: &Path, of: Of<'_>) -> Option<String> {
     let mut hang = Vec::new();
     for entry in fs::read_dir(private.join(NOTES)).ok()?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with(of.word()) || !name.ends_with(".json") {
+        if !of.has(&name) {
             continue;
         }
         let noted: Vec<JobNamespaces> = read_json(&entry.path()).unwrap_or_default();

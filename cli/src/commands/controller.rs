@@ -33,7 +33,8 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         power_off: |fence| {
             let owner = nix::unistd::geteuid().as_raw();
             let program = fence.program.as_path();
-            berth_agent::around::fence(program, fence.seconds, &fence.cluster, &fence.node.0, owner)
+            let node = (fence.cluster.as_str(), fence.node.0.as_str());
+            berth_agent::around::fence(program, fence.seconds, node, owner, &fence.private)
         },
         in_force: |config| log::rules(&config.logs),
     };

@@ -17,6 +17,7 @@ use berth_sched_core::{
 use berth_store::{Room, SqliteStore, StoreError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -130,6 +131,7 @@ impl Driver {
         mut clock: ClusterClock,
         keep_records_days: u32,
         power_off: PowerOff,
+        private: PathBuf,
     ) -> Result<Started, ControllerError> {
         let stored = store.load()?;
         let interactive = interactive_jobs(&stored);
@@ -155,7 +157,7 @@ impl Driver {
             held: None,
             looked: None,
             keep: span_of_days(keep_records_days),
-            fences: Fences::new(power_off),
+            fences: Fences::new(power_off, private),
             unfenced: BTreeMap::new(),
             purged: Instant::now(),
             stop: false,
@@ -472,7 +474,8 @@ impl Driver {
                 // What is configured otherwise meanwhile is asked for again as it is then, or not at all.
                 if let Some(rules) = &self.config.fence {
                     let (program, cluster) = (rules.program.clone(), self.config.cluster.clone());
-                    self.fences.start(Fence { program, seconds: rules.seconds, cluster, node }, asked);
+                    let (seconds, private) = (rules.seconds, self.fences.private());
+                    self.fences.start(Fence { program, seconds, cluster, node, private }, asked);
                 }
             }
             Effect::Supersede(term) => self.supersede = self.supersede.max(Some(term)),

@@ -3,6 +3,7 @@
 use crate::{Fence, PowerOff};
 use berth_model::{NodeName, Time};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// How one ended.
@@ -17,15 +18,22 @@ pub(crate) struct Fenced {
 /// Those that run.
 pub(crate) struct Fences {
     power_off: PowerOff,
+    private: PathBuf,
     running: BTreeSet<NodeName>,
     sender: Sender<Fenced>,
     ended: Receiver<Fenced>,
 }
 
 impl Fences {
-    pub(crate) fn new(power_off: PowerOff) -> Fences {
+    /// `private`: a directory that is the controller's alone, for programs' notes.
+    pub(crate) fn new(power_off: PowerOff, private: PathBuf) -> Fences {
         let (sender, ended) = channel();
-        Fences { power_off, running: BTreeSet::new(), sender, ended }
+        Fences { power_off, private, running: BTreeSet::new(), sender, ended }
+    }
+
+    /// Where what runs and what does not end is noted.
+    pub(crate) fn private(&self) -> PathBuf {
+        self.private.clone()
     }
 
     /// Starts one, unless one still runs for that node, as it may when the core was built anew meanwhile.
@@ -94,15 +102,17 @@ mod tests {
 
     #[test]
     fn one_runs_for_each_node_and_none_is_waited_for() {
-        let mut fences = Fences::new(|fence| {
+        let power_off: PowerOff = |fence| {
             std::thread::sleep(Duration::from_secs(2));
             if fence.node.0 == "n1" { Ok(()) } else { Err("no such outlet".to_string()) }
-        });
+        };
+        let mut fences = Fences::new(power_off, "/nowhere".into());
         let fence = |node: &str| Fence {
             program: "/fence".into(),
             seconds: 60,
             cluster: "berth".into(),
             node: NodeName::from(node),
+            private: "/nowhere".into(),
         };
         let begun = Instant::now();
         for (node, asked) in [("n1", 1), ("n2", 2), ("n1", 3)] {

@@ -80,6 +80,8 @@ pub struct Fence {
     pub cluster: String,
     /// The node.
     pub node: NodeName,
+    /// A directory that is the controller's alone, to note in it what runs and what does not end.
+    pub private: PathBuf,
 }
 
 /// Runs the program, and comes back when the node is off; or with the reason why nobody knows that.
@@ -176,8 +178,13 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let streams = dir.bind_streams()?;
     let machines = Arc::new(Machines::new(dir.private(), &config));
     let listeners = Listeners { clients: dir.bind_public()?, nodes, machines: machines.port() };
-    let Started { mut driver, inputs, shared, interactive } =
-        Driver::start(core_config, store, clock, config.keep_records_days, options.power_off)?;
+    let Started { mut driver, inputs, shared, interactive } = Driver::start(
+        core_config,
+        store,
+        clock,
+        config.keep_records_days,
+        (options.power_off, dir.private()),
+    )?;
     let since = driver.now();
     let core = std::thread::Builder::new()
         .name("core".to_string())

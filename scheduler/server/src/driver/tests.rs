@@ -13,7 +13,7 @@ fn start(dir: &TempDir) -> Started {
     let store = SqliteStore::open(dir.path()).unwrap();
     let clock = ClusterClock::start(store.clock().unwrap()).unwrap();
     let config = CoreConfig::new(&Config::default()).unwrap();
-    Driver::start(config, store, clock, 0, |_| Ok(())).unwrap()
+    Driver::start(config, store, clock, 0, |_| Ok(()), dir.path().to_path_buf()).unwrap()
 }
 
 fn hello(version: &str) -> FromAgent {
