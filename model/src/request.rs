@@ -220,6 +220,15 @@ pub enum Request {
         /// Also while jobs have something on it: they are lost. Of one that is connected they are ended first, and the answer comes when they are gone.
         force: bool,
     },
+    /// `berth backup`: all records and keys of the cluster were saved. Only noted; sent by the server's shell.
+    BackedUp {
+        /// By whom.
+        by: String,
+        /// The file.
+        file: String,
+        /// How long ago.
+        ago: Span,
+    },
     /// `berth down` and its like: the controller is about to stop. Only noted; sent by the server's shell.
     Shutdown,
 }

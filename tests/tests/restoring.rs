@@ -48,6 +48,10 @@ each_user! {
         sandbox.wait_file("runs", "begun", 30);
         sandbox.wait_file("ends", "begun", 30);
         let file = backup(&sandbox);
+        // With all keys of the cluster: it is on record who has them.
+        let entry = format!("saved all records and keys of the cluster in {}", file.display());
+        let log = || sandbox.cmd("berth").args(["audit", "-n", "0"]).ok().text();
+        assert!(wait(20, || log().contains(&entry).then_some(())).is_some(), "{}", log());
 
         sandbox.write("end", "");
         sandbox.wait_state(ends, "COMPLETED", 60);

@@ -2,6 +2,7 @@
 
 use crate::config::{CoreConfig, PartitionRules};
 use crate::rows::NodeRow;
+use crate::shrunk::Entered;
 use berth_model::devices::{GPU, is_share, share_name, shares};
 use berth_model::feature::Feature;
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
@@ -61,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) unfenced: Option<(Time, String)>,
     /// It was given up while it was connected: when what it had counts as lost at the latest.
     pub(crate) given_up: Option<Time>,
+    /// What is in the log of hardware that it lacks.
+    pub(crate) entered: Entered,
     pub(crate) last_busy: Option<Time>,
     pub(crate) load: u32,
     pub(crate) reported_free_memory: u64,
@@ -98,6 +101,7 @@ impl Node {
             fence_look: None,
             unfenced: None,
             given_up: None,
+            entered: Entered::default(),
             last_busy: None,
             load: 0,
             reported_free_memory: 0,

@@ -4,10 +4,14 @@
 use crate::rows::{NodeRow, NodeSize};
 use berth_model::devices::GPU;
 use berth_model::hardware::Hardware;
+use berth_model::time::{Span, Time};
 use std::collections::BTreeSet;
 
 /// The part of its memory by which a node's figure may fall unnoticed: what firmware and kernel take for themselves differs from boot to boot.
 const MEMORY: u64 = 64;
+/// So many entries may one node make in the log within this time; what is left over comes with a later word of it.
+const MOST: usize = 4;
+const WITHIN: Span = Span::from_mins(60);
 
 fn size(hardware: &Hardware) -> NodeSize {
     let gpus = || hardware.gres.iter().filter(|device| device.name == GPU);
@@ -51,6 +55,28 @@ pub(crate) fn is_news(last: &NodeRow, now: &NodeRow) -> bool {
         is.memory = was.memory;
     }
     lines(registered, is) != missing(last.registered, &last.hardware)
+}
+
+/// What was entered into the log of one node lately: one that has something else each time it comes fills no log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Entered {
+    at: Vec<Time>,
+    /// Something is not in it yet.
+    due: bool,
+}
+
+impl Entered {
+    /// Whether it is to be entered now what a node `lacks`, because that is `news` or was not entered before.
+    pub(crate) fn is_due(&mut self, news: bool, lacks: bool, now: Time) -> bool {
+        self.at.retain(|at| now < *at + WITHIN);
+        self.due = lacks && (news || self.due);
+        if !self.due || self.at.len() >= MOST {
+            return false;
+        }
+        self.at.push(now);
+        self.due = false;
+        true
+    }
 }
 
 fn lines(before: NodeSize, now: NodeSize) -> Vec<String> {
@@ -116,6 +142,20 @@ mod tests {
         let more = registered(before, &grown, &node(8, 2, 32_000, 4));
         let expected = ["registered with 64000 MiB of memory, now 32000", "registered with 8 GPUs, now 4"];
         assert_eq!(missing(more, &node(8, 2, 32_000, 4)), expected);
+    }
+
+    #[test]
+    fn one_node_makes_few_entries_and_the_last_is_not_lost() {
+        let (start, mut entered) = (Time::from_secs(1000), Entered::default());
+        let after = |minutes| start + Span::from_mins(minutes);
+        let made = (0..30).filter(|n| entered.is_due(true, true, after(*n))).count();
+        assert_eq!(made, MOST);
+        assert!(!entered.is_due(false, true, after(59)), "as long as there are as many");
+        assert!(entered.is_due(false, true, after(60)), "what was left over");
+        assert!(!entered.is_due(false, true, after(61)), "once");
+        // What is whole again lacks nothing.
+        entered.due = true;
+        assert!(!entered.is_due(false, false, after(600)) && !entered.is_due(false, true, after(601)));
     }
 
     #[test]

@@ -641,6 +641,7 @@ fn what_administrators_do_is_entered_with_the_thing_itself() {
         state: NodeStateChange::Drain,
         reason: Some("fan".into()),
     };
+    let saved = |ago| Request::BackedUp { by: "root".into(), file: "/b.tar".into(), ago };
     let steps: Vec<(Request, String)> = vec![
         (state, "set n1 to DRAIN: fan".into()),
         (token(0), "made token aaaaaaaa for 1 compute node".into()),
@@ -649,6 +650,11 @@ fn what_administrators_do_is_entered_with_the_thing_itself() {
         (Request::Requeue(selectors(theirs)), format!("requeued job {theirs} of u1000")),
         (cancel(theirs, None), format!("cancelled job {theirs} of u1000")),
         (remove("n3", false), format!("removed n3 with key {}", key(3).short())),
+        (saved(Span(0)), "saved all records and keys of the cluster in /b.tar".into()),
+        (
+            saved(Span::from_mins(90)),
+            "saved all records and keys of the cluster in /b.tar, 90 min before this entry".into(),
+        ),
         (Request::Shutdown, "stopped the controller".into()),
     ];
     let owner = w.info(theirs).identity.user;

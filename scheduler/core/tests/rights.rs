@@ -78,7 +78,7 @@ const OPERATORS: &str = "....xxx........";
 const ADMINISTRATORS: &str = ".....xx........";
 
 /// Kinds of requests: as many as [`may`] has names of.
-const KINDS: usize = 21;
+const KINDS: usize = 22;
 
 /// Who may ask it. A request that is not here does not compile; put one of it into [`There::requests`], too.
 fn may(request: &Request) -> &'static str {
@@ -96,7 +96,9 @@ fn may(request: &Request) -> &'static str {
         | Request::RemoveMember { .. }
         | Request::Shutdown => ADMINISTRATORS,
         // The shell asks for machines that have proven to have a key.
-        Request::Enrol { .. } | Request::Renew { .. } | Request::Leave { .. } => ADMINISTRATORS,
+        Request::Enrol { .. } | Request::Renew { .. } | Request::Leave { .. } | Request::BackedUp { .. } => {
+            ADMINISTRATORS
+        }
     }
 }
 
@@ -275,6 +277,7 @@ impl There {
             (Request::Leave { name: "n9".into(), key: key(9) }, None),
             (Request::ApproveMember { name: "n8".into() }, None),
             (Request::RemoveMember { name: "n9".into(), force: false }, None),
+            (Request::BackedUp { by: "root".into(), file: "/b".into(), ago: Span(0) }, None),
             (Request::Shutdown, None),
         ]
     }

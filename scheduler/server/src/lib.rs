@@ -217,6 +217,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let keeper = tokio::spawn(leases::keep(leases, inputs.clone(), Arc::clone(&shared)));
     let streams = tokio::spawn(streams::serve(streams, controller.relay()));
     let watch = tokio::spawn(Arc::clone(&machines).watch(Arc::clone(&shared)));
+    let noting = tokio::spawn(Arc::clone(&controller).enter_backups(dir.private()));
     let snapshot = shared.snapshot();
     let has_machines = snapshot.members().next().is_some() || snapshot.tokens().next().is_some();
     let opening = if has_machines { machines.open_in_time(&shared).await } else { None };
@@ -243,6 +244,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     keeper.abort();
     streams.abort();
     watch.abort();
+    noting.abort();
     if let Some(opening) = opening {
         opening.abort();
     }

@@ -2,9 +2,10 @@
 
 use crate::ReadConfig;
 use crate::agents;
+use crate::backup::noted::{self, Note};
 use crate::driver::Input;
 use crate::ends::Ends;
-use crate::identity::Identities;
+use crate::identity::{Identities, controller};
 use crate::leases::{Leases, needs_client};
 use crate::logins::Logins;
 use crate::machines::Machines;
@@ -23,7 +24,7 @@ use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Actor, Peer, Refusal, RefusalCode, Request, Response};
 use berth_model::rights::{Rank, Roles};
 use berth_model::spec::JobKind;
-use berth_model::{ByteStr, JobId, NodeName, StepKey, Time, Uid};
+use berth_model::{ByteStr, JobId, NodeName, Span, StepKey, Time, Uid};
 use berth_rpc::{AgentConnection, Answers, Duplex, Question, Reply, Service, TurnedAway};
 use berth_sched_core::{CoreConfig, RequestId};
 use berth_store::Reader;
@@ -36,6 +37,8 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Requests in the core's queue at most; others wait at their sockets.
 const QUEUE: usize = 8192;
+/// How often it is looked whether backups were made.
+const NOTES: Duration = Duration::from_millis(500);
 /// How long a stop waits for being written down.
 const NOTING: Duration = Duration::from_secs(5);
 
@@ -152,6 +155,24 @@ impl Controller {
 
     pub(crate) fn relay(&self) -> Relay {
         self.relay.clone()
+    }
+
+    /// Enters backups into the audit log that were noted in this directory, for as long as it is polled.
+    pub(crate) async fn enter_backups(self: Arc<Self>, private: PathBuf) {
+        loop {
+            tokio::time::sleep(NOTES).await;
+            let at = private.clone();
+            let Ok(notes) = tokio::task::spawn_blocking(move || noted::left(&at)).await else { continue };
+            for (path, Note { user, file, time }) in notes {
+                let ago = Span(wall_clock().0.saturating_sub(time.0));
+                let body = Request::BackedUp { by: user, file, ago };
+                match self.request(controller(), body).await {
+                    Ok(_) => noted::forget(&path),
+                    // A later look finds it again.
+                    Err(refusal) => tracing::debug!("a backup is not on record yet: {refusal}"),
+                }
+            }
+        }
     }
 }
 

@@ -303,7 +303,13 @@ impl Cluster {
         };
         let less = shrunk::missing(row.registered, &row.hardware);
         let news = known.is_some_and(|n| shrunk::is_news(&n.row, &row));
-        match known {
+        let now = self.clock;
+        if let Some(n) = self.nodes.get_mut(name).map(Arc::make_mut)
+            && n.entered.is_due(news, !less.is_empty(), now)
+        {
+            self.note_own(format!("node {name} has come back with less: {}", less.join("; ")));
+        }
+        match self.nodes.get(name) {
             None => {
                 let node = Node::new(row, &self.config, self.clock);
                 self.nodes.insert(name.clone(), Arc::new(node));
@@ -329,9 +335,6 @@ impl Cluster {
             }
         }
         self.out.nodes.insert(name.clone());
-        if news {
-            self.note_own(format!("node {name} has come back with less: {}", less.join("; ")));
-        }
     }
 
     /// Brings the agent's steps and the cluster's into agreement.

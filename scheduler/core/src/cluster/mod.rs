@@ -296,6 +296,7 @@ impl Cluster {
                 Ok(false) => return self.remove_when_clear(request, &actor, &name),
                 Err(refusal) => Err(refusal),
             },
+            Request::BackedUp { by, file, ago } => self.note_backup(&actor, by, &file, ago),
             Request::Shutdown => self.note_shutdown(&actor),
         };
         self.reply(request, result);

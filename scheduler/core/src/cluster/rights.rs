@@ -40,7 +40,9 @@ fn needs(request: &Request) -> Needs {
         Request::ApproveMember { .. } => Needs::Rank(Rank::Administrator, "approves machines"),
         Request::RemoveMember { .. } => Needs::Rank(Rank::Administrator, "removes machines"),
         Request::Shutdown => Needs::Rank(Rank::Administrator, "stops the controller"),
-        Request::Enrol { .. } | Request::Renew { .. } | Request::Leave { .. } => Needs::Shell,
+        Request::Enrol { .. } | Request::Renew { .. } | Request::Leave { .. } | Request::BackedUp { .. } => {
+            Needs::Shell
+        }
     }
 }
 

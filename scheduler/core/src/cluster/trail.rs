@@ -7,6 +7,7 @@ use berth_model::exchange::RemovedImage;
 use berth_model::ids::{JobId, NodeName, Uid};
 use berth_model::request::{Actor, Refusal, Response};
 use berth_model::rights::{Rank, Role};
+use berth_model::time::Span;
 
 /// Most characters of an entry.
 const LONGEST: usize = 2000;
@@ -106,6 +107,22 @@ impl Cluster {
             let what = format!("removed from node {node}, as its agent says: image {}", all.join("; "));
             self.enter_in_log(by, word(user), None, None, what);
         }
+    }
+
+    /// Whoever has the file can be the cluster's controller and any of its machines.
+    pub(super) fn note_backup(
+        &mut self,
+        actor: &Actor,
+        by: String,
+        file: &str,
+        ago: Span,
+    ) -> Result<Response, Refusal> {
+        let ago = match ago.0 / 60_000_000 {
+            ..=0 => String::new(),
+            minutes => format!(", {minutes} min before this entry"),
+        };
+        self.note_as(actor, by, format!("saved all records and keys of the cluster in {file}{ago}"));
+        Ok(Response::Done)
     }
 
     pub(super) fn note_shutdown(&mut self, actor: &Actor) -> Result<Response, Refusal> {

@@ -4,6 +4,7 @@
 //! was made, and size and SHA-256 of every member behind it: `db/cluster.db`, the keys below `private/`, and `berth.toml`.
 
 mod landing;
+pub(crate) mod noted;
 mod restore;
 mod write;
 

@@ -31,6 +31,7 @@ pub fn backup(state_dir: &Path, file: &Path, version: &str, now: Time) -> Result
     let made = [&copy, &whole].into_iter().try_for_each(|path| remove(path)).and_then(|()| {
         probe(&whole, file)?;
         let manifest = write(state_dir, &copy, &whole, version, now)?;
+        super::noted::leave(state_dir, file, now)?;
         std::fs::rename(&whole, file).map_err(|e| trouble(file, e))?;
         sync_dir(file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
         Ok(manifest)
