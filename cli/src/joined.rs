@@ -475,6 +475,10 @@ pub async fn rotate(dir: &StateDir, joined: &Joined) -> Result<Joined, Failure> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_model::Time;
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+    use std::sync::mpsc;
 
     /// What comes of a machine's clock that is so many microseconds from the controller's: what is said, and what is refused.
     fn judged(off: i64) -> (Vec<String>, Option<String>) {
@@ -483,6 +487,68 @@ mod tests {
         let refused =
             check_clock(theirs + off, theirs, |text| said.borrow_mut().push(text.to_string())).err();
         (said.into_inner(), refused.map(|failure| failure.text))
+    }
+
+    /// A controller of a cluster of its own, whose clock is so many seconds ahead, that knows no token; and what it is asked.
+    fn controller(place: &Path, ahead: i64) -> (JoinToken, String, mpsc::Receiver<String>) {
+        let now = SystemTime::now();
+        let authority = Authority::open_or_make(&place.join("authority"), "test", now).unwrap();
+        let key = PrivateKey::make().unwrap();
+        let life = Duration::from_secs(3600);
+        let certificate = authority.issue(&key.public(), CONTROLLER, CONTROLLER, now, life).unwrap();
+        let tls = berth_trust::server_config(&authority, &Identity { key, certificate }).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (asked, questions) = mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let session = rustls::ServerConnection::new(Arc::clone(&tls)).unwrap();
+                let mut wire = BufReader::new(rustls::StreamOwned::new(session, stream.unwrap()));
+                let mut line = String::new();
+                if wire.read_line(&mut line).is_err() {
+                    continue;
+                }
+                let reply = match line.contains("clock") {
+                    true => Reply::Clock(Time(here() + ahead * 1_000_000)),
+                    false => Reply::Refused("no such token".into()),
+                };
+                let answer = format!("{}\n", serde_json::to_string(&reply).unwrap());
+                // Nobody listens any more when the test is over.
+                let _ = asked.send(line);
+                let wire = wire.get_mut();
+                let _ = wire.write_all(answer.as_bytes()).and_then(|()| wire.flush());
+            }
+        });
+        let token =
+            JoinToken { id: "abcdefgh".into(), secret: [7; 32], fingerprint: authority.fingerprint() };
+        (token, address, questions)
+    }
+
+    #[test]
+    fn a_machine_with_a_wrong_clock_does_not_even_show_its_token() {
+        for (ahead, asks, words) in [
+            (3600, 1, "behind the controller's: set it (timedatectl set-ntp true) and join again"),
+            (-3600, 1, "ahead of the controller's: set it (timedatectl set-ntp true) and join again"),
+            (60, 2, "no such token"),
+            (0, 2, "no such token"),
+        ] {
+            let place = tempfile::tempdir().unwrap();
+            let (token, address, questions) = controller(place.path(), ahead);
+            let dir = StateDir(place.path().to_path_buf());
+            let joining = Joining { address, token, name: NodeName("n1".into()), dir: &dir };
+            let said = std::cell::RefCell::new(Vec::new());
+            let joined = berth_client::block_on(async {
+                joining.join(|text| said.borrow_mut().push(text.to_string())).await
+            });
+            let refused = joined.unwrap_err().text;
+            assert!(refused.contains(words), "{ahead}: {refused}");
+            let questions: Vec<String> = questions.try_iter().collect();
+            assert_eq!(questions.len(), asks, "{ahead}: {questions:?}");
+            assert!(questions[0].contains("clock") && questions[1..].iter().all(|q| q.contains("enrol")));
+            let told = said.into_inner();
+            assert_eq!(told.len(), usize::from(ahead == 60), "{ahead}: {told:?}");
+            assert!(told.iter().all(|text| text.contains("both should have the time")), "{told:?}");
+        }
     }
 
     #[test]

@@ -3,17 +3,19 @@
 
 mod common;
 
-use berth_model::member::MemberRole;
+use berth_model::member::{MemberInfo, MemberRole, MemberState};
 use berth_model::request::Peer;
 use berth_model::rights::Rank;
-use berth_model::{Gid, JobId, NodeName, Uid};
+use berth_model::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
 use berth_rpc::auth::{Method, Role, allowed};
-use berth_rpc::{Duplex, Preface, Uplink};
-use berth_trust::{Authority, Identity};
+use berth_rpc::{Duplex, Hex, Preface, Question, Remote, Uplink};
+use berth_trust::{Authority, Identity, PrivateKey, joining_config};
 use common::machines::{identity, member, open_port, uplink};
 use common::{start, start_for};
 use hyper_util::rt::TokioIo;
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -149,4 +151,127 @@ async fn an_agent_with_a_key_that_is_in_no_books_is_told_of_by_the_name_for_whic
     }
     let told = server.recorder.unknown.lock().unwrap().clone();
     assert_eq!(told, [(NodeName::from("n1"), KeyId(n1.key.id()))]);
+}
+
+/// What a machine may say first. A word that is not here does not compile; put it into [`every_word`], too.
+fn word(preface: &Preface) -> &'static str {
+    match preface {
+        Preface::Node { .. } => "node",
+        Preface::Client(_) => "client",
+        Preface::Stream { .. } => "stream",
+        Preface::Ways { .. } => "ways",
+        Preface::Answer { .. } => "answer",
+        Preface::Question { question } => match question {
+            Question::Clock => "clock",
+            Question::Enrol { .. } => "enrol",
+            Question::Renew { .. } => "renew",
+            Question::Settings => "settings",
+            Question::Leave => "leave",
+        },
+    }
+}
+
+/// Each word, as the machine of this name says it; of its own link first, and then of another's.
+fn every_word(name: &str) -> Vec<Preface> {
+    let peer = Peer { uid: Uid(4711), gid: Gid(4712), job: None };
+    let ways = StepKey { job: JobId(1), attempt: Attempt(0), step: StepId::Number(0) };
+    let public = || Hex(vec![1]);
+    let questions = [
+        Question::Clock,
+        Question::Enrol { token: "t".into(), secret: Hex(vec![2]), name: name.into(), public: public() },
+        Question::Renew { public: public() },
+        Question::Settings,
+        Question::Leave,
+    ];
+    let mut words: Vec<Preface> =
+        questions.into_iter().map(|question| Preface::Question { question }).collect();
+    words.extend([
+        Preface::Node { node: name.into() },
+        Preface::Node { node: "n5".into() },
+        Preface::Client(peer),
+        Preface::Stream { to: "n1".into(), peer },
+        Preface::Ways { ways, peer, only: None, key: String::new() },
+        Preface::Answer { answer: 1 },
+    ]);
+    words
+}
+
+/// What comes of it: `w` it is let in, `a` it is answered, by what the service makes of it; `-` and why it is refused before that.
+async fn comes_of(uplink: &Uplink, preface: &Preface) -> (char, String) {
+    for _ in 0..20 {
+        match uplink.open(preface).await {
+            Ok(_) => return ('w', String::new()),
+            Err(e) if e.kind() == ErrorKind::InvalidData => return ('a', String::new()),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+                // The service's own words.
+                let cell = if e.to_string().contains("naïve") { 'a' } else { '-' };
+                return (cell, e.to_string());
+            }
+            // The answer was lost with a connection that was closed before it was read.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    panic!("{preface:?} is not answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_of_machine_may_say_what_the_table_says_and_is_told_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority =
+        Authority::open_or_make(&dir.path().join("authority"), "test", SystemTime::now()).unwrap();
+    let waits = |name: &str| {
+        format!("{name} waits for an administrator's word: 'berth node approve {name}' on the controller")
+    };
+    let other = "this key is n1's, and speaks for no other node (n5)".to_string();
+    let login = "front joined as a login node: it runs no jobs and has no streams".to_string();
+    let removed = "this machine's key is not (any more) one of the cluster's: join again with a new token";
+    let nobody = "this machine has joined no cluster yet: 'berth join'".to_string();
+    let (approved, pending) = (Some(MemberState::Approved), Some(MemberState::Pending));
+    let machines = [
+        ("n1", "compute", MemberRole::Compute, approved, other),
+        ("front", "login", MemberRole::Login, approved, login),
+        ("n8", "compute", MemberRole::Compute, pending, waits("n8")),
+        ("front8", "login", MemberRole::Login, pending, waits("front8")),
+        ("n9", "compute", MemberRole::Compute, None, removed.to_string()),
+    ];
+    let (port, address) = open_port(&authority, &identity(&authority, "head", "controller")).await;
+    let (mut members, mut uplinks) = (Vec::new(), Vec::new());
+    for (name, of, role, state, why) in machines {
+        let own = identity(&authority, name, of);
+        members.extend(state.map(|state| MemberInfo { state, ..member(&own, name, role, false) }));
+        uplinks.push((name, uplink(&authority, &own, &address), why));
+    }
+    let key = PrivateKey::make().unwrap();
+    let (tls, _) = joining_config(&key, authority.fingerprint()).unwrap();
+    uplinks.push(("stranger", Uplink::Remote(Arc::new(Remote::new(address, tls))), nobody));
+    let server = start_for(dir.path(), Rank::User, Some(port), members);
+
+    let mut table = String::new();
+    for at in 0..every_word("").len() {
+        let (mut cells, mut name) = (String::new(), "");
+        for (machine, uplink, refusal) in &uplinks {
+            let preface = every_word(machine).swap_remove(at);
+            name = word(&preface);
+            let (cell, why) = comes_of(uplink, &preface).await;
+            assert!(cell != '-' || why.contains(refusal), "{machine}: {preface:?}: {why}");
+            cells.push(cell);
+        }
+        table.push_str(&format!("{cells} {name}\n"));
+    }
+    // Compute and login nodes, the same before they are approved, one that was removed, and somebody with a key.
+    let expected = "\
+aaaa-a clock
+aaaa-a enrol
+aaaa-a renew
+aa---a settings
+aaaa-a leave
+w----- node
+------ node
+ww---- client
+ww---- stream
+aa---- ways
+w----- answer
+";
+    assert_eq!(table, expected);
+    server.stop().await;
 }

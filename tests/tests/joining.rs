@@ -105,6 +105,37 @@ fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
     hosts.wait_node("n2", "idle", 60);
 }
 
+/// Without --detach the agent is the command's own: it ends with it, and is started again by 'berth up'.
+#[test]
+fn a_machine_joins_in_the_foreground_and_without_a_service_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "n2"]);
+    hosts.up("head", "");
+    let token = hosts.token("head", &["--uses", "2"]);
+    let mut joined = hosts.root("n1", "berth").args(["join", "10.77.0.1", &token]).limit(180).spawn();
+    joined.wait_for("n1 is up (agent pid ", 60);
+    hosts.wait_node("n1", "idle", 20);
+    let runs = |node: &str| {
+        let told = hosts.cmd("head", "srun").args(["-w", node, "hostname"]).ok();
+        assert_eq!(told.text(), node, "{told}");
+    };
+    runs("n1");
+    assert!(joined.alive());
+    joined.signal(nix::sys::signal::Signal::SIGINT);
+    let ended = joined.finish();
+    assert!(ended.rc == 0 && ended.text().starts_with("n1 joined cluster '"), "{ended}");
+    let up = hosts.root("n1", "berth").args(["up", "--detach"]).ok();
+    assert!(up.text().starts_with("n1 is up"), "its agent did not end: {up}");
+    hosts.wait_node("n1", "idle", 20);
+    runs("n1");
+    // A process of the command's, where it is to be no service.
+    let join = |options: &[&str]| hosts.root("n2", "berth").args(["join", "10.77.0.1", &token]).args(options);
+    join(&["--no-systemd"]).fails().says(&["--detach"]);
+    let joined = join(&["--detach", "--no-systemd"]).ok();
+    assert!(joined.text().contains("n2 is up (agent pid "), "{joined}");
+    hosts.wait_node("n2", "idle", 20);
+    runs("n2");
+}
+
 /// A machine is known by its full name, and says when it joins what was found in it.
 #[test]
 fn a_machine_joins_under_its_full_name_and_shows_its_hardware_as_root() {

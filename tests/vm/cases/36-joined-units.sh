@@ -59,6 +59,14 @@ case_end_joined_units_leave() {
     has "$text" "left cluster"
     none systemctl is-enabled -q berth-agent
     [ ! -e /etc/systemd/system/berth-agent.service ] || fail "the unit is still there"
+    # As a process of the command's, if that is asked for.
+    token=$(berth --state $head token create)
+    text=$(berth join 127.0.0.1 "$token" --name vm --detach --no-systemd 2>&1)
+    has "$text" "vm is up (agent pid "
+    none systemctl is-enabled -q berth-agent
+    [ ! -e /etc/systemd/system/berth-agent.service ] || fail "a service was made of it"
+    berth down
+    berth leave
     systemctl stop berth-head2
     within 30 none_left
     none pgrep -af berth-step
