@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # From two empty machines to a container on both: two emulated Debian 12 machines with systemd and control groups v2 run the commands
 # that docs/admin.md has under "Several machines", exactly as they stand there. Not part of tests/run.sh: it takes minutes.
-# usage: tests/vm/join.sh [--programs DIRECTORY] [--check]
+# usage: tests/vm/join.sh [--programs DIRECTORY] [--busy] [--check]
 #   --programs  berth and berth-step to try [default: those of cargo xtask build --debug]
+#   --busy      this machine does much else: more than two minutes are told, and are no failure
 #   --check     shows the commands of the page and ends
 # Needs what tests/vm/run.sh needs, and qemu-utils. Consoles are in target/vm/pair.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
-programs='' check=no
+programs='' check=no busy=no
 while [ $# -gt 0 ]; do
     case $1 in
         --programs) programs=${2-} && shift ;;
+        --busy) busy=yes ;;
         --check) check=yes ;;
         *) printf 'join.sh: error: unknown word %s; the first lines of this script say what there is\n' "$1" >&2 && exit 2 ;;
     esac
@@ -84,6 +86,9 @@ for node in head n1; do
     # Neither finds anything.
     told=$(on $node '! pgrep -a berth && ! grep berth /proc/mounts') || die "left on $node: $told"
 done
-# How fast an emulator is says nothing of Berth: it is told, and decides nothing.
-[ $took -le 120 ] || say "$took s are more than two minutes: is this machine busy?"
+# The page promises two minutes, and an emulator on a machine with nothing else to do needs half of that.
+if [ $took -gt 120 ]; then
+    [ $busy = yes ] || die "$took s are more than two minutes; on a machine that does much else say --busy"
+    say "$took s are more than two minutes, on a machine that is busy"
+fi
 say "good"
