@@ -178,13 +178,9 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let streams = dir.bind_streams()?;
     let machines = Arc::new(Machines::new(dir.private(), &config));
     let listeners = Listeners { clients: dir.bind_public()?, nodes, machines: machines.port() };
-    let Started { mut driver, inputs, shared, interactive } = Driver::start(
-        core_config,
-        store,
-        clock,
-        config.keep_records_days,
-        (options.power_off, dir.private()),
-    )?;
+    let (power_off, keep_days) = (options.power_off, config.keep_records_days);
+    let Started { mut driver, inputs, shared, interactive } =
+        Driver::start(core_config, store, clock, keep_days, power_off, dir.private())?;
     let since = driver.now();
     let core = std::thread::Builder::new()
         .name("core".to_string())

@@ -54,7 +54,7 @@ fn write(dir: &Path, note: &Note) -> std::io::Result<()> {
         && Uid::effective().is_root()
     {
         let owner = above.metadata()?;
-        for own in [dir, &new] {
+        for own in [dir, new.as_path()] {
             nix::unistd::chown(own, Some(Uid::from_raw(owner.uid())), Some(Gid::from_raw(owner.gid())))?;
         }
     }
