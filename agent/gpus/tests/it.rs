@@ -478,7 +478,7 @@ fn errors_in_the_kernels_log_and_devices_that_read_as_ones_are_faults() {
     library(lib.path());
     let tree = Recorded::debian("535.54.03").gpus(3);
     tree.bytes("/sys/bus/pci/devices/0000:80:00.0/config", &[0xff; 64]);
-    let log = "NVRM: Xid (PCI:0000:70:00): 79, pid=1, GPU has fallen off the bus.";
+    let log = "4,700,12100000,-;NVRM: Xid (PCI:0000:70:00): 79, pid=1, GPU has fallen off the bus.";
     let found = look(&tree.tree(), log, || helper(lib.path(), 3, "ok", 60.0).ask());
     let faults = faults(&found);
     assert_eq!(faults[0], "");
