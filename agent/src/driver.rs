@@ -455,6 +455,10 @@ impl Driver {
             AgentEffect::Note { key, cause, whole_job } => self.note(key, cause, whole_job),
             AgentEffect::Say { key, text } => self.command(key, ToSupervisor::Note(text)),
             AgentEffect::LookForEnds { ask, keys } => self.look_for_ends(ask, keys),
+            AgentEffect::Resumed => {
+                let node = Arc::clone(&self.node);
+                tokio::task::spawn_blocking(move || node.gpus.lift());
+            }
             AgentEffect::ForgetSpool { key } => self.forget(key),
             AgentEffect::RemoveJob { job, attempt } => self.remove_job(job, attempt),
         }

@@ -5,6 +5,7 @@ use crate::after::{Before, busy};
 use crate::cdi::{self, Given};
 use crate::fabrics::Fabric;
 use crate::used::{Used, is_known_to_kernel};
+use crate::xids::{self, Xids};
 use crate::{gres, imex};
 use berth_gpus::imex::Imex;
 use berth_gpus::inject::{capabilities, missing, specification, without_driver};
@@ -24,9 +25,6 @@ use berth_runtime::cgroup::device_of;
 use berth_step::spool::{PreparedImage, read_json, write_json};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,6 +46,7 @@ pub struct Gpus {
     given: BTreeMap<String, Given>,
     helper: Mutex<Helper>,
     left: LeftFile,
+    xids: Xids,
     /// A run left one unfit.
     unfit: Notify,
 }
@@ -132,23 +131,24 @@ impl LeftFile {
 }
 
 impl Gpus {
-    /// Looks at the node. `program`: `berth`; `left`: where it is kept which GPUs runs left unfit.
-    pub fn look(program: &Path, left: PathBuf, configured: Configured) -> Gpus {
+    /// Looks at the node. `program`: `berth`; `left`: where it is kept which GPUs runs left unfit; `logged`: and what the kernel's log has said.
+    pub fn look(program: &Path, left: PathBuf, logged: PathBuf, configured: Configured) -> Gpus {
         let tree = Tree::here();
         let mut helper = Helper::new(program.to_path_buf(), vec!["internal-gpus".into()], DEADLINE);
-        let mut found = berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask());
+        let xids = Xids::at(logged);
+        let mut found = berth_gpus::look(&tree, &xids.now(&tree), || helper.ask());
         let left = LeftFile::at(left);
         fence_left(&mut found.devices, &left.read());
         let given = add(&configured, &mut found);
         found.wrong.iter().for_each(|wrong| tracing::warn!("{wrong}"));
-        Gpus { tree, found, configured, given, helper: Mutex::new(helper), left, unfit: Notify::new() }
+        Gpus { tree, found, configured, given, helper: Mutex::new(helper), left, xids, unfit: Notify::new() }
     }
 
     /// Devices that were well when the agent started and are not any more.
     pub fn new_faults(&self, devices: &[&GresDevice]) -> Vec<GpuFault> {
         let now = {
             let Ok(mut helper) = self.helper.lock() else { return Vec::new() };
-            berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask())
+            berth_gpus::look(&self.tree, &self.xids.now(&self.tree), || helper.ask())
         };
         let fault = |device: &&&GresDevice| {
             // One that fell off the bus does not say any more who it is.
@@ -166,12 +166,12 @@ impl Gpus {
 
     /// The same by what the kernel says alone.
     pub fn faults_by_kernel(&self, devices: &[&GresDevice]) -> Vec<GpuFault> {
-        let mut log = None;
+        let mut fatal = None;
         let well = devices.iter().filter(|device| device.fault.is_none());
         let found = well.filter_map(|device| {
             let bus = device.bus.as_deref()?;
-            let log = log.get_or_insert_with(|| kernel_log(&self.tree));
-            Some(GpuFault { index: device.index, why: berth_gpus::by_kernel(&self.tree, log, bus)? })
+            let fatal = fatal.get_or_insert_with(|| self.xids.now(&self.tree));
+            Some(GpuFault { index: device.index, why: berth_gpus::by_kernel(&self.tree, fatal, bus)? })
         });
         found.collect()
     }
@@ -195,6 +195,14 @@ impl Gpus {
         // It is looked at with the driver, too, which need not be a minute away.
         self.unfit.notify_one();
         Some(Sick { why, faults })
+    }
+
+    /// Forgets what the kernel's log has told by now: the administrator says that the node is well. What driver and bus say stands.
+    pub fn lift(&self) {
+        if self.xids.lift(&self.tree) {
+            tracing::info!("fatal errors of GPUs in the kernel's log are over, by the administrator's word");
+            self.unfit.notify_one();
+        }
     }
 
     /// Keeps what a run left unfit for the next agent. `before`: what was on GPUs before that run, by their indices.
@@ -278,7 +286,7 @@ impl Gpus {
         // The controller was told of those that are free by now, when their runs went.
         let (left, freed) = self.review_left(used);
         let Ok(mut helper) = self.helper.lock() else { return freed };
-        let mut now = berth_gpus::look(&self.tree, &kernel_log(&self.tree), || helper.ask());
+        let mut now = berth_gpus::look(&self.tree, &self.xids.now(&self.tree), || helper.ask());
         fence_left(&mut now.devices, &left);
         let given = add(&self.configured, &mut now);
         let changed = now.devices != self.found.devices
@@ -432,7 +440,7 @@ pub fn watch(ask: impl std::io::BufRead, out: impl std::io::Write) -> std::io::R
 pub(crate) fn found(program: &Path) -> Found {
     let tree = Tree::here();
     let mut helper = Helper::new(program.to_path_buf(), vec!["internal-gpus".into()], DEADLINE);
-    berth_gpus::look(&tree, &kernel_log(&tree), || helper.ask())
+    berth_gpus::look(&tree, &xids::logged(&tree), || helper.ask())
 }
 
 /// Adds the devices that CDI files name to those that were found, with what is wrong with them; and those of the configuration's `files`
@@ -504,32 +512,6 @@ fn is_root_dir(launch: &StepLaunch) -> bool {
     matches!(resolved, Some(ResolvedImage::RootDir { .. }))
 }
 
-/// What the kernel has said, where the agent may read it and there is a driver to speak of.
-fn kernel_log(tree: &Tree) -> String {
-    const NONBLOCK: i32 = nix::libc::O_NONBLOCK;
-    if !berth_gpus::nvidia::is_loaded(tree) {
-        return String::new();
-    }
-    if let Some(recorded) = tree.text("/kmsg") {
-        return recorded;
-    }
-    let Ok(mut file) = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(tree.path("/dev/kmsg"))
-    else {
-        return String::new();
-    };
-    let mut text = String::new();
-    let mut record = [0; 8192];
-    loop {
-        match file.read(&mut record) {
-            Ok(0) => return text,
-            Ok(n) => text.push_str(&String::from_utf8_lossy(&record[..n])),
-            // Records were overwritten while we read: the next one that is there follows.
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
-            Err(_) => return text,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -554,6 +536,7 @@ mod tests {
             given: BTreeMap::new(),
             helper: Mutex::new(Helper::new("/bin/false".into(), Vec::new(), DEADLINE)),
             left: LeftFile::at(dir.join("left.json")),
+            xids: Xids::at(dir.join("logged.json")),
             unfit: Notify::new(),
         }
     }

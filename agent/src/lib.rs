@@ -55,6 +55,7 @@ mod supervisors;
 mod threads;
 mod used;
 pub mod visit;
+mod xids;
 mod zygote;
 
 pub use cgroups::tree_name;

@@ -76,6 +76,10 @@ impl Paths {
     pub fn gpus_left(&self) -> PathBuf {
         self.private().join("gpus-left.json")
     }
+    /// What the kernel's log has said of GPUs.
+    pub fn gpus_logged(&self) -> PathBuf {
+        self.private().join("gpus-logged.json")
+    }
     /// Where the agent's control groups are.
     pub fn cgroups(&self) -> PathBuf {
         self.private().join("agent-cgroups.json")

@@ -173,11 +173,11 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let (devices, wrong) = gres::devices(&options.config, &name);
     wrong.iter().for_each(|w| tracing::warn!("configuration: {w}"));
     let looked = options.program.clone();
-    let left = paths.gpus_left();
+    let (left, logged) = (paths.gpus_left(), paths.gpus_logged());
     let (named, devices): (Vec<_>, Vec<_>) = devices.into_iter().partition(|d| d.cdi.is_some());
     let mps = options.config.gpus.mps_pipes().to_string();
     let configured = Configured { named, by_file: devices.clone(), mps };
-    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked, left, configured));
+    let gpus = tokio::task::block_in_place(move || Gpus::look(&looked, left, logged, configured));
     let gpus = Arc::new(gpus);
     let mut files: Vec<String> =
         devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned()).collect();

@@ -10,6 +10,8 @@ use crate::spec::{ContainerSpec, JobSpec, ResourceRequest, SrunProlog, StepSpec}
 
 /// What agents call that they pass words of the controller on to steps ([`crate::link::ToAgent::Say`]): no job asks for it.
 pub const SAY: &str = "say";
+/// What agents call that they are told when their node is put back into service ([`crate::link::ToAgent::Resumed`]).
+pub const RESUMED: &str = "resumed";
 
 /// What agents call that they say which steps have not ended ([`crate::link::ToAgent::LookForEnds`]): no job asks for it.
 pub const LOOK_FOR_ENDS: &str = "look-for-ends";
@@ -116,7 +118,7 @@ impl Feature {
         Feature::ALL
             .iter()
             .map(|feature| feature.name())
-            .chain([SAY, LOOK_FOR_ENDS])
+            .chain([SAY, LOOK_FOR_ENDS, RESUMED])
             .map(str::to_string)
             .collect()
     }

@@ -288,6 +288,12 @@ pub enum ToAgent {
         /// Which.
         keys: Vec<StepKey>,
     },
+    /// An administrator has put the node back into service: what is wrong with it by what was once seen, and not by what is there now, is over.
+    /// Only for agents that know [`crate::feature::RESUMED`].
+    Resumed {
+        /// Who leads.
+        term: Term,
+    },
     /// The exit is durable: the spool entry may go.
     ExitRecorded {
         /// Which.

@@ -4,6 +4,7 @@
 mod imex;
 mod mps;
 mod parts;
+mod xids;
 
 use berth_tests::{Cmd, Sandbox, Who, images, machine, sandbox};
 use std::fs;

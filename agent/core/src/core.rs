@@ -334,6 +334,11 @@ impl AgentCore {
                     self.out.push(AgentEffect::LookForEnds { ask, keys });
                 }
             }
+            ToAgent::Resumed { term } => {
+                if self.follows(term) && self.session.is_some() {
+                    self.out.push(AgentEffect::Resumed);
+                }
+            }
             ToAgent::ExitRecorded { key } => self.recorded(key, now),
             ToAgent::Peers(said) => {
                 // Of a registration that counts: what a connection that is gone had to say of other nodes is over.

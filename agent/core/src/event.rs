@@ -403,6 +403,8 @@ pub enum AgentEffect {
         /// Whether all of the job ends.
         whole_job: bool,
     },
+    /// What is wrong with the node by what was once seen, and not by what is there now, is over: an administrator says it.
+    Resumed,
     /// Tell whoever reads a step's error stream this line of the controller's.
     Say {
         /// Which step.

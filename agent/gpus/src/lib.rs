@@ -18,7 +18,7 @@ pub mod require;
 pub mod sample;
 pub mod share;
 mod tree;
-mod xid;
+pub mod xid;
 
 pub use driver::{Driver, Library};
 pub use tree::Tree;
@@ -26,6 +26,7 @@ pub use tree::Tree;
 use imex::Imex;
 
 use berth_model::hardware::{GresDevice, Vendor};
+use xid::Fatal;
 
 /// All that was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,8 +48,8 @@ pub struct Found {
 }
 
 /// Looks at a node. `ask`: asks the drivers, by NVIDIA's library and for AMD's counts of errors; called only where
-/// there is something to ask. `log`: the kernel's log.
-pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, String>) -> Found {
+/// there is something to ask. `fatal`: what the kernel's log told of NVIDIA's.
+pub fn look(tree: &Tree, fatal: &Fatal, ask: impl FnOnce() -> Result<nvml::Answer, String>) -> Found {
     let mut found = Found::default();
     let mut amd = others::amd(tree);
     let is_loaded = nvidia::is_loaded(tree);
@@ -68,7 +69,7 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
         let lacking = found.lacking.iter();
         found.wrong.extend(lacking.map(|why| format!("containers cannot use NVIDIA's GPUs: {why}")));
         let library = driver::library_version(tree);
-        found.devices = nvidia::devices(tree, &answer, library.as_deref(), log);
+        found.devices = nvidia::devices(tree, &answer, library.as_deref(), fatal);
         found.answer = answer.unwrap_or_default();
         found.imex = Imex::look(tree);
         found.withheld = drm::withheld(tree, &found.devices);
@@ -85,8 +86,8 @@ pub fn look(tree: &Tree, log: &str, ask: impl FnOnce() -> Result<nvml::Answer, S
 }
 
 /// What is wrong with the GPU at an address, by the kernel's word alone: its driver, which may take seconds, is not asked.
-pub fn by_kernel(tree: &Tree, log: &str, bus: &str) -> Option<String> {
-    let xid = || xid::fatal(log).get(bus).map(|code| xid::reason(*code));
+pub fn by_kernel(tree: &Tree, fatal: &Fatal, bus: &str) -> Option<String> {
+    let xid = || fatal.get(bus).map(|code| xid::reason(*code));
     nvidia::off_the_bus(tree, bus).or_else(xid)
 }
 

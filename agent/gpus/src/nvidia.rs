@@ -4,7 +4,7 @@ use crate::drm;
 use crate::kind;
 use crate::nvml::{Answer, Gpu, Part, Trouble};
 use crate::tree::{Tree, cpu_list};
-use crate::xid;
+use crate::xid::{self, Fatal};
 use berth_model::ByteStr;
 use berth_model::hardware::{GresDevice, Vendor};
 use std::collections::BTreeMap;
@@ -41,13 +41,13 @@ pub fn is_version(word: &str) -> bool {
         && parts[0].len() >= 3
 }
 
-/// The devices, in the order of their PCI addresses. `answer`: what the library says, or why it could not be asked; `log`: the
-/// kernel's log, empty where it cannot be read; `library`: the version of the library's file.
+/// The devices, in the order of their PCI addresses. `answer`: what the library says, or why it could not be asked; `fatal`: what
+/// the kernel's log told; `library`: the version of the library's file.
 pub fn devices(
     tree: &Tree,
     answer: &Result<Answer, String>,
     library: Option<&str>,
-    log: &str,
+    fatal: &Fatal,
 ) -> Vec<GresDevice> {
     if !is_loaded(tree) {
         return Vec::new();
@@ -55,7 +55,6 @@ pub fn devices(
     let of_node = node_fault(tree, answer, library);
     let empty = Answer::default();
     let heard = answer.as_ref().unwrap_or(&empty);
-    let fatal = xid::fatal(log);
     let mut gpus: BTreeMap<String, Gpu> = known(tree);
     for gpu in &heard.gpus {
         if gpu.bus.is_empty() {

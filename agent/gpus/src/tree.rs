@@ -79,6 +79,12 @@ impl Tree {
         names
     }
 
+    /// What tells a file or directory from another one that was there before under its name; `None` when there is none.
+    pub fn mark(&self, path: &str) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(self.path(path)).ok().map(|meta| meta.ino())
+    }
+
     /// Whether something is there.
     pub fn has(&self, path: &str) -> bool {
         self.path(path).exists()

@@ -4,7 +4,11 @@
 //! record counts by how it begins, and by its whole form up to the code: nothing that a user can have written comes before that.
 
 use crate::kind;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// By the addresses of GPUs, the code of the last fatal error of each that has one.
+pub type Fatal = BTreeMap<String, u32>;
 
 /// Codes of NVIDIA's table of Xid errors whose action is to reset the GPU or the node.
 const FATAL: &[(u32, &str)] = &[
@@ -17,6 +21,8 @@ const FATAL: &[(u32, &str)] = &[
     (120, "an error of its system processor"),
     (140, "an unrecovered memory error"),
 ];
+/// The driver has changed its mind about what the GPU needs. Of a reset itself it says nothing.
+const RECOVERY: u32 = 154;
 
 /// What a record of the kernel's own says, and its number; nothing of other writers' records, and of lines that belong to the record before.
 ///
@@ -40,6 +46,8 @@ enum Said {
     Loaded,
     /// An error of the GPU at an address after which it cannot be used.
     Fatal(String, u32),
+    /// The GPU at an address was reset.
+    Reset(String),
 }
 
 fn said(text: &str) -> Option<Said> {
@@ -51,7 +59,17 @@ fn said(text: &str) -> Option<Said> {
     // With parts of a GPU it says in which one: `0000:3b:00 GPU-I:05`.
     let bus = address(place.split_once(" GPU-I:").map_or(place, |(bus, _)| bus))?;
     let code: u32 = rest.split([',', ' ']).next()?.parse().ok()?;
-    FATAL.iter().any(|(fatal, _)| *fatal == code).then_some(Said::Fatal(bus, code))
+    match code {
+        RECOVERY => is_over(rest).then_some(Said::Reset(bus)),
+        _ => FATAL.iter().any(|(fatal, _)| *fatal == code).then_some(Said::Fatal(bus, code)),
+    }
+}
+
+/// Whether nothing has to be done any more for a GPU for which something had. A process that the driver may name before it has no word in that.
+fn is_over(text: &str) -> bool {
+    let change = text.rsplit_once("GPU recovery action changed from ").map(|(_, change)| change.trim_end());
+    let ends = change.and_then(|change| change.strip_suffix(" to 0x0 (None)"));
+    ends.is_some_and(|from| !from.contains("Unknown"))
 }
 
 /// An address as the kernel writes it: the log leaves the function out.
@@ -65,25 +83,78 @@ fn address(text: &str) -> Option<String> {
     is_one.then(|| kind::bus(&format!("{place}.{function}")))
 }
 
-/// By address, the last fatal error since the driver was loaded. `log`: records of `/dev/kmsg`.
-pub fn fatal(log: &str) -> BTreeMap<String, u32> {
-    let mut found = BTreeMap::new();
-    for (_, text) in log.lines().filter_map(record) {
-        match said(text) {
-            Some(Said::Loaded) => found.clear(),
-            Some(Said::Fatal(bus, code)) => {
-                found.insert(bus, code);
+/// What the kernel's log has said of GPUs, for as long as that is so: its ring forgets it earlier.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Heard {
+    /// Of which boot.
+    boot: String,
+    /// Of which load of the driver.
+    load: Option<u64>,
+    /// Number of the first record that was not read yet: none counts twice, whatever was lifted since.
+    next: u64,
+    fatal: Fatal,
+}
+
+impl Heard {
+    /// Reads on in the log, records of `/dev/kmsg`. `boot`: the boot's id; `load`: what tells one load of the driver from another.
+    pub fn hear(&mut self, boot: &str, load: Option<u64>, log: &str) {
+        if self.boot != boot {
+            *self = Heard { boot: boot.to_string(), load, ..Heard::default() };
+        }
+        if self.load != load {
+            // Where the driver said so is gone from the log, perhaps.
+            self.fatal.clear();
+            self.load = load;
+        }
+        for (number, text) in log.lines().filter_map(record) {
+            if number < self.next {
+                continue;
             }
-            None => {}
+            self.next = number.saturating_add(1);
+            match said(text) {
+                Some(Said::Loaded) => self.fatal.clear(),
+                Some(Said::Fatal(bus, code)) => {
+                    self.fatal.insert(bus, code);
+                }
+                Some(Said::Reset(bus)) => {
+                    self.fatal.remove(&bus);
+                }
+                None => {}
+            }
         }
     }
-    found
+
+    /// The fatal errors that are not over.
+    pub fn fatal(&self) -> &Fatal {
+        &self.fatal
+    }
+
+    /// They are over: somebody who knows says it. Whether there were any.
+    pub fn lift(&mut self) -> bool {
+        !std::mem::take(&mut self.fatal).is_empty()
+    }
+
+    /// Whether both come to the same with the next record.
+    pub fn is_like(&self, other: &Heard) -> bool {
+        (&self.boot, self.load, &self.fatal) == (&other.boot, other.load, &other.fatal)
+    }
+}
+
+/// The fatal errors in a log that nobody has read before.
+pub fn fatal(log: &str) -> Fatal {
+    let mut heard = Heard::default();
+    heard.hear("", None, log);
+    heard.fatal
 }
 
 /// In words.
 pub fn reason(code: u32) -> String {
     let what = FATAL.iter().find(|(fatal, _)| *fatal == code).map_or("an error", |(_, what)| what);
-    format!("Xid {code}: {what}; reset the GPU and load the driver anew, or reboot the node")
+    format!(
+        "Xid {code}: {what}; reset the GPU (nvidia-smi --gpu-reset) and say that it is well (scontrol update NodeName=NODE State=RESUME), \
+         or load the driver anew, or reboot the node"
+    )
 }
 
 #[cfg(test)]
@@ -149,5 +220,67 @@ mod tests {
         ] {
             assert_eq!(fatal(&format!("{fenced}\n{hostile}\n")), kept, "{hostile}");
         }
+    }
+
+    fn xid(number: u64, code: u32) -> String {
+        format!("4,{number},1,-;NVRM: Xid (PCI:0000:3b:00): {code}, pid=1")
+    }
+
+    #[test]
+    fn what_the_log_said_holds_when_its_ring_has_lost_it() {
+        let mut heard = Heard::default();
+        heard.hear("a", Some(1), &xid(7, 119));
+        heard.hear("a", Some(1), "6,900,1,-;eth0: link up");
+        assert_eq!(heard.fatal().get("0000:3b:00.0"), Some(&119));
+        // Another agent reads what this one wrote down.
+        let mut heard: Heard = serde_json::from_str(&serde_json::to_string(&heard).unwrap()).unwrap();
+        heard.hear("a", Some(1), "");
+        assert_eq!(heard.fatal().len(), 1);
+        // It is over with another load of the driver, whether the log still says so or not, and with another boot.
+        for (boot, load, log) in [
+            ("a", Some(2), ""),
+            ("a", None, ""),
+            ("b", Some(1), ""),
+            ("a", Some(1), "4,901,1,-;NVRM: loading NVIDIA UNIX x86_64 Kernel Module"),
+        ] {
+            let mut heard = heard.clone();
+            heard.hear(boot, load, log);
+            assert!(heard.fatal().is_empty(), "{boot} {load:?} {log}");
+        }
+        // Numbers begin anew with the boot.
+        heard.hear("b", Some(1), &xid(3, 95));
+        assert_eq!(heard.fatal().get("0000:3b:00.0"), Some(&95));
+    }
+
+    #[test]
+    fn what_was_lifted_does_not_come_back_from_the_same_records() {
+        let mut heard = Heard::default();
+        heard.hear("a", None, &xid(7, 119));
+        let before = heard.clone();
+        assert!(heard.lift() && !heard.lift() && !heard.is_like(&before));
+        heard.hear("a", None, &xid(7, 119));
+        assert!(heard.fatal().is_empty(), "it was read before");
+        heard.hear("a", None, &format!("{}\n{}", xid(7, 119), xid(8, 79)));
+        assert_eq!(heard.fatal().get("0000:3b:00.0"), Some(&79));
+    }
+
+    #[test]
+    fn a_reset_of_which_the_driver_tells_ends_a_fence_and_no_name_of_a_process_does() {
+        let after = |text: &str| {
+            let line = format!("4,8,1,-;NVRM: Xid (PCI:0000:3b:00): 154, {text}");
+            fatal(&format!("{}\n{line}", xid(7, 95))).is_empty()
+        };
+        let change = "GPU recovery action changed from";
+        assert!(after(&format!("{change} 0x1 (GPU Reset Required) to 0x0 (None)")));
+        assert!(after(&format!("pid=7, name=python, {change} 0x1 (PF FLR) to 0x0 (None)")));
+        assert!(!after(&format!("{change} 0x0 (None) to 0x1 (GPU Reset Required)")));
+        assert!(!after(&format!("name= to 0x0 (None), {change} 0x0 (None) to 0x2 (Node Reboot Required)")));
+        assert!(
+            !after(&format!("{change} 0xff (Unknown) to 0x0 (None)")),
+            "a GPU that was only begun to be used"
+        );
+        // That of another one.
+        let other = "4,8,1,-;NVRM: Xid (PCI:0000:3c:00): 154, GPU recovery action changed from 0x1 (PF FLR) to 0x0 (None)";
+        assert_eq!(fatal(&format!("{}\n{other}", xid(7, 95))).len(), 1);
     }
 }

@@ -7,6 +7,7 @@ use berth_gpus::inject::{LIBRARIES, capabilities, specification};
 use berth_gpus::nvml::helper::Helper;
 use berth_gpus::nvml::sampler::Sampler;
 use berth_gpus::sample::{Account, ProcessSample};
+use berth_gpus::xid::Fatal;
 use berth_gpus::{Found, Tree, drm, look};
 use berth_model::hardware::{GresDevice, Vendor};
 use std::collections::BTreeSet;
@@ -215,7 +216,7 @@ fn amds_are_sampled_by_the_kernels_files() {
     tree.write(&format!("/sys/class/kfd/kfd/proc/78/vram_{gpu}"), "0\n");
     let lib = tempfile::tempdir().unwrap();
     let sample = sampler(lib.path(), &tree.tree(), 0, "ok").sample(PATIENT).unwrap();
-    let found = look(&tree.tree(), "", || panic!("asked"));
+    let found = look(&tree.tree(), &Fatal::new(), || panic!("asked"));
     let seen = found.devices.iter().map(|d| sample.of(d).unwrap()).collect::<Vec<_>>();
     assert_eq!((seen[0].busy, seen[0].used, seen[0].processes.as_deref()), (None, None, Some(&[][..])));
     assert_eq!((seen[1].busy, seen[1].used), (Some(73), Some(1 << 20)));
@@ -263,7 +264,7 @@ fn found(gpus: u32, mode: &str) -> Found {
     let file = lib.path().join("nvidia-smi");
     std::fs::write(&file, smi).unwrap();
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    look(&tree.tree(), "", || helper(lib.path(), gpus, mode, 60.0).ask())
+    look(&tree.tree(), &Fatal::new(), || helper(lib.path(), gpus, mode, 60.0).ask())
 }
 
 fn faults(found: &Found) -> Vec<&str> {
@@ -321,7 +322,7 @@ fn what_is_missing_of_a_part_is_named() {
     library(lib.path());
     let tree = Recorded::debian("535.54.03").gpus(1);
     let fault = || {
-        let found = look(&tree.tree(), "", || helper(lib.path(), 1, "mig", 60.0).ask());
+        let found = look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 1, "mig", 60.0).ask());
         found.devices[0].fault.clone().unwrap_or_default()
     };
     // In the first place of PATH, and says nothing.
@@ -351,7 +352,7 @@ fn without_cudas_own_file_no_gpu_is_given_and_it_is_said_how_to_have_it() {
     library(lib.path());
     let tree = Recorded::debian("535.54.03").gpus(2);
     std::fs::remove_file(tree.tree().path("/dev/nvidia-uvm")).unwrap();
-    let found = || look(&tree.tree(), "", || helper(lib.path(), 2, "ok", 60.0).ask());
+    let found = || look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 2, "ok", 60.0).ask());
     let told = |found: &Found| faults(found).iter().all(|f| f.contains("modprobe nvidia-uvm"));
     assert!(told(&found()), "{:?}", found());
     tree.write("/dev/nvidia-uvm", "");
@@ -374,7 +375,7 @@ fn the_files_by_which_a_gpu_draws_are_its_own_and_come_with_graphics_alone() {
     let text = |files: &[berth_model::ByteStr]| -> Vec<String> {
         files.iter().map(|f| f.display().into_owned()).filter(|f| f.contains("dri")).collect()
     };
-    let found = look(&tree.tree(), "", || helper(lib.path(), 2, "ok", 60.0).ask());
+    let found = look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 2, "ok", 60.0).ask());
     let of = |index: usize| text(&found.devices[index].files);
     assert_eq!(
         (found.devices.len(), of(0)),
@@ -408,7 +409,7 @@ fn the_files_by_which_a_gpu_draws_are_its_own_and_come_with_graphics_alone() {
     drm::narrow(&mut amd, &capabilities(None));
     assert_eq!(amd[0].files.len(), 1);
     // Parts cannot draw, and nobody else has what their GPU draws by.
-    let found = look(&tree.tree(), "", || helper(lib.path(), 2, "mig", 60.0).ask());
+    let found = look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 2, "mig", 60.0).ask());
     let divided = found.devices.iter().filter(|d| d.bus.as_deref() == Some("0000:80:00.0"));
     assert!(divided.clone().count() == 2 && divided.clone().all(|d| text(&d.files).is_empty()), "{found:?}");
     assert!(found.withheld.contains(&"/dev/dri/renderD129".to_string()), "{:?}", found.withheld);
@@ -451,7 +452,7 @@ fn a_call_that_hangs_fences_the_gpus_and_not_the_agent() {
     let lib = tempfile::tempdir().unwrap();
     library(lib.path());
     let tree = Recorded::debian("535.54.03").gpus(1);
-    let found = look(&tree.tree(), "", || helper(lib.path(), 1, "hang", 0.2).ask());
+    let found = look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 1, "hang", 0.2).ask());
     assert!(faults(&found)[0].contains("did not answer within 0.2 s"), "{found:?}");
 }
 
@@ -459,16 +460,16 @@ fn a_call_that_hangs_fences_the_gpus_and_not_the_agent() {
 fn a_node_without_a_library_or_with_another_one_says_so() {
     let lib = tempfile::tempdir().unwrap();
     let tree = Recorded::debian("535.54.03").gpus(1);
-    let found = look(&tree.tree(), "", || helper(lib.path(), 1, "ok", 60.0).ask());
+    let found = look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 1, "ok", 60.0).ask());
     assert!(faults(&found)[0].contains("libnvidia-ml.so.1 is not on the node"), "{found:?}");
     // The package was upgraded under a driver that is still loaded.
     library(lib.path());
     let tree = Recorded::debian("535.54.03").gpus(1);
     tree.driver("/usr/lib/x86_64-linux-gnu", "550.54.14");
-    let found = look(&tree.tree(), "", || helper(lib.path(), 1, "ok", 60.0).ask());
+    let found = look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 1, "ok", 60.0).ask());
     assert!(faults(&found)[0].contains("module is 535.54.03, libnvidia-ml is 550.54.14"), "{found:?}");
     // Without the driver nobody is asked.
-    let none = look(&Recorded::new().tree(), "", || panic!("asked"));
+    let none = look(&Recorded::new().tree(), &Fatal::new(), || panic!("asked"));
     assert_eq!(none, Found::default());
 }
 
@@ -479,12 +480,13 @@ fn errors_in_the_kernels_log_and_devices_that_read_as_ones_are_faults() {
     let tree = Recorded::debian("535.54.03").gpus(3);
     tree.bytes("/sys/bus/pci/devices/0000:80:00.0/config", &[0xff; 64]);
     let log = "4,700,12100000,-;NVRM: Xid (PCI:0000:70:00): 79, pid=1, GPU has fallen off the bus.";
-    let found = look(&tree.tree(), log, || helper(lib.path(), 3, "ok", 60.0).ask());
+    let fatal = berth_gpus::xid::fatal(log);
+    let found = look(&tree.tree(), &fatal, || helper(lib.path(), 3, "ok", 60.0).ask());
     let faults = faults(&found);
     assert_eq!(faults[0], "");
     assert!(faults[1].starts_with("Xid 79") && faults[2].starts_with("it fell off"), "{faults:?}");
     // The same without a word of the driver's.
-    let by_kernel = |bus: &str| berth_gpus::by_kernel(&tree.tree(), log, bus).unwrap_or_default();
+    let by_kernel = |bus: &str| berth_gpus::by_kernel(&tree.tree(), &fatal, bus).unwrap_or_default();
     let of_each = ["0000:60:00.0", "0000:70:00.0", "0000:80:00.0"].map(by_kernel);
     assert_eq!(of_each.each_ref().map(String::as_str), [faults[0], faults[1], faults[2]]);
 }
@@ -508,7 +510,7 @@ fn a_container_gets_the_libraries_of_the_drivers_very_version() {
         // What an upgrade left behind.
         tree.write(&format!("{dir}/libcuda.so.418.1.1"), "");
         tree.write("/usr/share/vulkan/icd.d/nvidia_icd.json", "{}");
-        let found = look(&tree.gpus(1).tree(), "", || Err("not asked".into()));
+        let found = look(&tree.gpus(1).tree(), &Fatal::new(), || Err("not asked".into()));
         let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
         let found = Found { devices: vec![device], ..found };
         let (mounts, env) = given(&found, None, "/opt/lib");
@@ -539,7 +541,7 @@ fn a_container_gets_the_libraries_of_the_drivers_very_version() {
 fn a_container_gets_just_the_libraries_that_a_driver_of_its_version_has() {
     for set in sets::ALL {
         let tree = Recorded::of(set);
-        let found = look(&tree.tree(), "", || Err("not asked".into()));
+        let found = look(&tree.tree(), &Fatal::new(), || Err("not asked".into()));
         let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
         let found = Found { devices: vec![device], ..found };
         let named = |name: &str| name.replace("{}", set.version);
@@ -575,7 +577,7 @@ fn a_library_of_another_driver_is_not_taken_for_one_with_a_version_of_its_own() 
     std::fs::remove_file(&link).unwrap();
     tree.write("/usr/lib/x86_64-linux-gnu/libnvidia-nvvm.so.470.1.1", "");
     std::os::unix::fs::symlink("libnvidia-nvvm.so.470.1.1", &link).unwrap();
-    let found = look(&tree.tree(), "", || Err("not asked".into()));
+    let found = look(&tree.tree(), &Fatal::new(), || Err("not asked".into()));
     let libraries = found.driver.unwrap().libraries;
     assert!(!libraries.iter().any(|l| l.path.contains("nvvm")), "{libraries:?}");
 }
@@ -603,7 +605,7 @@ fn libraries_of_32_bits_are_for_those_who_ask_and_never_taken_for_the_others() {
     }
     let device = GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() };
     let mounts = |wanted: &str| {
-        let found = look(&tree.tree(), "", || Err("not asked".into()));
+        let found = look(&tree.tree(), &Fatal::new(), || Err("not asked".into()));
         let found = Found { devices: vec![device.clone()], ..found };
         let note = berth_gpus::inject::missing(Some(wanted), found.driver.as_ref().unwrap());
         let (mounts, env) = given(&found, Some(wanted), "");
@@ -648,7 +650,7 @@ fn libraries_of_32_bits_are_for_those_who_ask_and_never_taken_for_the_others() {
 
 #[test]
 fn an_images_own_newer_libraries_come_first_where_it_allows_the_older_driver() {
-    let found = look(&Recorded::of(&sets::R535).tree(), "", || Err("not asked".into()));
+    let found = look(&Recorded::of(&sets::R535).tree(), &Fatal::new(), || Err("not asked".into()));
     let device = [GresDevice { vendor: Vendor::Nvidia, ..GresDevice::default() }];
     let path = |compat| {
         let spec = specification(&device, found.driver.as_ref(), &capabilities(None), "/opt/lib", compat);
@@ -660,7 +662,8 @@ fn an_images_own_newer_libraries_come_first_where_it_allows_the_older_driver() {
 
 #[test]
 fn without_devices_of_nvidia_nothing_of_its_driver_comes() {
-    let found = look(&Recorded::debian("535.54.03").gpus(1).tree(), "", || Err("not asked".into()));
+    let found =
+        look(&Recorded::debian("535.54.03").gpus(1).tree(), &Fatal::new(), || Err("not asked".into()));
     let other = Found { devices: vec![GresDevice { vendor: Vendor::Amd, ..GresDevice::default() }], ..found };
     assert_eq!(given(&other, Some("all"), ""), (Vec::new(), Vec::new()));
 }
@@ -669,7 +672,7 @@ fn without_devices_of_nvidia_nothing_of_its_driver_comes() {
 fn a_driver_without_its_cuda_library_is_told() {
     let tree = Recorded::debian("535.54.03").gpus(1);
     std::fs::remove_file(tree.tree().path("/usr/lib/x86_64-linux-gnu/libcuda.so.535.54.03")).unwrap();
-    let found = look(&tree.tree(), "", || Err("not asked".into()));
+    let found = look(&tree.tree(), &Fatal::new(), || Err("not asked".into()));
     assert!(found.driver.is_none() && found.wrong[0].contains("libcuda.so.535.54.03"), "{:?}", found.wrong);
     // Who wants to compute is not started, and who looks or tries is told.
     let why = found.lacking.unwrap();
@@ -681,7 +684,10 @@ fn a_driver_without_its_cuda_library_is_told() {
     assert!(started(None, false).is_err() && started(Some("utility,graphics"), false).is_err());
     assert!(started(None, true).is_ok_and(|note| note.contains(&why)));
     assert!(started(Some("utility"), false).is_ok_and(|note| note.contains(&why)));
-    assert_eq!(look(&Recorded::debian("535.54.03").tree(), "", || Err("not asked".into())).lacking, None);
+    assert_eq!(
+        look(&Recorded::debian("535.54.03").tree(), &Fatal::new(), || Err("not asked".into())).lacking,
+        None
+    );
 }
 
 #[test]
@@ -693,7 +699,7 @@ fn amds_and_intels_are_found_by_the_kernels_files() {
     tree.write("/dev/kfd", "");
     tree.intel(130, "0000:9a:00.0", 0x0bda);
     tree.intel(131, "0000:00:02.0", 0x4680);
-    let found = look(&tree.tree(), "", || panic!("asked"));
+    let found = look(&tree.tree(), &Fatal::new(), || panic!("asked"));
     let [first, second, third] = &found.devices[..] else { panic!("{found:?}") };
     assert_eq!(
         (first.bus.as_deref(), first.kind.as_deref()),
@@ -715,11 +721,11 @@ fn amds_and_intels_are_found_by_the_kernels_files() {
     for bus in ["0000:83:00.0", "0000:9a:00.0"] {
         tree.bytes(&format!("/sys/bus/pci/devices/{bus}/config"), &[0xff; 64]);
     }
-    let found = look(&tree.tree(), "", || panic!("asked"));
+    let found = look(&tree.tree(), &Fatal::new(), || panic!("asked"));
     let lost = |fault: &&str| fault.starts_with("it fell off the bus");
     assert_eq!(faults(&found).iter().map(lost).collect::<Vec<_>>(), [false, true, true], "{found:?}");
     tree.write("/sys/bus/pci/devices/0000:9a:00.0/power/runtime_status", "suspended\n");
-    let found = look(&tree.tree(), "", || panic!("asked"));
+    let found = look(&tree.tree(), &Fatal::new(), || panic!("asked"));
     assert_eq!(faults(&found)[2], "", "one that sleeps is left asleep");
 }
 
@@ -734,7 +740,8 @@ fn an_amd_with_errors_that_were_not_corrected_is_fenced() {
     };
     let lib = tempfile::tempdir().unwrap();
     library(lib.path());
-    let found = || look(&tree.tree(), "", || helper_of(&tree.tree(), lib.path(), 0, "ok", 60.0).ask());
+    let found =
+        || look(&tree.tree(), &Fatal::new(), || helper_of(&tree.tree(), lib.path(), 0, "ok", 60.0).ask());
     // What was corrected, or waits to be, is no fault.
     ras("0000:43:00.0", "umc_err_count", "ue: 0\nce: 7\nde: 2\n");
     ras("0000:83:00.0", "features", "feature mask: 0x1\n");
@@ -747,8 +754,8 @@ fn an_amd_with_errors_that_were_not_corrected_is_fenced() {
     assert_eq!(told[0], "");
     assert!(told[1].contains("1 in sdma, 3 in umc") && told[1].contains("amd-smi reset"), "{told:?}");
     // The driver may hang with its GPU: before a job begins it is not asked, and where it does not answer that is told.
-    assert_eq!(berth_gpus::by_kernel(&tree.tree(), "", "0000:83:00.0"), None);
-    let silent = look(&tree.tree(), "", || Err("it hangs".into()));
+    assert_eq!(berth_gpus::by_kernel(&tree.tree(), &Fatal::new(), "0000:83:00.0"), None);
+    let silent = look(&tree.tree(), &Fatal::new(), || Err("it hangs".into()));
     let silent = faults(&silent);
     assert!(silent[0].contains("cannot be read: it hangs") && silent[1].contains("it hangs"), "{silent:?}");
 }

@@ -105,7 +105,7 @@ fn look(state: Option<&Path>) -> Vec<Finding> {
 /// GPUs, where there are any, and what keeps them from being used.
 fn gpus() -> Vec<Finding> {
     let program = crate::own_path().ok();
-    let found = berth_gpus::look(&berth_gpus::Tree::host(), "", || {
+    let found = berth_gpus::look(&berth_gpus::Tree::host(), &berth_gpus::xid::Fatal::new(), || {
         let program = program.ok_or("the program's own path is not known")?;
         let deadline = std::time::Duration::from_secs(20);
         berth_gpus::nvml::helper::Helper::new(program, vec!["internal-gpus".into()], deadline).ask()

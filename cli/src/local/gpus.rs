@@ -22,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// None is there, or none works: which, and why.
 pub fn of_machine() -> Result<Vec<(u32, Vec<ByteStr>)>, String> {
     let program = crate::own_path().map_err(|e| e.to_string());
-    let found = berth_gpus::look(&Tree::here(), "", || {
+    let found = berth_gpus::look(&Tree::here(), &berth_gpus::xid::Fatal::new(), || {
         Helper::new(program?, vec!["internal-gpus".to_string()], DEADLINE).ask()
     });
     let mut sound: Vec<GresDevice> = found.devices.into_iter().filter(|d| d.fault.is_none()).collect();

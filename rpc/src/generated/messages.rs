@@ -3694,6 +3694,11 @@ pub struct Say {
     pub text: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Resumed {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Dial {
     #[prost(uint64, tag = "1")]
     pub number: u64,
@@ -3770,6 +3775,8 @@ pub mod to_agent {
         Admit(super::Admission),
         #[prost(message, tag = "160")]
         Say(super::Say),
+        #[prost(message, tag = "170")]
+        Resumed(super::Resumed),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

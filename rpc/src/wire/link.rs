@@ -344,6 +344,7 @@ impl Field<pb::ToAgent> for ToAgent {
             ToAgent::LookForEnds { ask, keys } => {
                 Kind::LookForEnds(pb::LookForEnds { ask: *ask, keys: keys.put() })
             }
+            ToAgent::Resumed { term } => Kind::Resumed(pb::Resumed { term: term.put() }),
             ToAgent::ExitRecorded { key } => Kind::ExitRecorded(pb::ExitRecorded { key: key.put() }),
         };
         pb::ToAgent { kind: Some(kind) }
@@ -405,6 +406,7 @@ impl Field<pb::ToAgent> for ToAgent {
             Kind::LookForEnds(pb::LookForEnds { ask, keys }) => {
                 ToAgent::LookForEnds { ask, keys: Field::get(keys)? }
             }
+            Kind::Resumed(pb::Resumed { term }) => ToAgent::Resumed { term: Field::get(term)? },
             Kind::ExitRecorded(pb::ExitRecorded { key }) => ToAgent::ExitRecorded { key: required(key)? },
         })
     }

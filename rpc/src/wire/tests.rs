@@ -509,7 +509,8 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(18) {
+        match r.below(19) {
+            17 => ToAgent::Resumed { term },
             15 => ToAgent::Say { key, text: Arbitrary::arbitrary(r) },
             16 => ToAgent::LookForEnds { ask: Arbitrary::arbitrary(r), keys: Arbitrary::arbitrary(r) },
             12 => ToAgent::Peers(Arbitrary::arbitrary(r)),

@@ -145,6 +145,7 @@ fn what_agents_say_they_know_has_names_that_never_change() {
         "x11-carried",
         "say",
         "look-for-ends",
+        "resumed",
     ];
     assert_eq!(Feature::known(), known);
 }

@@ -7,6 +7,8 @@ use berth_model::config::{Config, GresConfig, NodeConfig};
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::ids::Attempt;
 use berth_model::launch::StepPhase;
+use berth_model::link::ToAgent;
+use berth_model::request::{NodeStateChange, Request};
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::tres::GresKey;
 use common::*;
@@ -52,6 +54,25 @@ fn a_device_is_fenced_while_jobs_run_and_given_again_when_it_is_well() {
     assert_eq!(w.state(third), JobState::Pending);
     again(&mut w, second, two(None));
     assert_eq!(w.state(third), JobState::Running);
+}
+
+#[test]
+fn the_agent_of_a_fenced_device_is_told_when_its_node_is_put_back_into_service() {
+    let mut w = World::new(&Config::default());
+    w.node("n1", two(None));
+    let mut told = |hw: Hardware, state: NodeStateChange| {
+        w.hello("n1", "boot", hw, vec![], vec![]);
+        w.sent.clear();
+        let reason = Some("why".to_string());
+        w.request(actor(0), Request::UpdateNode { nodes: vec!["n1".into()], state, reason }).unwrap();
+        w.sent.iter().filter(|m| matches!(m, ToAgent::Resumed { .. })).count()
+    };
+    let fenced = || two(Some("Xid 119"));
+    assert_eq!(told(fenced(), NodeStateChange::Resume), 1);
+    assert_eq!(told(fenced(), NodeStateChange::Idle), 1);
+    assert_eq!(told(fenced(), NodeStateChange::Drain), 0);
+    assert_eq!(told(fenced(), NodeStateChange::Undrain), 0);
+    assert_eq!(told(two(None), NodeStateChange::Resume), 0, "there is nothing to say");
 }
 
 /// Two devices of the configuration's files.

@@ -249,6 +249,7 @@ impl World {
             AgentEffect::Configure(told) => m.told = Some(told),
             AgentEffect::Note { .. }
             | AgentEffect::Say { .. }
+            | AgentEffect::Resumed
             | AgentEffect::ImagesNeeded { .. }
             | AgentEffect::Peers(_)
             | AgentEffect::Registered

@@ -327,6 +327,7 @@ pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
         | ToAgent::EndJob { term, .. }
         | ToAgent::Reboot { term, .. }
         | ToAgent::Renew { term, .. }
+        | ToAgent::Resumed { term }
         | ToAgent::EndPrefetch { term, .. } => Some(*term),
         ToAgent::Welcome { .. }
         | ToAgent::Refused(_)

@@ -134,6 +134,16 @@ impl Node {
 }
 
 #[test]
+fn a_leader_alone_says_that_the_node_is_well() {
+    let told = |n: &Node| n.count(|e| matches!(e, AgentEffect::Resumed));
+    let mut n = Node::new(vec![]);
+    n.say(ToAgent::Resumed { term: Term(2) });
+    assert_eq!(told(&n), 0, "of an older leader");
+    n.say(ToAgent::Resumed { term: Term(3) });
+    assert_eq!(told(&n), 1);
+}
+
+#[test]
 fn a_machine_is_rebooted_once_for_each_wish_and_not_under_a_job() {
     let reboots = |n: &Node| n.count(|e| matches!(e, AgentEffect::Reboot));
     let fails = |n: &Node| {

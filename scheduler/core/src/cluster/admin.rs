@@ -1,7 +1,9 @@
 //! What operators and administrators make of nodes.
 
 use super::Cluster;
+use berth_model::feature::RESUMED;
 use berth_model::ids::NodeName;
+use berth_model::link::ToAgent;
 use berth_model::request::{Actor, NodeStateChange, Refusal, RefusalCode, Response};
 use berth_model::state::Cause;
 
@@ -85,6 +87,9 @@ impl Cluster {
             if matches!(state, NodeStateChange::Down | NodeStateChange::Resume | NodeStateChange::Idle) {
                 self.judge_beyond(name, state != NodeStateChange::Down);
             }
+            if matches!(state, NodeStateChange::Resume | NodeStateChange::Idle) {
+                self.tell_of_resume(name);
+            }
             if state == NodeStateChange::Down {
                 self.give_up(name);
             } else if !needs {
@@ -97,6 +102,18 @@ impl Cluster {
         }
         self.note(actor, what);
         Ok(Response::Done)
+    }
+
+    /// A fenced device may be so by what was seen of it once: its agent is told that somebody says it is well.
+    fn tell_of_resume(&mut self, name: &NodeName) {
+        let term = self.term;
+        let is_told = self.nodes.get(name).is_some_and(|node| {
+            let fenced = node.row.hardware.gres.iter().any(|device| device.fault.is_some());
+            fenced && node.features.iter().any(|known| known == RESUMED)
+        });
+        if is_told {
+            self.send(name, ToAgent::Resumed { term });
+        }
     }
 
     pub(super) fn known_nodes(&self, nodes: &[NodeName]) -> Result<(), Refusal> {
