@@ -29,6 +29,8 @@ const FETCH: &str = "fetch";
 const FETCH_MEMORY: u64 = 1 << 30;
 const FETCH_PIDS: u64 = 1024;
 const FETCH_MEMORY_OF_ALL: u64 = 4 << 30;
+/// Name of the device program by which a group that is there is kept from devices that came after it.
+const LATER: &str = "berth_later";
 /// Name of the group of zygote and supervisors.
 const SUPERVISORS: &str = "supervisors";
 
@@ -218,11 +220,31 @@ impl Cgroups {
         let name = format!("{}/job_{job}", self.root);
         let own = format!("{name}/{VISITORS}");
         if Cgroup::below(&self.facts, &name).iter().any(|n| n == VISITORS) {
-            // A device policy is set once.
+            // What has come since is kept from it when an agent finds it.
             return Ok(Cgroup::named(&self.facts, &own));
         }
         let limits = CgroupLimits { devices: Some(self.denials(given)), ..CgroupLimits::default() };
         Cgroup::create(&self.facts, &own, &limits).inspect_err(|_| self.drop_visitors(job))
+    }
+
+    /// Keeps from a step that runs, and from its tasks, what others have by now: devices may have come, or come back, since it began. In a
+    /// container it has its own alone, whatever comes.
+    pub fn keep_from_step(&self, launch: &StepLaunch, group: &Cgroup) -> Result<(), CgroupError> {
+        match self.devices(launch, &Fabric::default()) {
+            DevicePolicy::AllowOnly(_) => Ok(()),
+            _ if !self.limit_devices() => Ok(()),
+            denied => group.narrow(&denied, LATER),
+        }
+    }
+
+    /// The same for logins by a job's user, where there are any.
+    pub fn keep_from_visitors(&self, job: JobId, given: &[String]) -> Result<(), CgroupError> {
+        let name = format!("{}/job_{job}", self.root);
+        if !self.limit_devices() || !Cgroup::below(&self.facts, &name).iter().any(|n| n == VISITORS) {
+            return Ok(());
+        }
+        let group = Cgroup::named(&self.facts, &format!("{name}/{VISITORS}"));
+        group.narrow(&self.denials(given), LATER)
     }
 
     /// A group for what fetches an image, with what it starts: on these cores, if any, and without the device files that are allocated

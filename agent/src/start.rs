@@ -291,6 +291,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         earlier.sweep(&living);
     }
     cgroups.record(&paths.cgroups()).map_err(doing(format!("cannot write {}", paths.cgroups().display())))?;
+    keep_later_devices(&cgroups, &found);
     let slots = Arc::new(Slots::new(Arc::clone(&cgroups), Arc::clone(&zygote), options.system));
     let holders = Holders::new(Arc::clone(&zygote));
     let adopted = |j: &jobs::JobRecord| AdoptedJob {
@@ -508,6 +509,22 @@ fn keep_from_sessions(options: &AgentOptions, cgroups: &Cgroups, gpus: &Gpus) ->
         );
     }
     None
+}
+
+/// Keeps devices that have come since from steps and logins that an earlier agent began. A login from now on is kept from them anyway: it
+/// goes by what is written down of them.
+fn keep_later_devices(cgroups: &Cgroups, found: &adopt::Found) {
+    for step in &found.steps {
+        let Some(group) = found.groups.get(&step.launch.key) else { continue };
+        if let Err(e) = cgroups.keep_from_step(&step.launch, group) {
+            tracing::error!("step {}: devices that came after its begin open in it: {e}", step.launch.key);
+        }
+    }
+    for record in &found.jobs {
+        if let Err(e) = cgroups.keep_from_visitors(record.job, &record.devices) {
+            tracing::error!("job {}: devices that came after them open in logins: {e}", record.job);
+        }
+    }
 }
 
 /// Removes kept containers that were not used for so many days, now and every hour.

@@ -87,6 +87,8 @@ Description=Berth node agent
 Documentation=man:berth-agent(1)
 Wants=network-online.target
 After=network-online.target remote-fs.target nss-user-lookup.target time-sync.target berth-controller.service
+# Devices that are there when it looks are kept from the jobs that are not given them from the first.
+After=systemd-modules-load.service nvidia-persistenced.service
 StartLimitIntervalSec=0
 
 [Service]

@@ -287,6 +287,59 @@ fn steps_and_tasks_have_their_part_of_the_jobs_devices_as_root() {
 }
 
 #[test]
+fn a_device_that_comes_while_steps_run_opens_in_none_of_them_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let dir = devices.0.display();
+    let config = |files: &str| {
+        format!(
+            "[[node]]\nname = \"ALL\"\n[[node.gres]]\nname = \"gpu\"\ntype = \"toy\"\nfiles = [\"{dir}/acc{files}\"]\n"
+        )
+    };
+    let sandbox = Sandbox::with_config(Who::root(), &config("[0-1]"));
+    let work = sandbox.work();
+    let work = work.display();
+    // A script, and tasks that have a group each below their step's, say again and again what opens.
+    let look = sandbox.write(
+        "look",
+        format!(
+            "#!/bin/sh\nwho=${{1:-$SLURM_PROCID}}\nuntil [ -e {work}/stop ]; do\nn=; for i in 0 1 2 3; do \
+             (exec 3<{dir}/acc$i) 2>/dev/null && n=$n$i; done\necho $n > {work}/new.$who; \
+             mv {work}/new.$who {work}/opens.$who; sleep 0.1\ndone\n"
+        ),
+    );
+    let look = look.display();
+    let job = sandbox.sbatch(
+        &["-n2", "--gpus=2", "--mem=100M", "-o", "log"],
+        &format!("#!/bin/sh\n{look} script &\nsrun -n2 --gpus-per-task=1 {look}\nwait\n"),
+    );
+    let comes_to = |expected: [&str; 3]| {
+        let opens = || {
+            ["script", "0", "1"].map(|who| {
+                let file = sandbox.work().join(format!("opens.{who}"));
+                std::fs::read_to_string(file).unwrap_or_default().trim().to_string()
+            })
+        };
+        let same = || (opens() == expected).then_some(());
+        let came = sandbox::wait(30, same).is_some();
+        assert!(came, "{:?} open, and not {expected:?}: {}", opens(), sandbox.read("log"));
+    };
+    // What nobody allocates is there for all.
+    comes_to(["0123", "023", "123"]);
+    std::fs::write(sandbox.state().join("berth.toml"), config("[0-2]")).unwrap();
+    sandbox.cmd("scontrol").arg("reconfigure").ok();
+    comes_to(["013", "03", "13"]);
+    // And once more, by a device of which the first of these agents knew nothing.
+    std::fs::write(sandbox.state().join("berth.toml"), config("[0-3]")).unwrap();
+    sandbox.cmd("scontrol").arg("reconfigure").ok();
+    comes_to(["01", "0", "1"]);
+    sandbox.write("stop", "");
+    sandbox.wait_state(job, "COMPLETED", 30);
+}
+
+#[test]
 fn jobs_and_tasks_have_the_devices_near_their_cores_as_root() {
     if !berth_tests::machine::is_root() {
         return;

@@ -7,8 +7,6 @@
 
 use super::facts::{mounted, parse_mounts};
 use super::{CgroupError, DeviceKind, DevicePolicy, DeviceRule, Result, devices, files, v2};
-use crate::sys::bpf;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -64,13 +62,7 @@ impl Foreign {
                 _ => Ok(()),
             };
         }
-        let group = v2::open(&self.dir)?;
-        let earlier = self.programs(owner)?;
-        let program = bpf::load_named_device_program(&devices::program_but_for_root(&policy), owner)
-            .map_err(|e| v2::refused("load the device program of", &self.dir, e))?;
-        bpf::attach_device_program(group.as_fd(), program.as_fd())
-            .map_err(|e| v2::refused("attach the device program to", &self.dir, e))?;
-        self.detach(&earlier)
+        v2::replace_program(&self.dir, &devices::program_but_for_root(&policy), owner)
     }
 
     /// Undoes [`Foreign::keep`]; a group that is gone has nothing of it. On v1 what was taken off a list of what a group may use comes back
@@ -85,21 +77,7 @@ impl Foreign {
         if self.v1 {
             return allow(&self.dir, denied);
         }
-        self.detach(&self.programs(owner)?)
-    }
-
-    fn programs(&self, owner: &str) -> Result<Vec<OwnedFd>> {
-        let group = v2::open(&self.dir)?;
-        bpf::device_programs(group.as_fd(), owner)
-            .map_err(|e| v2::refused("list the device programs of", &self.dir, e))
-    }
-
-    fn detach(&self, programs: &[OwnedFd]) -> Result<()> {
-        let group = v2::open(&self.dir)?;
-        programs.iter().try_for_each(|program| {
-            bpf::detach_device_program(group.as_fd(), program.as_fd())
-                .map_err(|e| v2::refused("take a device program from", &self.dir, e))
-        })
+        v2::detach(&self.dir, &v2::programs(&self.dir, owner)?)
     }
 }
 

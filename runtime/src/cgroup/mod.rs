@@ -275,6 +275,20 @@ impl Cgroup {
         open.map(Some).map_err(|e| CgroupError::new("open", &list, &e.into()))
     }
 
+    /// Keeps further devices from its processes and from those of the groups below it: `policy` is one that denies. What was refused before
+    /// stays so, but for what an earlier call refused under the same `name` (letters, digits and `_`, 15 at most) on v2. Nothing where
+    /// devices are not limited here.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn narrow(&self, policy: &DevicePolicy, name: &str) -> Result<()> {
+        if let Some(dir) = self.v1.as_ref().and_then(v1::V1::of_devices) {
+            return v1::devices(dir, policy);
+        }
+        let Some(dir) = self.v2.as_ref().and_then(v2::V2::of_devices) else { return Ok(()) };
+        v2::replace_program(dir, &devices::program(policy), name)
+    }
+
     /// CPU time, memory and out-of-memory kills so far.
     pub fn usage(&self) -> CgroupUsage {
         self.backends().fold(CgroupUsage::default(), |u, b| u.or(b.usage()))

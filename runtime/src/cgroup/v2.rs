@@ -5,6 +5,7 @@ use super::{
     Backend, CgroupError, CgroupFacts, CgroupLimits, CgroupUsage, Controller, DevicePolicy, Result, devices,
 };
 use crate::sys::Errno;
+use crate::sys::bpf::{self, Insn};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
@@ -71,11 +72,37 @@ pub(super) fn refused(action: &'static str, dir: &Path, errno: Errno) -> CgroupE
 
 /// Gives a group its device program. It is asked beside those of the groups above.
 pub(super) fn limit_devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
-    let program = crate::sys::bpf::load_device_program(&devices::program(policy))
+    let program = bpf::load_device_program(&devices::program(policy))
         .map_err(|e| refused("load the device program of", dir, e))?;
     let group = open(dir)?;
-    crate::sys::bpf::attach_device_program(group.as_fd(), program.as_fd())
+    bpf::attach_device_program(group.as_fd(), program.as_fd())
         .map_err(|e| refused("attach the device program to", dir, e))
+}
+
+/// Gives a group a further device program of that name, and takes away those that it had under it: at no time is it without one.
+pub(super) fn replace_program(dir: &Path, program: &[Insn], name: &str) -> Result<()> {
+    let group = open(dir)?;
+    let earlier = programs(dir, name)?;
+    let program = bpf::load_named_device_program(program, name)
+        .map_err(|e| refused("load the device program of", dir, e))?;
+    bpf::attach_device_program(group.as_fd(), program.as_fd())
+        .map_err(|e| refused("attach the device program to", dir, e))?;
+    detach(dir, &earlier)
+}
+
+/// A group's own device programs of that name.
+pub(super) fn programs(dir: &Path, name: &str) -> Result<Vec<OwnedFd>> {
+    let group = open(dir)?;
+    bpf::device_programs(group.as_fd(), name).map_err(|e| refused("list the device programs of", dir, e))
+}
+
+/// Takes device programs from a group.
+pub(super) fn detach(dir: &Path, programs: &[OwnedFd]) -> Result<()> {
+    let group = open(dir)?;
+    programs.iter().try_for_each(|program| {
+        bpf::detach_device_program(group.as_fd(), program.as_fd())
+            .map_err(|e| refused("take a device program from", dir, e))
+    })
 }
 
 impl Backend for V2 {

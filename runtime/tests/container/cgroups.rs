@@ -17,6 +17,10 @@ pub const TESTS: &[Test] = &[
     ("cgroups::a_device_program_is_accepted", a_device_program_is_accepted),
     ("cgroups::a_part_of_a_group_lacks_devices", a_part_of_a_group_lacks_devices),
     (
+        "cgroups::a_group_is_kept_from_devices_that_come_while_its_processes_run",
+        a_group_is_kept_from_devices_that_come_while_its_processes_run,
+    ),
+    (
         "cgroups::a_drivers_device_that_is_made_after_the_group_opens_where_it_is_the_own_one_alone",
         a_drivers_device_that_is_made_after_the_group_opens_where_it_is_the_own_one_alone,
     ),
@@ -185,6 +189,38 @@ fn a_part_of_a_group_lacks_devices() {
         let text = String::from_utf8_lossy(&out.stdout);
         assert!(text.contains("not permitted") && !text.contains("full in"), "{out:?}");
         assert_eq!(text.lines().filter(|l| ["full", "null", "null in"].contains(l)).count(), 3, "{out:?}");
+        clean(&facts);
+    }
+}
+
+fn a_group_is_kept_from_devices_that_come_while_its_processes_run() {
+    let detected = CgroupFacts::detect();
+    if !is_root() {
+        return println!("not tried: needs root");
+    }
+    let second =
+        CgroupFacts { v1: Default::default(), v2_controllers: vec![Controller::Devices], ..detected.clone() };
+    let [full, zero] = ["/dev/full", "/dev/zero"].map(|file| device_of(Path::new(file)).unwrap());
+    for facts in [detected, second].into_iter().filter(|facts| facts.has(Controller::Devices)) {
+        if facts.v1.is_empty() && facts.v2.is_none() {
+            continue;
+        }
+        let limits =
+            CgroupLimits { devices: Some(DevicePolicy::DenyOnly(vec![full])), ..CgroupLimits::default() };
+        let group = Cgroup::create(&facts, &name("later"), &limits).unwrap();
+        let opens = |list: std::os::fd::OwnedFd| {
+            let look = "echo 0 >&0 || exit 1; for f in full zero urandom; do (exec 3< /dev/$f) 2>/dev/null && echo $f; done";
+            let out = Command::new("sh").args(["-c", look]).stdin(list).output().unwrap();
+            String::from_utf8_lossy(&out.stdout).split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        // A group below it, as tasks have one, that was made before.
+        let urandom = device_of(Path::new("/dev/urandom")).unwrap();
+        let list = || group.without("task_0", vec![urandom]).unwrap().unwrap();
+        assert_eq!(opens(list()), "zero");
+        for _ in 0..2 {
+            group.narrow(&DevicePolicy::DenyOnly(vec![zero]), "berth_later").unwrap();
+            assert_eq!(opens(list()), "");
+        }
         clean(&facts);
     }
 }
