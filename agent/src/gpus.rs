@@ -289,7 +289,7 @@ impl Gpus {
         let mut now = berth_gpus::look(&self.tree, &self.xids.now(&self.tree), || helper.ask());
         fence_left(&mut now.devices, &left);
         let given = add(&self.configured, &mut now);
-        let changed = now.devices != self.found.devices
+        let changed = !is_like(&now.devices, &self.found.devices)
             || given != self.given
             || now.driver != self.found.driver
             || now.lacking != self.found.lacking
@@ -465,6 +465,16 @@ fn add(configured: &Configured, found: &mut Found) -> BTreeMap<String, Given> {
     given
 }
 
+/// Whether devices are what they were, and the same ones are fenced. A fault may be worded anew each minute, by a count of errors or by how a
+/// driver does not answer: who is fenced already is told no more.
+fn is_like(now: &[GresDevice], before: &[GresDevice]) -> bool {
+    let well = |device: &GresDevice| GresDevice { fault: None, ..device.clone() };
+    let same = |(now, before): (&GresDevice, &GresDevice)| {
+        now.fault.is_some() == before.fault.is_some() && well(now) == well(before)
+    };
+    now.len() == before.len() && now.iter().zip(before).all(same)
+}
+
 fn fence_left(devices: &mut [GresDevice], left: &[Left]) {
     for device in devices.iter_mut().filter(|device| device.fault.is_none()) {
         device.fault = left.iter().find(|known| known.is_of(device)).map(|known| known.why.clone());
@@ -548,6 +558,26 @@ mod tests {
         let gpus = node(dir.path(), Vec::new());
         let faults = gpus.faults_by_kernel(&[&well, &gone]);
         assert_eq!(faults.iter().map(|fault| fault.index).collect::<Vec<_>>(), [4]);
+    }
+
+    #[test]
+    fn a_fault_that_is_worded_anew_is_no_change_and_another_gpu_that_is_fenced_is_one() {
+        let gpu = |index: u32, fault: Option<&str>| GresDevice {
+            index,
+            fault: fault.map(str::to_string),
+            ..GresDevice::default()
+        };
+        let then = [gpu(0, Some("3 uncorrected memory errors")), gpu(1, None)];
+        assert!(is_like(&[gpu(0, Some("4 uncorrected memory errors")), gpu(1, None)], &then));
+        for now in [
+            vec![gpu(0, None), gpu(1, None)],
+            vec![gpu(0, Some("3 uncorrected memory errors")), gpu(1, Some("Xid 79"))],
+            vec![gpu(0, None), gpu(1, Some("3 uncorrected memory errors"))],
+            vec![gpu(0, Some("3 uncorrected memory errors"))],
+            vec![gpu(0, Some("3 uncorrected memory errors")), gpu(2, None)],
+        ] {
+            assert!(!is_like(&now, &then), "{now:?}");
+        }
     }
 
     #[test]
