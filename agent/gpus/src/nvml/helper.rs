@@ -1,12 +1,13 @@
-//! Runs the short-lived process that asks the library, until a deadline. One that hangs in the kernel cannot be ended by anybody: it
-//! is left alone, and no other is started while it is there.
+//! Runs the short-lived process that asks the library, until a deadline. One that hangs in the kernel, or has started one that does, cannot
+//! be ended by anybody: it is left alone, and no other is started while anything of it is there.
 
 use super::Answer;
 use super::ask::WORD;
+use super::group::Group;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// An answer is a few hundred bytes for each GPU.
@@ -18,7 +19,7 @@ pub struct Helper {
     program: PathBuf,
     words: Vec<String>,
     deadline: Duration,
-    hanging: Option<Child>,
+    hanging: Option<Group>,
 }
 
 impl Helper {
@@ -32,56 +33,42 @@ impl Helper {
     /// # Errors
     /// In words, why there is no answer.
     pub fn ask(&mut self) -> Result<Answer, String> {
-        if let Some(mut child) = self.hanging.take()
-            && matches!(child.try_wait(), Ok(None))
+        if let Some(mut group) = self.hanging.take()
+            && !group.is_gone()
         {
-            self.hanging = Some(child);
+            self.hanging = Some(group);
             return Err("a call of the driver that was made before still hangs in the kernel".into());
         }
-        let mut child = Command::new(&self.program)
-            .args(&self.words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|e| format!("cannot run {}: {e}", self.program.display()))?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut group =
+            Group::spawn(&mut command).map_err(|e| format!("cannot run {}: {e}", self.program.display()))?;
         let end = Instant::now() + self.deadline;
-        let line = child.stdout.take().and_then(|out| read(out, end, WORD));
+        let line = group.leader().stdout.take().and_then(|out| read(out, end, WORD));
         let Some(line) = line else {
-            return Err(self.ended(child, end));
+            return Err(self.ended(group, end));
         };
         // It has said what there was to say.
-        let _ = child.kill();
-        if !gone(&mut child, Instant::now() + Duration::from_secs(1)) {
-            self.hanging = Some(child);
+        group.kill();
+        if !group.gone(Instant::now() + Duration::from_secs(1)) {
+            self.hanging = Some(group);
         }
         serde_json::from_str(&line).map_err(|e| format!("the answer cannot be read: {e}"))
     }
 
     /// Why a process that gave no answer did not.
-    fn ended(&mut self, mut child: Child, end: Instant) -> String {
-        if Instant::now() < end && gone(&mut child, end) {
-            return match child.try_wait() {
-                Ok(Some(status)) => format!("asking the driver ended with {status}"),
-                _ => "asking the driver ended without an answer".into(),
+    fn ended(&mut self, mut group: Group, end: Instant) -> String {
+        if Instant::now() < end && group.gone(end) {
+            return match group.status() {
+                Some(status) => format!("asking the driver ended with {status}"),
+                None => "asking the driver ended without an answer".into(),
             };
         }
-        let _ = child.kill();
-        if !gone(&mut child, Instant::now() + Duration::from_secs(1)) {
-            self.hanging = Some(child);
+        group.kill();
+        if !group.gone(Instant::now() + Duration::from_secs(1)) {
+            self.hanging = Some(group);
         }
         format!("the driver did not answer within {} s", self.deadline.as_secs_f32())
-    }
-}
-
-/// Whether it has ended, waiting until then.
-pub(super) fn gone(child: &mut Child, end: Instant) -> bool {
-    loop {
-        match child.try_wait() {
-            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
-            Ok(None) => return false,
-            Ok(Some(_)) | Err(_) => return true,
-        }
     }
 }
 
@@ -130,6 +117,20 @@ mod tests {
         let answer =
             shell("echo hello; echo 'gpus {\"driver\":\"550.1\"}'; sleep 100", 60_000).ask().unwrap();
         assert_eq!(answer.driver.as_deref(), Some("550.1"));
+    }
+
+    #[test]
+    fn what_the_process_has_started_does_not_outlive_it() {
+        // As `nvidia-smi` in a driver that hangs: whoever waits for it is ended, and it is, too.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("started");
+        let script = format!("sleep 1000 & echo $! > {}; echo 'gpus {{}}'; wait", file.display());
+        let mut helper = shell(&script, 60_000);
+        helper.ask().unwrap();
+        assert!(helper.hanging.is_none());
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z"), "{stat}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod ask;
 mod counters;
+mod group;
 pub mod helper;
 pub mod sampler;
 mod smi;

@@ -1,12 +1,13 @@
 //! Runs the process that is asked again and again what GPUs do. It is a process of its own for the reason for which [`super::helper`]
 //! has one: a driver that hangs or crashes takes nobody else with it.
 
-use super::helper::{gone, read};
+use super::group::Group;
+use super::helper::read;
 use super::watch::{GLANCE, WORD};
 use crate::sample::Sample;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// What is run, and what runs.
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 pub struct Sampler {
     program: PathBuf,
     words: Vec<String>,
-    running: Option<(Child, ChildStdin, ChildStdout)>,
-    hanging: Option<Child>,
+    running: Option<(Group, ChildStdin, ChildStdout)>,
+    hanging: Option<Group>,
 }
 
 impl Sampler {
@@ -42,7 +43,7 @@ impl Sampler {
 
     fn answer(&mut self, line: &str, deadline: Duration) -> Result<Sample, String> {
         let end = Instant::now() + deadline;
-        let (mut child, mut ask, mut out) = match self.running.take() {
+        let (mut group, mut ask, mut out) = match self.running.take() {
             Some(running) => running,
             None => self.start()?,
         };
@@ -51,13 +52,13 @@ impl Sampler {
             Err(_) => None,
         };
         if let Some(text) = text {
-            self.running = Some((child, ask, out));
+            self.running = Some((group, ask, out));
             return serde_json::from_str(&text).map_err(|e| format!("a sample of GPUs cannot be read: {e}"));
         }
         let late = Instant::now() >= end;
-        let _ = child.kill();
-        if !gone(&mut child, Instant::now() + Duration::from_secs(1)) {
-            self.hanging = Some(child);
+        group.kill();
+        if !group.gone(Instant::now() + Duration::from_secs(1)) {
+            self.hanging = Some(group);
         } else if !late {
             return Err("the process that samples GPUs ended".into());
         }
@@ -66,33 +67,30 @@ impl Sampler {
 
     /// Lets the process go: nobody needs samples for now.
     pub fn stop(&mut self) {
-        if let Some((mut child, ask, _)) = self.running.take() {
+        if let Some((mut group, ask, _)) = self.running.take() {
             // It ends when nobody can ask it any more.
             drop(ask);
-            if !gone(&mut child, Instant::now() + Duration::from_secs(1)) {
-                let _ = child.kill();
-                self.hanging = Some(child);
+            if !group.gone(Instant::now() + Duration::from_secs(1)) {
+                group.kill();
+                self.hanging = Some(group);
             }
         }
     }
 
-    fn start(&mut self) -> Result<(Child, ChildStdin, ChildStdout), String> {
-        if let Some(mut child) = self.hanging.take()
-            && matches!(child.try_wait(), Ok(None))
+    fn start(&mut self) -> Result<(Group, ChildStdin, ChildStdout), String> {
+        if let Some(mut group) = self.hanging.take()
+            && !group.is_gone()
         {
-            self.hanging = Some(child);
+            self.hanging = Some(group);
             return Err("a call of the driver that was made before still hangs in the kernel".into());
         }
         let failed = |e: std::io::Error| format!("cannot run {}: {e}", self.program.display());
-        let mut child = Command::new(&self.program)
-            .args(&self.words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(failed)?;
-        match (child.stdin.take(), child.stdout.take()) {
-            (Some(ask), Some(out)) => Ok((child, ask, out)),
+        let mut command = Command::new(&self.program);
+        command.args(&self.words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut group = Group::spawn(&mut command).map_err(failed)?;
+        let pipes = (group.leader().stdin.take(), group.leader().stdout.take());
+        match pipes {
+            (Some(ask), Some(out)) => Ok((group, ask, out)),
             _ => Err("the process that samples GPUs has no pipes".into()),
         }
     }
