@@ -1,5 +1,5 @@
 //! The files in `/dev/dri` of NVIDIA's GPUs, by which programs draw on a screen, and without one: a GPU can be used by them as by its other
-//! files. They belong to it as those do; containers have them where they ask for graphics.
+//! files. They belong to it as those do; containers have them where they ask for graphics, and only then the one by which screens are set up.
 
 use crate::inject::Capability;
 use crate::nvidia;
@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 
 /// Where they are.
 const DIRECTORY: &str = "/dev/dri/";
+/// By which the screens of all GPUs are set up: it is there once.
+pub(crate) const MODESET: &str = "/dev/nvidia-modeset";
 
 /// Those of the device at an address.
 pub fn files(tree: &Tree, bus: &str) -> Vec<String> {
@@ -28,10 +30,15 @@ pub fn withheld(tree: &Tree, devices: &[GresDevice]) -> Vec<String> {
     all.filter(|file| !given(file)).collect()
 }
 
+/// Whether somebody with these capabilities draws.
+fn draws(wanted: &BTreeSet<Capability>) -> bool {
+    [Capability::Graphics, Capability::Display].iter().any(|of| wanted.contains(of))
+}
+
 /// Whether a device has such a file, and it is none for those who want these capabilities.
 pub fn is_left_out(device: &GresDevice, file: &ByteStr, wanted: &BTreeSet<Capability>) -> bool {
-    let draws = [Capability::Graphics, Capability::Display].iter().any(|of| wanted.contains(of));
-    !draws && device.vendor == Vendor::Nvidia && file.0.starts_with(DIRECTORY.as_bytes())
+    let is_one = file.0.starts_with(DIRECTORY.as_bytes()) || file.0 == MODESET.as_bytes();
+    is_one && device.vendor == Vendor::Nvidia && !draws(wanted)
 }
 
 /// Takes from devices the files that a container with these capabilities does without.
@@ -46,12 +53,13 @@ pub fn narrow(devices: &mut [GresDevice], wanted: &BTreeSet<Capability>) {
 /// Those of the GPUs whose own files are among these, for a container with these capabilities. A part of a GPU has none.
 pub fn beside(tree: &Tree, devices: &[ByteStr], wanted: &BTreeSet<Capability>) -> Vec<ByteStr> {
     let is_part = devices.iter().any(|file| file.0.starts_with(b"/dev/nvidia-caps/"));
-    let draws = [Capability::Graphics, Capability::Display].iter().any(|of| wanted.contains(of));
-    if is_part || !draws {
+    if is_part || !draws(wanted) {
         return Vec::new();
     }
     let has = |minor: u32| devices.iter().any(|file| file.0 == format!("/dev/nvidia{minor}").into_bytes());
-    let own = nvidia::minors(tree).into_iter().filter(|(_, minor)| has(*minor));
-    let files = own.flat_map(|(bus, _)| files(tree, &bus)).map(ByteStr::from);
+    let own: Vec<String> =
+        nvidia::minors(tree).into_iter().filter(|(_, minor)| has(*minor)).map(|(bus, _)| bus).collect();
+    let screens = (!own.is_empty() && tree.has(MODESET)).then(|| MODESET.to_string());
+    let files = own.iter().flat_map(|bus| files(tree, bus)).chain(screens).map(ByteStr::from);
     files.filter(|file| !devices.contains(file)).collect()
 }

@@ -13,9 +13,8 @@ use std::collections::BTreeMap;
 const VERSION: &str = "/proc/driver/nvidia/version";
 const GPUS: &str = "/proc/driver/nvidia/gpus";
 const CAPABILITIES: &str = "/proc/driver/nvidia/capabilities";
-/// What every program needs besides a GPU's own file. Those that are there are given with each GPU.
-const SHARED: [&str; 4] =
-    ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"];
+/// What programs need besides a GPU's own file. Those that are there are given with each GPU.
+const SHARED: [&str; 4] = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", drm::MODESET];
 
 /// Whether the kernel module is loaded.
 pub fn is_loaded(tree: &Tree) -> bool {

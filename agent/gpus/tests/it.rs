@@ -360,6 +360,28 @@ fn without_cudas_own_file_no_gpu_is_given_and_it_is_said_how_to_have_it() {
 }
 
 #[test]
+fn the_file_by_which_screens_are_set_up_is_for_those_who_ask_for_graphics() {
+    let lib = tempfile::tempdir().unwrap();
+    library(lib.path());
+    let tree = Recorded::debian("535.54.03").gpus(1);
+    tree.write("/dev/nvidia-modeset", "");
+    let found = look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 1, "ok", 60.0).ask());
+    let has = |files: &[berth_model::ByteStr]| files.contains(&"/dev/nvidia-modeset".into());
+    assert!(has(&found.devices[0].files), "nobody else opens it");
+    for (wanted, expected) in [(None, false), (Some("compute,utility,video"), false), (Some("display"), true)]
+    {
+        let wanted = capabilities(wanted);
+        let mut devices = found.devices.clone();
+        drm::narrow(&mut devices, &wanted);
+        assert_eq!(has(&devices[0].files), expected, "{wanted:?}");
+        assert!(devices[0].files.contains(&"/dev/nvidiactl".into()));
+        let own = found.devices[0].files[..1].to_vec();
+        assert_eq!(has(&drm::beside(&tree.tree(), &own, &wanted)), expected, "{wanted:?}");
+        assert!(!has(&drm::beside(&tree.tree(), &[], &wanted)), "without a GPU words give nothing");
+    }
+}
+
+#[test]
 fn the_files_by_which_a_gpu_draws_are_its_own_and_come_with_graphics_alone() {
     let lib = tempfile::tempdir().unwrap();
     library(lib.path());
