@@ -433,7 +433,7 @@ impl Gpus {
 /// # Errors
 /// Nobody asks any more, or nobody reads.
 pub fn watch(ask: impl std::io::BufRead, out: impl std::io::Write) -> std::io::Result<()> {
-    berth_gpus::nvml::watch::main(&Tree::here(), ask, out)
+    berth_gpus::nvml::watch::main(&Tree::here(), berth_runtime::sys::nvml::instance_of, ask, out)
 }
 
 /// The node's GPUs alone, where there is no agent yet and so no configuration. `program`: `berth`.

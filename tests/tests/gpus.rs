@@ -102,6 +102,7 @@ fn up(sandbox: &mut Sandbox) {
         format!("LD_LIBRARY_PATH={}", work.display()),
         "STANDIN_GPUS=2".into(),
         "STANDIN_MINOR=240".into(),
+        "STANDIN_INSTANCES=1".into(),
         format!("STANDIN_MODE={}", work.join("mode").display()),
         format!("STANDIN_USE={}", work.join("use").display()),
         "berth".into(),

@@ -238,8 +238,8 @@ fn part(tree: &Tree, gpu: &Gpu, whole: &GresDevice, part: &Part) -> GresDevice {
 fn capabilities(tree: &Tree, gpu: &Gpu, part: &Part) -> Result<[String; 2], String> {
     let Some((of_gpu, of_compute)) = part.instance else {
         return Err(
-            "nvidia-smi, which alone says which instance of its GPU this part is, is not on the node or does not say it: install it (it \
-             comes with the driver's programs), in the PATH of the node's agent"
+            "neither the driver's library nor nvidia-smi says which instance of its GPU this part is: update the driver, or install \
+             nvidia-smi (it comes with the driver's programs) in the PATH of the node's agent"
                 .into(),
         );
     };

@@ -20,7 +20,7 @@ use trees::{Recorded, sets};
 fn asks() {
     if let Some(tree) = std::env::var_os("ASKS") {
         println!();
-        berth_gpus::nvml::ask::main(&Tree::at(tree), std::io::stdout()).unwrap();
+        berth_gpus::nvml::ask::main(&Tree::at(tree), |_| None, std::io::stdout()).unwrap();
     }
 }
 
@@ -41,7 +41,8 @@ fn library(dir: &Path) {
 fn watches() {
     if let Some(tree) = std::env::var_os("WATCHES") {
         println!();
-        berth_gpus::nvml::watch::main(&Tree::at(tree), std::io::stdin().lock(), std::io::stdout()).unwrap();
+        berth_gpus::nvml::watch::main(&Tree::at(tree), |_| None, std::io::stdin().lock(), std::io::stdout())
+            .unwrap();
     }
 }
 
@@ -329,7 +330,7 @@ fn what_is_missing_of_a_part_is_named() {
     let smi = lib.path().join("nvidia-smi");
     std::fs::write(&smi, "#!/bin/sh\nexit 9\n").unwrap();
     std::fs::set_permissions(&smi, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    assert!(fault().starts_with("nvidia-smi, which alone says"), "{}", fault());
+    assert!(fault().starts_with("neither the driver's library nor nvidia-smi says"), "{}", fault());
     let says = "<mig_device><index>0</index><gpu_instance_id>7</gpu_instance_id><compute_instance_id>0</compute_instance_id></mig_device>";
     std::fs::write(&smi, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
     let access = "/proc/driver/nvidia/capabilities/gpu0/mig/gi7";

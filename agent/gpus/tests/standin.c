@@ -176,6 +176,15 @@ R nvmlDeviceGetMaxMigDeviceCount(void *d, unsigned *n) { (void)d; *n = 7; return
 R nvmlDeviceGetMigDeviceHandleByIndex(void *d, unsigned n, void **out) {
   (void)d; if (n > 1 || is("undivided")) return 6; *out = (void *)(long)(101 + n); return OK;
 }
+/* Which instance a part is; only with STANDIN_INSTANCES, as drivers before 450 do not say it. */
+R nvmlDeviceGetGpuInstanceId(void *d, unsigned *id) {
+  if (whole(d) || !getenv("STANDIN_INSTANCES")) return NOT_SUPPORTED;
+  *id = number(d) == 100 ? 7 : 9; return OK;
+}
+R nvmlDeviceGetComputeInstanceId(void *d, unsigned *id) {
+  if (whole(d) || !getenv("STANDIN_INSTANCES")) return NOT_SUPPORTED;
+  *id = 0; return OK;
+}
 /* Counters of GPU instances (GPM). What was counted until a look is known to that look. */
 struct support { unsigned version, supported; };
 struct counters { unsigned instance; long busy; };

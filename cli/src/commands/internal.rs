@@ -44,7 +44,10 @@ pub fn gpus(args: &Gpus) -> Outcome {
     // Nobody reads: the agent has given up.
     let _ = match args.watch {
         true => berth_agent::watch_gpus(std::io::stdin().lock(), std::io::stdout()),
-        false => berth_gpus::nvml::ask::main(&berth_gpus::Tree::here(), std::io::stdout()),
+        false => {
+            let instance_of = berth_runtime::sys::nvml::instance_of;
+            berth_gpus::nvml::ask::main(&berth_gpus::Tree::here(), instance_of, std::io::stdout())
+        }
     };
     Ok(0)
 }

@@ -10,6 +10,8 @@ pub mod identity;
 pub mod limits;
 pub mod loopdev;
 pub mod mountattr;
+#[cfg(feature = "nvml")]
+pub mod nvml;
 pub mod pmix;
 pub mod process;
 pub mod schedule;

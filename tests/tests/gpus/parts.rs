@@ -12,12 +12,12 @@ struct Caps(Vec<PathBuf>);
 impl Caps {
     const DIRECTORY: &str = "/dev/nvidia-caps";
 
-    fn make(tree: &Path, work: &Path) -> Caps {
+    fn make(tree: &Path) -> Caps {
         let mut made = Vec::new();
         fs::create_dir_all(Caps::DIRECTORY).unwrap();
         fs::create_dir_all(tree.join("dev/nvidia-caps")).unwrap();
-        let mut xml = String::new();
-        for (n, (instance, minor)) in [(7, 66), (9, 68)].into_iter().enumerate() {
+        // No nvidia-smi says which instances these are: the library does.
+        for (instance, minor) in [(7, 66), (9, 68)] {
             let dir = tree.join(format!("proc/driver/nvidia/capabilities/gpu240/mig/gi{instance}"));
             fs::create_dir_all(dir.join("ci0")).unwrap();
             for (access, minor) in [("access", minor), ("ci0/access", minor + 1)] {
@@ -28,14 +28,7 @@ impl Caps {
                 Cmd::new("mknod").arg(&file).args(["c", "10", &minor.to_string()]).ok();
                 made.push(file);
             }
-            xml += &format!(
-                "<mig_device><index>{n}</index><gpu_instance_id>{instance}</gpu_instance_id><compute_instance_id>0</compute_instance_id></mig_device>"
-            );
         }
-        // In the first directory of the agent's PATH.
-        let smi = work.with_file_name("bin").join("nvidia-smi");
-        fs::write(&smi, format!("#!/bin/sh\necho '{xml}'\n")).unwrap();
-        fs::set_permissions(smi, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         Caps(made)
     }
 }
@@ -55,7 +48,7 @@ fn how_busy_a_part_of_a_gpu_was_is_on_record_where_the_driver_counts_it_and_is_n
         return;
     }
     let mut caps = None;
-    let mut node = Node::with(|tree, work| caps = Some(Caps::make(tree, work)));
+    let mut node = Node::with(|tree, _| caps = Some(Caps::make(tree)));
     let _caps = caps;
     node.sandbox.write("mode", "gpm");
     node.again();

@@ -1,6 +1,6 @@
 //! Asks the library. Only ever in a process of its own: a call may hang in the kernel, or bring the process down.
 
-use super::{Answer, Gpu, Part, Trouble, smi, uvm};
+use super::{Answer, Gpu, InstanceOf, Part, Trouble, smi, uvm};
 use crate::{Tree, kind, others};
 use nvml_wrapper::enum_wrappers::device::{Brand, EccCounter, MemoryError};
 use nvml_wrapper::error::NvmlError;
@@ -13,18 +13,18 @@ pub const WORD: &str = "gpus ";
 /// Links that a GPU has at most (`NVML_NVLINK_MAX_LINKS`).
 const MOST_LINKS: u32 = 18;
 
-/// What the process does: asks NVIDIA's library and AMD's driver, and writes one line.
+/// What the process does: asks NVIDIA's library and AMD's driver, and writes one line. `instance_of`: asks the library of one part.
 ///
 /// # Errors
 /// Nobody reads.
-pub fn main(tree: &Tree, mut out: impl Write) -> std::io::Result<()> {
-    let answer = Answer { errors: others::all_uncorrected(tree), ..ask() };
+pub fn main(tree: &Tree, instance_of: InstanceOf, mut out: impl Write) -> std::io::Result<()> {
+    let answer = Answer { errors: others::all_uncorrected(tree), ..ask(instance_of) };
     let answer = serde_json::to_string(&answer)?;
     writeln!(out, "{WORD}{answer}")?;
     out.flush()
 }
 
-fn ask() -> Answer {
+fn ask(instance_of: InstanceOf) -> Answer {
     let nvml = match Nvml::init() {
         Ok(nvml) => nvml,
         Err(e) => return Answer { trouble: Some(trouble(&e)), ..Answer::default() },
@@ -46,7 +46,7 @@ fn ask() -> Answer {
     };
     answer.gpus = (0..count)
         .map(|index| match nvml.device_by_index(index) {
-            Ok(device) => one(&device),
+            Ok(device) => one(&device, instance_of),
             Err(e) => Gpu { fault: Some(fault(&e)), ..Gpu::default() },
         })
         .collect();
@@ -56,7 +56,7 @@ fn ask() -> Answer {
     answer
 }
 
-fn one(device: &Device<'_>) -> Gpu {
+fn one(device: &Device<'_>, instance_of: InstanceOf) -> Gpu {
     let mut gpu = Gpu {
         name: device.name().unwrap_or_default(),
         uuid: device.uuid().unwrap_or_default(),
@@ -90,7 +90,7 @@ fn one(device: &Device<'_>) -> Gpu {
     gpu.divided = device.mig_mode().is_ok_and(|mode| mode.current == 1);
     if gpu.divided {
         let most = device.mig_device_count().unwrap_or(0);
-        let instances = smi::ask(&gpu.bus);
+        let instances = smi::instances(device, &gpu.bus, instance_of);
         let parts = (0..most).filter_map(|n| Some((n, device.mig_device_by_index(n).ok()?)));
         gpu.parts = parts
             .map(|(n, device)| {

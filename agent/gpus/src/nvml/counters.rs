@@ -1,6 +1,7 @@
 //! How busy the parts of a divided GPU are, by the counters that the driver keeps of each GPU instance (GPM: `nvml.h`, from driver 520 and
 //! H100 on). What NVML says of utilisation and keeps of processes is of whole GPUs alone.
 
+use super::InstanceOf;
 use super::smi::{self, Instances};
 use crate::sample::DeviceSample;
 use nvml_wrapper::enums::gpm::GpmMetricId;
@@ -42,11 +43,17 @@ impl Counters {
     /// Says of parts how busy they were since the sample before, or why that is not measured. The first look at a part says neither.
     ///
     /// To be called behind all else that a sample asks: drivers are said to answer other calls worse after these.
-    pub(super) fn fill(&mut self, nvml: &'static Nvml, divided: &[Divided], devices: &mut [DeviceSample]) {
+    pub(super) fn fill(
+        &mut self,
+        nvml: &'static Nvml,
+        instance_of: InstanceOf,
+        divided: &[Divided],
+        devices: &mut [DeviceSample],
+    ) {
         let names: Vec<String> = devices.iter().map(name).collect();
         self.last.retain(|part, _| names.contains(part));
         for whole in divided {
-            let asked = self.of_whole(nvml, whole, devices);
+            let asked = self.of_whole(nvml, instance_of, whole, devices);
             for (at, found) in asked {
                 let Some(device) = devices.get_mut(at) else { continue };
                 match found {
@@ -61,6 +68,7 @@ impl Counters {
     fn of_whole(
         &mut self,
         nvml: &'static Nvml,
+        instance_of: InstanceOf,
         whole: &Divided,
         devices: &[DeviceSample],
     ) -> Vec<(usize, Result<Option<u32>, String>)> {
@@ -83,7 +91,7 @@ impl Counters {
         let instances = match known {
             Some((_, instances)) => instances.clone(),
             None => {
-                let instances = smi::ask(&whole.bus);
+                let instances = smi::instances(&whole.gpu, &whole.bus, instance_of);
                 self.instances.insert(whole.bus.clone(), (names, instances.clone()));
                 instances
             }
@@ -126,7 +134,7 @@ fn name(device: &DeviceSample) -> String {
 /// The GPU instance of a part that has it for itself: the counters are the instance's, and say nothing of who in it was busy.
 fn instance(instances: &[(u32, (u32, u32))], index: u32) -> Result<u32, String> {
     let own = instances.iter().find(|(part, _)| *part == index).map(|(_, (gpu, _))| *gpu);
-    let own = own.ok_or("nvidia-smi is not on the node or does not say which GPU instance it is")?;
+    let own = own.ok_or("neither the driver's library nor nvidia-smi says which GPU instance it is")?;
     match instances.iter().filter(|(_, (gpu, _))| *gpu == own).count() {
         1 => Ok(own),
         parts => {

@@ -10,8 +10,13 @@ mod smi;
 mod uvm;
 pub mod watch;
 
+use nvml_wrapper::Device;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// Says of a part of a divided GPU which GPU instance and compute instance it is, where the library says it. The binding has no safe call for
+/// that: who starts the process brings one.
+pub type InstanceOf = fn(&Device<'_>) -> Option<(u32, u32)>;
 
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! What the process does that is asked again and again what GPUs do: a line in, a line out, until nobody asks.
 
+use super::InstanceOf;
 use super::ask::whole_bus;
 use super::counters::{Counters, Divided};
 use crate::sample::{Account, DeviceSample, ProcessSample, Sample};
@@ -20,11 +21,16 @@ pub const GLANCE: &str = "glance\n";
 /// Most accounts in one sample, of all GPUs: some hundred KiB of what is read ([`super::helper`]).
 const MOST_ENDED: usize = 2048;
 
-/// Answers each line of `ask` with a sample.
+/// Answers each line of `ask` with a sample. `instance_of`: asks the library of one part.
 ///
 /// # Errors
 /// Nobody asks any more, or nobody reads.
-pub fn main(tree: &Tree, mut ask: impl BufRead, mut out: impl Write) -> std::io::Result<()> {
+pub fn main(
+    tree: &Tree,
+    instance_of: InstanceOf,
+    mut ask: impl BufRead,
+    mut out: impl Write,
+) -> std::io::Result<()> {
     let mut nvml: Option<&'static Nvml> = None;
     let mut told = Told::default();
     let mut line = String::new();
@@ -45,7 +51,7 @@ pub fn main(tree: &Tree, mut ask: impl BufRead, mut out: impl Write) -> std::io:
                 }
             }
             if let Some(nvml) = nvml {
-                nvidia(nvml, (line != GLANCE).then_some(&mut told), &mut sample);
+                nvidia(nvml, instance_of, (line != GLANCE).then_some(&mut told), &mut sample);
             }
         }
         writeln!(out, "{WORD}{}", serde_json::to_string(&sample)?)?;
@@ -103,7 +109,7 @@ impl Seen {
 }
 
 /// Samples of all GPUs; with `told`, of what was not told yet, too.
-fn nvidia(nvml: &'static Nvml, mut told: Option<&mut Told>, sample: &mut Sample) {
+fn nvidia(nvml: &'static Nvml, instance_of: InstanceOf, mut told: Option<&mut Told>, sample: &mut Sample) {
     let count = match nvml.device_count() {
         Ok(count) => count,
         Err(e) => {
@@ -136,7 +142,7 @@ fn nvidia(nvml: &'static Nvml, mut told: Option<&mut Told>, sample: &mut Sample)
         }
     }
     if let Some(told) = told {
-        told.counters.fill(nvml, &divided, &mut sample.devices);
+        told.counters.fill(nvml, instance_of, &divided, &mut sample.devices);
     }
     // What is too much is of the oldest.
     let most = MOST_ENDED / sample.devices.len().max(1);
