@@ -108,8 +108,8 @@ impl Cluster {
     fn tell_of_resume(&mut self, name: &NodeName) {
         let term = self.term;
         let is_told = self.nodes.get(name).is_some_and(|node| {
-            let fenced = node.row.hardware.gres.iter().any(|device| device.fault.is_some());
-            fenced && node.features.iter().any(|known| known == RESUMED)
+            let mut devices = node.row.hardware.gres.iter().chain(&node.hardware.gres);
+            devices.any(|device| device.fault.is_some()) && node.features.iter().any(|known| known == RESUMED)
         });
         if is_told {
             self.send(name, ToAgent::Resumed { term });
