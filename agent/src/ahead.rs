@@ -15,8 +15,9 @@ use tokio::sync::Semaphore;
 /// The weakest claim to processors, which disks go by, too.
 const LAST: i32 = 19;
 
-/// Images that are fetched for other nodes at the same time.
+/// Images that are fetched for other nodes at the same time, and names that are looked up for them.
 const MOST_FETCHES: usize = 8;
+const MOST_NAMES: usize = 16;
 
 type Run = (JobId, Attempt);
 
@@ -68,19 +69,26 @@ impl Ahead {
     }
 }
 
-/// Fetches images for nodes without a way to their registry.
-pub struct ForOthers(Arc<Semaphore>);
+/// Fetches images for nodes without a way to their registry, and finds what their names mean.
+pub struct ForOthers {
+    fetches: Arc<Semaphore>,
+    names: Arc<Semaphore>,
+}
 
 impl Default for ForOthers {
     fn default() -> ForOthers {
-        ForOthers(Arc::new(Semaphore::new(MOST_FETCHES)))
+        let places = |most| Arc::new(Semaphore::new(most));
+        ForOthers { fetches: places(MOST_FETCHES), names: places(MOST_NAMES) }
     }
 }
 
 impl ForOthers {
-    /// Fetches one when its turn comes.
+    /// Fetches the image of a step when its turn comes; of one that came by its name alone it tells what that means.
     pub fn fetch(&self, images: &Arc<Images>, launch: Box<StepLaunch>, login: Option<Login>) {
-        let (images, places) = (Arc::clone(images), Arc::clone(&self.0));
+        if launch.container.as_ref().is_some_and(|container| container.image.resolved.is_none()) {
+            return self.name(images, launch, login);
+        }
+        let (images, places) = (Arc::clone(images), Arc::clone(&self.fetches));
         tokio::spawn(async move {
             let Ok(_place) = places.acquire_owned().await else { return };
             let job = launch.key.job;
@@ -90,6 +98,26 @@ impl ForOthers {
                 Ok(Ok(())) => tracing::info!("the image of job {job} is there for other nodes"),
                 Ok(Err(why)) => tracing::info!("the image of job {job} is not there for other nodes: {why}"),
                 Err(_) => {}
+            }
+        });
+    }
+
+    fn name(&self, images: &Arc<Images>, launch: Box<StepLaunch>, login: Option<Login>) {
+        let (images, places) = (Arc::clone(images), Arc::clone(&self.names));
+        tokio::spawn(async move {
+            let Ok(_place) = places.acquire_owned().await else { return };
+            let look = move || {
+                let found = images.name_for_others(&launch, login.as_ref());
+                match &found {
+                    Ok(_) => tracing::info!("the name of the image of step {} is found", launch.key),
+                    Err(why) => {
+                        tracing::info!("the name of the image of step {} is not found: {why}", launch.key);
+                    }
+                }
+                images.peers().named(launch.key, found);
+            };
+            if let Err(e) = tokio::task::spawn_blocking(look).await {
+                tracing::error!("looking for what a name means: {e}");
             }
         });
     }

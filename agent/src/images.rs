@@ -7,6 +7,7 @@ use crate::confine::Fetchers;
 use crate::enter::Entered;
 use crate::imports::{Imports, Place, Wish};
 use crate::kept::{Claim, KeptContainers};
+use crate::names::has_gateways;
 use crate::paths::Paths;
 use crate::peers::{PeerSource, Peers, Turn, Whose};
 use crate::place;
@@ -15,8 +16,8 @@ use crate::signatures::{self, Unsigned};
 use berth_agent_core::Fetched;
 use berth_images::{
     Confine, Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress,
-    ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RoomRules, RunAs,
-    Store, UseGuard, Wanted, file_pin, open_source, resolve,
+    ProgressEvent, Reference, Registries, Resolved, ResolvedManifest, RoomRules, RunAs, Store, UseGuard,
+    Wanted, file_pin, open_source,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
@@ -87,6 +88,8 @@ pub struct Images {
     imports: Imports,
     /// Where fetchers run in system mode.
     cgroups: Arc<Cgroups>,
+    /// Some of them ask registries for this one.
+    gateways: bool,
 }
 
 /// An image that is ready for its step.
@@ -117,20 +120,20 @@ type Bring<'a, T> = dyn Fn(Option<&PeerSource>, Option<&Turn>) -> berth_images::
 
 /// For whom an image is made present.
 #[derive(Clone, Copy)]
-struct For<'a> {
+pub(crate) struct For<'a> {
     /// The step, where it is a job's.
-    step: Option<StepKey>,
+    pub(crate) step: Option<StepKey>,
     /// The same, where the job is on this node.
     here: Option<&'a StepLaunch>,
     user: &'a Identity,
     /// The submitter's environment.
     env: &'a [ByteStr],
-    directory: &'a Path,
-    account: Option<&'a str>,
+    pub(crate) directory: &'a Path,
+    pub(crate) account: Option<&'a str>,
 }
 
 impl<'a> For<'a> {
-    fn step(launch: &'a StepLaunch) -> For<'a> {
+    pub(crate) fn step(launch: &'a StepLaunch) -> For<'a> {
         For {
             step: Some(launch.key),
             here: Some(launch),
@@ -167,6 +170,7 @@ impl Images {
         let mounted = system.then(MountedImages::new).and_then(Result::ok);
         let registries = registries(config);
         let (root, state) = (place::store_place(config, paths.state())?, paths.state().to_path_buf());
+        let gateways = has_gateways(config, peers.node());
         let images = Images {
             root,
             program,
@@ -180,6 +184,7 @@ impl Images {
             peers,
             imports: Imports::default(),
             cgroups,
+            gateways,
         };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);
@@ -244,6 +249,16 @@ impl Images {
     /// The site's rules.
     pub fn rules(&self) -> &ImagesConfig {
         &self.config
+    }
+
+    /// How registries are reached.
+    pub(crate) fn registries(&self) -> &Registries {
+        &self.registries
+    }
+
+    /// Whether gateways ask registries for this node.
+    pub(crate) fn asks_gateways(&self) -> bool {
+        self.gateways && self.peers.are_there()
     }
 
     /// The store, for giving images to other nodes.
@@ -388,15 +403,17 @@ impl Images {
         store.lacks_room(&rules, Wanted::to_fetch(bytes)).unwrap_or(true)
     }
 
-    fn make_present<F: Fn(Option<u8>) + Sync>(
+    /// What asks registries for a user: the processes that do, where these are others, and the logins, with the one that came along.
+    pub(crate) fn asking(
         &self,
-        pull: &Pull<'_, F>,
-        wanted: &ImageRef,
-    ) -> Result<Ready, String> {
-        let Pull { of, login, pulling, stop, ahead } = *pull;
+        of: For<'_>,
+        login: Option<&Login>,
+        stop: &Arc<AtomicBool>,
+        ahead: bool,
+    ) -> Result<(Option<Helpers>, Credentials), String> {
         // What may have to end is done by processes also where one user is all there is.
         let program = self.program.as_ref().or(ahead.then_some(&self.own_program));
-        let mut helpers = program.map(|program| Helpers {
+        let helpers = program.map(|program| Helpers {
             login: login.cloned(),
             stop: Some(Arc::clone(stop)),
             quota: self.program.as_ref().and_then(|_| self.config.quota_of(&of.user.user, of.user.uid.0)),
@@ -408,7 +425,16 @@ impl Images {
             Some(login) if helpers.is_none() => credentials(of).with_login(login),
             _ => Ok(credentials(of)),
         };
-        let credentials = credentials.map_err(|e| e.to_string())?;
+        Ok((helpers, credentials.map_err(|e| e.to_string())?))
+    }
+
+    fn make_present<F: Fn(Option<u8>) + Sync>(
+        &self,
+        pull: &Pull<'_, F>,
+        wanted: &ImageRef,
+    ) -> Result<Ready, String> {
+        let Pull { of, login, pulling, stop, ahead } = *pull;
+        let (mut helpers, credentials) = self.asking(of, login, stop, ahead)?;
         let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
             None => {
@@ -416,7 +442,7 @@ impl Images {
                 pulling.state().wanted = true;
                 let found = {
                     let _place = self.import_place(pull, None, &|| {}).map_err(|e| e.to_string())?;
-                    self.resolve(&wanted.typed, of, helpers.as_ref(), &credentials)?
+                    self.find(&wanted.typed, of, (helpers.as_ref(), &credentials), stop)?
                 };
                 match of.step.filter(|_| !ahead) {
                     Some(key) => self.peers.pin(key, &wanted.typed, found, stop)?,
@@ -584,28 +610,6 @@ impl Images {
             let reason = "it waited for others of the images that are brought, and is not wanted any more";
             berth_images::Error::new(ErrorKind::Io, "image", reason)
         })
-    }
-
-    /// For references that the client could not resolve: it ran inside a container.
-    fn resolve(
-        &self,
-        typed: &str,
-        of: For<'_>,
-        helpers: Option<&Helpers>,
-        credentials: &Credentials,
-    ) -> Result<ResolvedImage, String> {
-        let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
-        let directory = of.directory;
-        let resolved = match helpers {
-            Some(helpers) => helpers.resolve(&reference, directory),
-            None => {
-                let directory = Some(directory.to_path_buf());
-                let registries = self.registries.clone();
-                let options = ResolveOptions { registries, directory, ..ResolveOptions::default() };
-                resolve(&reference, credentials, &options)
-            }
-        };
-        resolved.map(resolved_image).map_err(|e| e.to_string())
     }
 }
 

@@ -8,9 +8,9 @@ use berth_client::explain::Explained;
 use berth_client::site::{Site, StateDir};
 use berth_client::{ImageResolver, block_on};
 use berth_images::{
-    BlobSource, Credentials, Digest, Error, Helpers, Manifests, PROXY_VARIABLES, Progress, ProgressEvent,
-    Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, look_for_signature,
-    open_source, resolve,
+    BlobSource, Credentials, Digest, Error, ErrorKind, Helpers, Manifests, PROXY_VARIABLES, Progress,
+    ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store,
+    look_for_signature, open_source, resolve,
 };
 use berth_model::config::ImagesConfig;
 use berth_model::login::{Login, SealedLogin};
@@ -20,7 +20,7 @@ use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::RefusalCode;
 use berth_model::spec::ResolvedImage;
-use berth_model::{ByteStr, Uid};
+use berth_model::{ByteStr, NodeName, Uid};
 use berth_runtime::facts::is_privileged;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,25 +41,45 @@ impl ImageResolver for Resolver {
         &self,
         typed: &str,
         config: Option<&ImagesConfig>,
-    ) -> Result<(ResolvedImage, Option<Login>), String> {
+    ) -> Result<(Option<ResolvedImage>, Option<Login>), String> {
         let reference: Reference = typed.parse().map_err(|e: Error| e.to_string())?;
         if reference == Reference::Host {
-            return Ok((ResolvedImage::Host, None));
+            return Ok((Some(ResolvedImage::Host), None));
+        }
+        let credentials = Credentials::from_env();
+        // Whom gateways may ask about.
+        let by_gateways = match &reference {
+            Reference::Registry(name) if config.is_some_and(|config| !config.gateways.is_empty()) => {
+                Some(name)
+            }
+            _ => None,
+        };
+        let left_to_them =
+            |name| credentials.login_for(name).map(|login| (None, login)).map_err(|e| e.to_string());
+        if let (Some(name), Some(config)) = (by_gateways, config)
+            && is_behind_gateways(config)
+        {
+            return left_to_them(name);
         }
         let registries = config.map(berth_agent::registries).unwrap_or_default();
         let manifests = Manifests::from_env();
         let options = ResolveOptions { registries, manifests, ..ResolveOptions::default() };
-        let credentials = Credentials::from_env();
-        let resolved = resolve(&reference, &credentials, &options).map_err(|e| e.to_string())?;
+        let resolved = match (resolve(&reference, &credentials, &options), by_gateways) {
+            (Err(e), Some(name)) if e.kind() == ErrorKind::Unreachable => return left_to_them(name),
+            (resolved, _) => resolved.map_err(|e| e.to_string())?,
+        };
         if let Some(config) = config {
-            refuse_unsigned(&resolved, config, &options.registries, &credentials)
-                .map_err(|e| e.to_string())?;
+            match refuse_unsigned(&resolved, config, &options.registries, &credentials) {
+                // The digest was known here. Nodes decide, which ask other nodes.
+                Err(e) if e.kind() == ErrorKind::Unreachable && by_gateways.is_some() => {}
+                judged => judged.map_err(|e| e.to_string())?,
+            }
         }
         let login = match &reference {
             Reference::Registry(name) => credentials.used(&name.registry),
             _ => None,
         };
-        Ok((berth_agent::resolved_image(resolved), login))
+        Ok((Some(berth_agent::resolved_image(resolved)), login))
     }
 
     fn seal(&self, key: &ByteStr, login: &Login) -> Result<SealedLogin, String> {
@@ -72,6 +92,14 @@ impl ImageResolver for Resolver {
     fn explain(&self, step: &Explained, format: Explain) -> Result<String, Failure> {
         crate::explain::submission(step, format)
     }
+}
+
+/// Whether this is a job's process on a node for which gateways ask registries: the node asks them for what names mean, and nobody waits
+/// here for a registry that may be out of reach.
+fn is_behind_gateways(config: &ImagesConfig) -> bool {
+    let inside = ["SLURM_JOB_ID", "SLURMD_NODENAME"].map(|name| std::env::var(name).unwrap_or_default());
+    let [job, node] = inside;
+    !job.is_empty() && !node.is_empty() && berth_agent::has_gateways(config, &NodeName(node))
 }
 
 /// What is refused on every node for want of a signature is refused when it is submitted. Where a key cannot be read here,

@@ -60,6 +60,23 @@ pub enum FromPeers {
         /// What was found.
         image: ResolvedImage,
     },
+    /// What does the name of a step's image mean? This node asks no registry: gateways are to. Said again every few seconds until it is
+    /// answered.
+    Name {
+        /// Number of the question.
+        ask: u64,
+        /// Which step wants it: its name, its user and its login are what the controller has on record of it.
+        key: StepKey,
+    },
+    /// What a gateway found that was told to fetch an image that came by its name alone.
+    Named {
+        /// The step of which it was told.
+        key: StepKey,
+        /// What the name means; absent where that cannot be found.
+        image: Option<ResolvedImage>,
+        /// Why it cannot.
+        why: String,
+    },
     /// Images in the node's store.
     Holds {
         /// These are all; else what changed.
@@ -140,6 +157,15 @@ pub enum ToPeers {
     Noted {
         /// Which word.
         ask: u64,
+    },
+    /// Answer to [`FromPeers::Name`].
+    Name {
+        /// Which question.
+        ask: u64,
+        /// What the name means; absent where no gateway found it.
+        image: Option<ResolvedImage>,
+        /// Who found it, or what each gateway said.
+        note: String,
     },
     /// A node may fetch an image here, for one user.
     Serve {

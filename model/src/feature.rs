@@ -16,6 +16,9 @@ pub const RESUMED: &str = "resumed";
 /// What agents call that they say which steps have not ended ([`crate::link::ToAgent::LookForEnds`]): no job asks for it.
 pub const LOOK_FOR_ENDS: &str = "look-for-ends";
 
+/// What agents call it that they can be asked, as gateways, what a name means, and to fetch an image without a job: no job asks for it.
+pub const GATEWAY: &str = "gateway";
+
 /// Something that agents did not always know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
@@ -118,7 +121,7 @@ impl Feature {
         Feature::ALL
             .iter()
             .map(|feature| feature.name())
-            .chain([SAY, LOOK_FOR_ENDS, RESUMED])
+            .chain([SAY, LOOK_FOR_ENDS, RESUMED, GATEWAY])
             .map(str::to_string)
             .collect()
     }

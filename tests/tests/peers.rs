@@ -406,18 +406,14 @@ fn tools_of_the_standard_pull_a_whole_image_with_a_key_that_was_named_and_with_n
     assert!(after.starts_with("HTTP/1.1 403 "), "{after}");
 }
 
-#[test]
-fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_root() {
+/// Nodes n1 and gw, in whose network a registry is that wants a login, and far, which has no way there; gw is the gateway.
+fn behind_a_gateway(more: impl FnOnce(&Registry) -> String) -> (Hosts, Registry) {
     let hosts = Hosts::new(&["n1", "gw", "far"]);
-    // The registry is in a network that n1 and gw are in, too.
     for (host, address) in [("n1", "10.88.0.1/24"), ("gw", "10.88.0.2/24")] {
         hosts.root(host, "ip").args(["addr", "add", address, "dev", "eth0"]).ok();
     }
     let registry = Registry::on(&hosts, "n1", "10.88.0.1", true);
-    let image = registry.push(&images::layers(), "team/private:1", &[]);
-    let password = "of-the-gateway";
-    registry.take_only(password);
-    hosts.up("n1", &format!("{}gateways = \"gw\"\n", registry.without_tls()));
+    hosts.up("n1", &format!("{}gateways = \"gw\"\n{}", registry.without_tls(), more(&registry)));
     let token = hosts.token("n1", &["--uses", "2"]);
     for name in ["gw", "far"] {
         hosts.join(name, &token);
@@ -426,7 +422,11 @@ fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_roo
         hosts.wait_node(name, "idle", 60);
         gives(&hosts, name);
     }
-    // The login file is gone when the job starts: what is used is what came with the job, sealed.
+    (hosts, registry)
+}
+
+/// A directory with a login of the registry by this password, as DOCKER_CONFIG names one.
+fn login_file(hosts: &Hosts, registry: &Registry, password: &str) -> PathBuf {
     let directory = hosts.work().join("docker");
     std::fs::create_dir(&directory).unwrap();
     let secret = Cmd::new("base64").arg("-w0").stdin(format!("{}:{password}", LOGIN.0)).ok().text();
@@ -434,6 +434,17 @@ fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_roo
     std::fs::write(directory.join("config.json"), entry).unwrap();
     machine::give(&directory, hosts.user());
     machine::give(&directory.join("config.json"), hosts.user());
+    directory
+}
+
+#[test]
+fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_root() {
+    let (hosts, registry) = behind_a_gateway(|_| String::new());
+    let image = registry.push(&images::layers(), "team/private:1", &[]);
+    let password = "of-the-gateway";
+    registry.take_only(password);
+    // The login file is gone when the job starts: what is used is what came with the job, sealed.
+    let directory = login_file(&hosts, &registry, password);
     let container = format!("--container-image={image}");
     std::fs::write(hosts.work().join("job.sh"), "#!/bin/sh\ncat /data/kept\n").unwrap();
     let words = ["--parsable", "--hold", "-w", "far", "-o", "out", &container, "job.sh"];
@@ -447,6 +458,49 @@ fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_roo
     assert!(log(&hosts, "gw").contains(&format!("the image of job {job} is there for other nodes")));
     let blobs = asked(&registry);
     assert!(!blobs.is_empty() && blobs.values().all(|times| *times == 1), "{blobs:?}");
+}
+
+/// The usual script: what it is to run in is named where nobody can ask the registry, on the node and inside of a container there.
+#[test]
+fn a_name_in_a_job_on_a_node_without_a_way_to_the_registry_means_what_a_gateway_finds_as_root() {
+    let (hosts, registry) = behind_a_gateway(|_| String::new());
+    let image = registry.push(&images::layers(), "team/private:1", &[]);
+    let other = registry.push(&images::busybox(), "team/other:1", &[]);
+    let password = "of-the-names";
+    registry.take_only(password);
+    let directory = login_file(&hosts, &registry, password);
+    let told = |words: &[&str], script: &str| -> String {
+        std::fs::write(hosts.work().join("job.sh"), format!("#!/bin/sh\n{script}\necho over\n")).unwrap();
+        let words = [["--wait", "-w", "far", "-o", "out"].as_slice(), words, &["job.sh"]].concat();
+        hosts.cmd("n1", "sbatch").args(words).env("DOCKER_CONFIG", &directory).limit(180).run();
+        let out = std::fs::read_to_string(hosts.work().join("out")).unwrap_or_default();
+        std::fs::remove_file(hosts.work().join("out")).unwrap();
+        assert!(out.contains("over"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
+        out
+    };
+    // The step is told of no login file: what the gateway has came sealed with the step.
+    let out = told(&[], &format!("srun --export=NONE --container-image={image} cat /data/kept"));
+    assert!(out.contains("kept"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
+    assert!(log(&hosts, "gw").contains("the name of the image of step "), "{}", log(&hosts, "gw"));
+    // Inside of a container nobody has logins but the job.
+    let container = format!("--container-image={image}");
+    let inner = format!("srun --export=NONE --container-image={other} echo in the other");
+    let out = told(&[&container, "--export=NONE"], &inner);
+    assert!(out.contains("in the other"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
+    // What is refused, and who refused it.
+    let missing = registry.image("team/private:none");
+    let out = told(&[], &format!("srun --export=NONE --container-image={missing} true"));
+    let words = ["cannot be reached", "gateway gw: ", "there is no image \"none\"", &registry.host()];
+    assert!(words.iter().all(|word| out.contains(word)), "{out}");
+    // The site's rules come first: nobody is asked.
+    let before = registry.requests("HEAD", "team/") + registry.requests("GET", "team/");
+    let config =
+        format!("{}gateways = \"gw\"\ndeny = [\"{}/team\"]\n", registry.without_tls(), registry.host());
+    std::fs::write(hosts.state("n1").join("berth.toml"), config).unwrap();
+    hosts.root("n1", "scontrol").arg("reconfigure").limit(60).ok();
+    let out = told(&[], &format!("srun --export=NONE --container-image={image} true"));
+    assert!(out.contains("denied") || out.contains("deny"), "{out}");
+    assert_eq!(registry.requests("HEAD", "team/") + registry.requests("GET", "team/"), before);
 }
 
 /// A node of the cluster gives other bytes than it was asked for: the archives that it makes of its layers are of its own invention.

@@ -4,6 +4,7 @@
 mod fetch;
 mod held;
 mod http;
+mod names;
 mod pins;
 mod removed;
 mod serve;
@@ -65,6 +66,8 @@ pub struct Peers {
     turns: Mutex<BTreeMap<u64, Open>>,
     /// Names that were found, of which it is not known yet what all have.
     pins: pins::Pins,
+    /// Names of which it is not known yet what gateways find.
+    names: names::Names,
     last: AtomicU64,
     grants: Grants,
     connections: Connections,
@@ -130,6 +133,7 @@ impl Peers {
             inputs: OnceLock::new(),
             turns: Mutex::default(),
             pins: pins::Pins::default(),
+            names: names::Names::default(),
             last: AtomicU64::new(0),
             grants: Grants::default(),
             connections: Connections::default(),
@@ -147,6 +151,12 @@ impl Peers {
         self.announce();
         self.ask_for_pins();
         self.say_removed();
+        self.ask_for_names();
+    }
+
+    /// This node.
+    pub(crate) fn node(&self) -> &NodeName {
+        &self.node
     }
 
     fn turns(&self) -> MutexGuard<'_, BTreeMap<u64, Open>> {
@@ -202,6 +212,7 @@ impl Peers {
             }
             ToPeers::Noted { ask } => self.unnoted.heard(ask),
             ToPeers::Pinned { ask, image } => self.pins.answer(ask, image),
+            ToPeers::Name { ask, image, note } => self.names.answer(ask, image, note),
             ToPeers::Serve { node, key, digest, source, user, time } => {
                 tracing::debug!("{node} may fetch {digest} here for uid {user}");
                 self.grants.add(node, key, digest, source, user, time);

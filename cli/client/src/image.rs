@@ -45,8 +45,14 @@ pub(crate) fn named(
     }
     let resolved = aloud(options, &typed, || resolver.resolve(&typed, rules.as_ref()));
     let (resolved, login) = resolved.map_err(|why| Failure::user(format!("--container-image: {why}")))?;
+    if resolved.is_none() && options.explain.is_some() {
+        return Err(Failure::user(format!(
+            "--container-image: {typed}: a gateway looks this name up when a step with it starts, and --explain needs its image now: ask \
+             on a machine with a way to the registry"
+        )));
+    }
     let login = login.filter(|_| !options.container.no_login);
-    Ok((Some(ImageRef { typed, resolved: Some(resolved) }), login))
+    Ok((Some(ImageRef { typed, resolved }), login))
 }
 
 /// What the cluster's configuration says of images, and the accounts of the jobs that are to have this one.

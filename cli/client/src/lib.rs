@@ -49,12 +49,13 @@ pub trait ImageResolver {
 
     /// What an image reference as typed means now, with the caller's own credentials: the pinned image, or one line that names the
     /// reference, the reason and the next step. And the login with which its registry was asked, where it wanted one. Registries are
-    /// reached as `config` says, where it is known.
+    /// reached as `config` says, where it is known; no image where that names gateways, and these are to ask for this machine: then the
+    /// login is the one that they need.
     fn resolve(
         &self,
         typed: &str,
         config: Option<&ImagesConfig>,
-    ) -> Result<(ResolvedImage, Option<Login>), String>;
+    ) -> Result<(Option<ResolvedImage>, Option<Login>), String>;
 
     /// Seals the caller's login to the cluster's public key.
     fn seal(&self, key: &ByteStr, login: &Login) -> Result<SealedLogin, String>;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::credentials::{Credentials, Identity};
 use crate::error::{Error, ErrorKind, Result};
+use crate::reference::RegistryRef;
 
 /// A login as text; only ever in a pipe, or sealed.
 #[derive(Serialize, Deserialize)]
@@ -53,13 +54,16 @@ impl Credentials {
     /// The login with which the registry was asked through these credentials or a copy of them; `None` when it wanted none.
     pub fn used(&self, registry: &str) -> Option<Login> {
         let all = self.used.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = match all.get(registry)?.clone() {
-            Identity::Anonymous => return None,
-            Identity::Basic { user, password } => Written::Basic { user, password },
-            Identity::Token { token } => Written::Token { token },
-        };
-        let secret = ByteStr(serde_json::to_vec(&written).ok()?);
-        Some(Login { registry: registry.to_owned(), secret })
+        to_carry(registry, all.get(registry)?.clone())
+    }
+
+    /// The login with which a registry would be asked for this image, where nobody can ask it here; `None` where that would be as nobody.
+    ///
+    /// # Errors
+    /// A login file cannot be read, or has none of the user whom the reference names.
+    pub fn login_for(&self, image: &RegistryRef) -> Result<Option<Login>> {
+        let identity = self.lookup(&image.registry, &image.repository, image.user.as_deref())?;
+        Ok(to_carry(&image.registry, identity))
     }
 
     /// The login that came from elsewhere, if it is for this registry, and of `user` where a user is named.
@@ -72,6 +76,16 @@ impl Credentials {
         };
         (of == registry && fits).then(|| identity.clone())
     }
+}
+
+fn to_carry(registry: &str, identity: Identity) -> Option<Login> {
+    let written = match identity {
+        Identity::Anonymous => return None,
+        Identity::Basic { user, password } => Written::Basic { user, password },
+        Identity::Token { token } => Written::Token { token },
+    };
+    let secret = ByteStr(serde_json::to_vec(&written).ok()?);
+    Some(Login { registry: registry.to_owned(), secret })
 }
 
 #[cfg(test)]
@@ -92,5 +106,23 @@ mod tests {
         assert!(there.carried("r.io", Some("bob")).is_none() && there.carried("r.io:5", None).is_none());
         assert!(!format!("{there:?}{here:?}{login:?}").contains("p:"));
         Credentials::anonymous().with_login(&Login { secret: "{}".into(), ..login }).unwrap_err();
+    }
+
+    #[test]
+    fn a_login_can_be_carried_without_asking_the_registry() {
+        let dir = tempfile::tempdir().unwrap();
+        // alice:secret
+        let file = r#"{"auths":{"r.io":{"auth":"YWxpY2U6c2VjcmV0"}}}"#;
+        std::fs::write(dir.path().join("config.json"), file).unwrap();
+        let here = Credentials::from_parts(Some(dir.path()), None, None, None);
+        let of = |name: &str| {
+            let Ok(crate::reference::Reference::Registry(name)) = name.parse() else { panic!("{name}") };
+            here.login_for(&name)
+        };
+        let there = Credentials::anonymous().with_login(&of("r.io/team/x:1").unwrap().unwrap()).unwrap();
+        let alice = Identity::Basic { user: "alice".into(), password: "secret".into() };
+        assert!(there.carried("r.io", None) == Some(alice));
+        assert_eq!(of("open.io/x").unwrap(), None);
+        of("bob@r.io/x").unwrap_err();
     }
 }

@@ -3388,9 +3388,37 @@ pub struct RemovalNoted {
     #[prost(uint64, tag = "1")]
     pub ask: u64,
 }
+/// What does the name of a step's image mean? Asked of gateways by a node that asks no registry.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameAsked {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(message, optional, tag = "2")]
+    pub key: ::core::option::Option<StepKey>,
+}
+/// What a gateway found; without an image, why not.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameFound {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<StepKey>,
+    #[prost(message, optional, tag = "2")]
+    pub image: ::core::option::Option<ResolvedImage>,
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
+}
+/// The answer; without an image, what each gateway said.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameTold {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(message, optional, tag = "2")]
+    pub image: ::core::option::Option<ResolvedImage>,
+    #[prost(string, tag = "3")]
+    pub note: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromPeers {
-    #[prost(oneof = "from_peers::Kind", tags = "112, 110, 111, 4, 1, 2, 3")]
+    #[prost(oneof = "from_peers::Kind", tags = "112, 380, 381, 110, 111, 4, 1, 2, 3")]
     pub kind: ::core::option::Option<from_peers::Kind>,
 }
 /// Nested message and enum types in `FromPeers`.
@@ -3399,6 +3427,10 @@ pub mod from_peers {
     pub enum Kind {
         #[prost(message, tag = "112")]
         Removed(super::ImagesRemoved),
+        #[prost(message, tag = "380")]
+        Name(super::NameAsked),
+        #[prost(message, tag = "381")]
+        Named(super::NameFound),
         #[prost(message, tag = "110")]
         Found(super::ImageFound),
         #[prost(message, tag = "111")]
@@ -3485,13 +3517,15 @@ pub struct EndServe {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToPeers {
-    #[prost(oneof = "to_peers::Kind", tags = "1, 2, 3, 110, 112")]
+    #[prost(oneof = "to_peers::Kind", tags = "380, 1, 2, 3, 110, 112")]
     pub kind: ::core::option::Option<to_peers::Kind>,
 }
 /// Nested message and enum types in `ToPeers`.
 pub mod to_peers {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Kind {
+        #[prost(message, tag = "380")]
+        Name(super::NameTold),
         #[prost(message, tag = "1")]
         Way(super::WayTold),
         #[prost(message, tag = "2")]
@@ -3729,7 +3763,7 @@ pub struct LookForEnds {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "340, 80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160")]
+    #[prost(oneof = "to_agent::Kind", tags = "340, 80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160, 170")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.

@@ -40,6 +40,10 @@ impl Field<pb::FromPeers> for FromPeers {
             FromPeers::Found { ask, key, image } => {
                 Kind::Found(pb::ImageFound { ask: *ask, key: Some(key.put()), image: Some(image.put()) })
             }
+            FromPeers::Name { ask, key } => Kind::Name(pb::NameAsked { ask: *ask, key: Some(key.put()) }),
+            FromPeers::Named { key, image, why } => {
+                Kind::Named(pb::NameFound { key: Some(key.put()), image: image.put(), why: why.clone() })
+            }
             FromPeers::Holds { all, images, gone } => {
                 Kind::Holds(pb::ImagesHold { all: *all, images: images.put(), gone: gone.clone() })
             }
@@ -75,6 +79,10 @@ impl Field<pb::FromPeers> for FromPeers {
             }
             Kind::Found(pb::ImageFound { ask, key, image }) => {
                 FromPeers::Found { ask, key: required(key)?, image: required(image)? }
+            }
+            Kind::Name(pb::NameAsked { ask, key }) => FromPeers::Name { ask, key: required(key)? },
+            Kind::Named(pb::NameFound { key, image, why }) => {
+                FromPeers::Named { key: required(key)?, image: Field::get(image)?, why }
             }
             Kind::Holds(pb::ImagesHold { all, images, gone }) => {
                 FromPeers::Holds { all, images: Field::get(images)?, gone }
@@ -123,6 +131,9 @@ impl Field<pb::ToPeers> for ToPeers {
                 Kind::Pinned(pb::ImagePinned { ask: *ask, image: Some(image.put()) })
             }
             ToPeers::Noted { ask } => Kind::Noted(pb::RemovalNoted { ask: *ask }),
+            ToPeers::Name { ask, image, note } => {
+                Kind::Name(pb::NameTold { ask: *ask, image: image.put(), note: note.clone() })
+            }
             ToPeers::Serve { node, key, digest, source, user, time } => Kind::Serve(pb::ServeImage {
                 node: node.put(),
                 key: key.clone(),
@@ -143,6 +154,9 @@ impl Field<pb::ToPeers> for ToPeers {
         Ok(match wire.kind.ok_or(Malformed::new("not a known word about images"))? {
             Kind::Way(pb::WayTold { ask, way, note }) => ToPeers::Way { ask, way: required(way)?, note },
             Kind::Pinned(pb::ImagePinned { ask, image }) => ToPeers::Pinned { ask, image: required(image)? },
+            Kind::Name(pb::NameTold { ask, image, note }) => {
+                ToPeers::Name { ask, image: Field::get(image)?, note }
+            }
             Kind::Serve(pb::ServeImage { node, key, digest, source, user, time }) => ToPeers::Serve {
                 node: Field::get(node)?,
                 key,

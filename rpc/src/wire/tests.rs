@@ -427,12 +427,18 @@ impl Arbitrary for FromAgent {
 }
 impl Arbitrary for FromPeers {
     fn arbitrary(r: &mut Source) -> Self {
-        match r.below(7) {
-            6 => FromPeers::Removed {
+        match r.below(9) {
+            8 => FromPeers::Removed {
                 ask: Arbitrary::arbitrary(r),
                 by: Arbitrary::arbitrary(r),
                 user: Arbitrary::arbitrary(r),
                 images: Arbitrary::arbitrary(r),
+            },
+            7 => FromPeers::Name { ask: Arbitrary::arbitrary(r), key: Arbitrary::arbitrary(r) },
+            6 => FromPeers::Named {
+                key: Arbitrary::arbitrary(r),
+                image: Arbitrary::arbitrary(r),
+                why: Arbitrary::arbitrary(r),
             },
             5 => FromPeers::Asked {
                 ask: Arbitrary::arbitrary(r),
@@ -478,6 +484,11 @@ impl Arbitrary for ToPeers {
         let key = String::arbitrary(r);
         match r.below(7) {
             5 => ToPeers::Noted { ask: Arbitrary::arbitrary(r) },
+            6 => ToPeers::Name {
+                ask: Arbitrary::arbitrary(r),
+                image: Arbitrary::arbitrary(r),
+                note: Arbitrary::arbitrary(r),
+            },
             4 => ToPeers::Pinned { ask: Arbitrary::arbitrary(r), image: Arbitrary::arbitrary(r) },
             0 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Wait, note: String::new() },
             1 => ToPeers::Way {

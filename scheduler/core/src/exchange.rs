@@ -115,8 +115,12 @@ impl Exchange {
 
     /// Whether a gateway was told to fetch the image, or does.
     pub(crate) fn is_sent(&self, node: &NodeName, want: &Want) -> bool {
-        let fetcher = self.groups.get(want).and_then(|group| group.fetcher.as_ref());
-        fetcher.is_some_and(|(of, _)| of == node)
+        self.groups.get(want).is_some_and(|group| group.is_fetched_by(node))
+    }
+
+    /// For how many images others wait for this node.
+    pub(crate) fn fetches_of(&self, node: &NodeName) -> usize {
+        self.groups.values().filter(|group| group.is_fetched_by(node)).count()
     }
 
     /// Others can fetch from a node.
@@ -333,6 +337,8 @@ impl Exchange {
 
     /// Goes through those who wait for an image.
     fn decide(&mut self, want: &Want, now: Time) -> Vec<Said> {
+        let at_work = |gateway: &NodeName| (gateway.clone(), self.fetches_of(gateway));
+        let at_work: BTreeMap<NodeName, usize> = self.gateways.iter().map(at_work).collect();
         let Exchange { peers, groups, holders, load, gateways, fetches, .. } = self;
         let Some(group) = groups.get_mut(want) else { return Vec::new() };
         if group.stalled(now)
@@ -388,7 +394,9 @@ impl Exchange {
             let of_use = |node: &&NodeName| peers.contains_key(*node) && !group.tried.contains_key(*node);
             // A gateway has a way to registries, and perhaps none to the file system that the job sees. What is told to it is a job's.
             let by_gateway = file_of(&want.source).is_none() && !gateways.contains(&to) && ask.run != NO_RUN;
-            let gateway = gateways.iter().find(of_use).filter(|_| by_gateway);
+            // The one that has least to do; of equals the first by name.
+            let gateway = gateways.iter().filter(of_use).min_by_key(|node| at_work.get(*node));
+            let gateway = gateway.filter(|_| by_gateway);
             if let (Some(gateway), true) = (gateway, now.since(ask.since) <= PATIENCE) {
                 fetches.push((gateway.clone(), ask.run, want.clone()));
                 (group.fetcher, group.sent) = (Some((gateway.clone(), 0)), now);
@@ -404,6 +412,11 @@ impl Exchange {
 }
 
 impl Group {
+    /// Whether the others wait for this node.
+    fn is_fetched_by(&self, node: &NodeName) -> bool {
+        self.fetcher.as_ref().is_some_and(|(of, _)| of == node)
+    }
+
     /// Whether the one for whom the others wait gets nowhere.
     fn stalled(&self, now: Time) -> bool {
         self.fetcher.as_ref().is_some_and(|asker| match self.asks.get(asker) {

@@ -146,6 +146,7 @@ fn what_agents_say_they_know_has_names_that_never_change() {
         "say",
         "look-for-ends",
         "resumed",
+        "gateway",
     ];
     assert_eq!(Feature::known(), known);
 }

@@ -85,7 +85,9 @@ impl Logins {
     ) -> Result<(), Refusal> {
         let Some(login) = login else { return Ok(()) };
         let registry = &login.registry;
-        if container.and_then(|c| registry_of(&c.image)) != Some(registry.as_str()) {
+        // A name that nodes are to look up: who uses the login shows it to the registry for which it was sealed, and to no other.
+        let is_name = container.is_some_and(|c| c.image.resolved.is_none());
+        if !is_name && container.and_then(|c| registry_of(&c.image)) != Some(registry.as_str()) {
             let why = format!(
                 "the login that came with it is for registry {registry:?}, from which the image is not"
             );

@@ -4,12 +4,14 @@
 use super::Cluster;
 use crate::event::Effect;
 use crate::exchange::{NO_RUN, Want};
+use crate::job::Job;
 use crate::launch;
+use crate::rows::StepRow;
 use crate::store::PayloadKey;
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::launch::Program;
-use berth_model::link::ToAgent;
+use berth_model::link::{Start, ToAgent};
 use berth_model::pin::travels;
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
 use berth_model::spec::{ContainerSpec, ResolvedImage};
@@ -122,6 +124,10 @@ impl Cluster {
                 let image = self.pin_image(node, key, image);
                 image.map(|image| (node.clone(), ToPeers::Pinned { ask, image })).into_iter().collect()
             }
+            FromPeers::Name { ask, key } => self.name_asked(node, ask, key),
+            FromPeers::Named { key, image, why } => {
+                self.name_found(node, key, image, why.chars().take(MOST_WHY).collect())
+            }
             FromPeers::Holds { all, images, gone } => {
                 let fits = |digest: &String| digest.len() <= MOST_TEXT;
                 let images = images.into_iter().filter(|image| fits(&image.digest)).take(MOST_HELD);
@@ -154,31 +160,13 @@ impl Cluster {
     /// does not ask for it, and is not waited for.
     fn send_fetch(&mut self, gateway: &NodeName, (id, _): (JobId, Attempt), want: &Want) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let common = launch::Common {
-            cluster: &self.config.cluster,
-            term: self.term,
-            kill_wait: self.config.kill_wait,
-            told_within: self.config.told_within,
-            now: self.clock,
-            asked: None,
-            het: None,
-            master: None,
-        };
+        let common = self.common_of_others();
         let has = |container: &Option<ContainerSpec>| {
             container.as_ref().is_some_and(|container| source_of(container, &want.digest).is_some())
         };
         let step =
             job.steps.iter().find(|(_, row)| row.spec.as_ref().is_some_and(|spec| has(&spec.container)));
-        let of_step = step.and_then(|(step, row)| {
-            let login = match (row.login, job.spec.login) {
-                (true, _) => Some(PayloadKey::StepLogin(id, *step)),
-                (false, true) => Some(PayloadKey::Login(job.row.spec_of)),
-                (false, false) => None,
-            };
-            let (start, payload) =
-                launch::start(&common, job, job.run()?, (row, launch::Layouts::of(job.run()?, row)), 0)?;
-            Some((start, payload, login))
-        });
+        let of_step = step.and_then(|(_, row)| start_of(&common, job, row));
         let login = job.spec.login.then_some(PayloadKey::Login(job.row.spec_of));
         let of_job = || launch::ahead(&common, job, gateway).map(|(start, payload)| (start, payload, login));
         // Of an allocation, whose steps have its image.
@@ -187,8 +175,26 @@ impl Cluster {
             launch::start(&common, job, run, (row, launch::Layouts::of(run, row)), 0)
                 .map(|(start, payload)| (start, payload, login))
         };
-        let found = of_step.or_else(of_job).or_else(of_running);
-        let Some((mut start, payload, login)) = found else { return };
+        let Some(found) = of_step.or_else(of_job).or_else(of_running) else { return };
+        self.tell_fetch(gateway, found);
+    }
+
+    /// What the Starts have in common that tell nodes of other nodes' steps.
+    pub(super) fn common_of_others(&self) -> launch::Common<'_> {
+        launch::Common {
+            cluster: &self.config.cluster,
+            term: self.term,
+            kill_wait: self.config.kill_wait,
+            told_within: self.config.told_within,
+            now: self.clock,
+            asked: None,
+            het: None,
+            master: None,
+        }
+    }
+
+    /// Tells a gateway of the image of a step: identity, environment, image and login of the Start are meant.
+    pub(super) fn tell_fetch(&mut self, gateway: &NodeName, (mut start, payload, login): ForGateway) {
         start.launch.program = Program::Argv(Vec::new());
         let Some(link) = self.nodes.get(gateway).and_then(|n| n.link) else { return };
         self.out.effects.push(Effect::Send {
@@ -213,6 +219,21 @@ impl Cluster {
         let told = || self.ahead.contains(&(node.clone(), id, attempt)) || self.exchange.is_sent(node, &want);
         (held || told()).then_some(want)
     }
+}
+
+/// What a gateway is told of a step: its Start, and where environment and login are.
+pub(super) type ForGateway = (Start, PayloadKey, Option<PayloadKey>);
+
+/// That of a step of a job that runs.
+pub(super) fn start_of(common: &launch::Common<'_>, job: &Job, row: &StepRow) -> Option<ForGateway> {
+    let login = match (row.login, job.spec.login) {
+        (true, _) => Some(PayloadKey::StepLogin(job.row.job, row.key.step)),
+        (false, true) => Some(PayloadKey::Login(job.row.spec_of)),
+        (false, false) => None,
+    };
+    let run = job.run()?;
+    let (start, payload) = launch::start(common, job, run, (row, launch::Layouts::of(run, row)), 0)?;
+    Some((start, payload, login))
 }
 
 /// Where a container's image is from, if it is this one, and may travel.

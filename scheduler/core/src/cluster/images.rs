@@ -14,6 +14,13 @@ use std::sync::Arc;
 /// Most indexes that an image is reached by.
 const MOST_INDEXES: usize = 16;
 
+/// Whether a name may mean this: it is on record for as long as the job is.
+pub(super) fn may_be_kept(found: &ResolvedImage) -> bool {
+    let ResolvedImage::Manifest { source, digest, indexes, .. } = found else { return false };
+    let mut texts = indexes.iter().chain([digest]);
+    source.len() <= MOST_SOURCE && indexes.len() <= MOST_INDEXES && texts.all(|text| text.len() <= MOST_TEXT)
+}
+
 impl Cluster {
     /// Those of these images that jobs need which wait, are held, run, or go back to the queue. A job that is over needs none:
     /// if it is requeued by hand, its image is fetched again by the digest that it was pinned to.
@@ -52,7 +59,7 @@ impl Cluster {
     }
 
     /// The image of a step: its own, or else its job's.
-    fn image_of(&self, job: JobId, id: StepId) -> Option<&ImageRef> {
+    pub(super) fn image_of(&self, job: JobId, id: StepId) -> Option<&ImageRef> {
         let record = self.job(job)?;
         let step = record.steps.get(&id)?;
         let own = step.spec.as_ref().and_then(|own| own.container.as_ref());
@@ -62,13 +69,7 @@ impl Cluster {
     /// A node found what the name of a step's image means: the step, and where the image is the job's all of the job's tasks
     /// and later runs, have that image from now on, and so has what has this name in other components of the job. The first word counts.
     pub(super) fn keep_image(&mut self, job: JobId, id: StepId, found: ResolvedImage) {
-        let ResolvedImage::Manifest { source, digest, indexes, .. } = &found else { return };
-        // It is on record for as long as the job is.
-        let texts = indexes.iter().chain([digest]);
-        if source.len() > MOST_SOURCE
-            || indexes.len() > MOST_INDEXES
-            || texts.map(String::len).any(|n| n > MOST_TEXT)
-        {
+        if !may_be_kept(&found) {
             return;
         }
         let Some(image) = self.image_of(job, id).filter(|image| image.resolved.is_none()) else { return };

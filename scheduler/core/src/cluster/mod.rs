@@ -20,6 +20,7 @@ mod imex;
 mod layout;
 mod leases;
 mod members;
+mod names;
 mod pass;
 mod programs;
 mod queue;
@@ -101,6 +102,8 @@ pub struct Cluster {
     idle: BTreeMap<JobId, gpus::Idle>,
     /// Images that users have nodes fetch without a job.
     asked: exchange::Asked,
+    /// Names of images of which gateways are asked what they mean.
+    names: names::Names,
     arrays: BTreeMap<JobId, ArrayState>,
     timers: BTreeSet<(Time, Timer)>,
     /// Nodes that are to be rebooted, or are being: when these are told again.
@@ -170,6 +173,7 @@ impl Cluster {
             strange: strange::Strange::default(),
             idle: BTreeMap::new(),
             asked: exchange::Asked::default(),
+            names: names::Names::default(),
             arrays: BTreeMap::new(),
             timers: BTreeSet::new(),
             rebooting: BTreeMap::new(),

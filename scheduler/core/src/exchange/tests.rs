@@ -221,6 +221,31 @@ fn gateways_fetch_for_the_others_and_what_they_say_is_passed_on() {
 }
 
 #[test]
+fn gateways_share_what_is_to_be_fetched() {
+    let mut e = nodes(5);
+    e.set_gateways(&BTreeSet::from([node(3), node(4)]));
+    let of = |n: u64| Want { digest: format!("sha256:{n}"), ..want(USER) };
+    let mut told = BTreeMap::<NodeName, usize>::new();
+    for n in 0..4 {
+        assert_eq!(
+            way(&e.wanted((node(0), n + 1), of(n), (RUN, 0, Vec::new()), at(0)), 0),
+            Some(ImageWay::Wait)
+        );
+        for (gateway, _, want) in e.take_fetches() {
+            assert_eq!(want, of(n));
+            *told.entry(gateway).or_default() += 1;
+        }
+    }
+    assert_eq!(told, BTreeMap::from([(node(3), 2), (node(4), 2)]));
+    // Who is done is asked again.
+    assert_eq!((e.fetches_of(&node(3)), e.fetches_of(&node(4))), (2, 2));
+    let _ = e.wanted((node(4), 9), of(1), (RUN, 0, Vec::new()), at(1));
+    let _ = e.over(&(node(4), 9), Ok(()), at(2));
+    let _ = e.wanted((node(0), 8), of(7), (RUN, 0, Vec::new()), at(3));
+    assert_eq!(e.take_fetches(), [(node(4), RUN, of(7))]);
+}
+
+#[test]
 fn nobody_waits_for_ever() {
     let mut e = nodes(FAN + 2);
     e.has(&node(0), "sha256:1", USER);

@@ -1,0 +1,168 @@
+//! What names of images mean that came without their meaning: found by a gateway, where this node is none of the cluster's gateways, or
+//! else by asking the registry as the step's user; and the other way round, what a gateway finds for others.
+
+use crate::admission;
+use crate::images::{For, Images, resolved_image};
+use berth_images::{
+    Credentials, Digest, Helpers, Reference, RegistryRef, ResolveOptions, Result as ImageResult, resolve,
+};
+use berth_model::config::ImagesConfig;
+use berth_model::hostlist;
+use berth_model::ids::NodeName;
+use berth_model::launch::StepLaunch;
+use berth_model::login::Login;
+use berth_model::spec::ResolvedImage;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Whether gateways ask registries for this node.
+pub fn has_gateways(config: &ImagesConfig, node: &NodeName) -> bool {
+    let all = hostlist::expand(&config.gateways).unwrap_or_default();
+    !all.is_empty() && !all.contains(&node.0)
+}
+
+impl Images {
+    /// What a name means. Where gateways ask registries for this node, it asks one itself only when none of them finds it.
+    pub(crate) fn find(
+        &self,
+        typed: &str,
+        of: For<'_>,
+        (helpers, credentials): (Option<&Helpers>, &Credentials),
+        stop: &Arc<AtomicBool>,
+    ) -> Result<ResolvedImage, String> {
+        let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
+        let mut note = String::new();
+        if let (Reference::Registry(name), Some(key)) = (&reference, of.step)
+            && self.asks_gateways()
+        {
+            match self.peers().name(key, stop) {
+                Ok((image, by)) => {
+                    let insecure = self.registries().insecure.contains(&name.registry);
+                    return believed(typed, name, insecure, image, &by);
+                }
+                Err(said) => note = said,
+            }
+        }
+        let found = self.resolve(&reference, of, helpers, credentials);
+        let found = found.map_err(|e| if note.is_empty() { e } else { e.beside(&note) });
+        found.map_err(|e| e.to_string())
+    }
+
+    /// As a gateway: what the name of another node's step means, asked as its user and with the login that came with it.
+    ///
+    /// # Errors
+    /// It is no name of a registry's image, the site's rules refuse it, or the registry does not say.
+    pub fn name_for_others(
+        &self,
+        launch: &StepLaunch,
+        login: Option<&Login>,
+    ) -> Result<ResolvedImage, String> {
+        let image = launch.container.as_ref().map(|container| &container.image);
+        let typed = image.map(|image| image.typed.as_str()).unwrap_or_default();
+        let of = For::step(launch);
+        admission::admit_named(self.rules(), typed, of.account)?;
+        let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
+        if !matches!(reference, Reference::Registry(_)) {
+            return Err(format!("{typed} is no image of a registry, and gateways are asked for these alone"));
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (helpers, credentials) = self.asking(of, login, &stop, false)?;
+        self.resolve(&reference, of, helpers.as_ref(), &credentials).map_err(|e| e.to_string())
+    }
+
+    fn resolve(
+        &self,
+        reference: &Reference,
+        of: For<'_>,
+        helpers: Option<&Helpers>,
+        credentials: &Credentials,
+    ) -> ImageResult<ResolvedImage> {
+        let directory = of.directory;
+        let resolved = match helpers {
+            Some(helpers) => helpers.resolve(reference, directory),
+            None => {
+                let directory = Some(directory.to_path_buf());
+                let registries = self.registries().clone();
+                let options = ResolveOptions { registries, directory, ..ResolveOptions::default() };
+                resolve(reference, credentials, &options)
+            }
+        };
+        resolved.map(resolved_image)
+    }
+}
+
+/// A gateway's word, where it is about the place that the name says: a tag moves, a place does not, and a node that lies sends nobody
+/// elsewhere, nor to where others listen. `insecure`: the registry is spoken to without TLS.
+fn believed(
+    typed: &str,
+    name: &RegistryRef,
+    insecure: bool,
+    image: ResolvedImage,
+    by: &str,
+) -> Result<ResolvedImage, String> {
+    let fits = match &image {
+        ResolvedImage::Manifest { source, digest, insecure: without_tls, indexes, pin: None } => {
+            let is = |pinned: &Digest| {
+                let pinned = pinned.to_string();
+                *digest == pinned || indexes.contains(&pinned)
+            };
+            *source == name.source() && (insecure || !without_tls) && name.digest.as_ref().is_none_or(is)
+        }
+        _ => false,
+    };
+    if fits {
+        return Ok(image);
+    }
+    let by = if by.is_empty() { String::new() } else { format!("gateway {by}: ") };
+    Err(format!(
+        "{typed}: {by}it says that this is another image than the name does: name the image by its digest, and see what the agent \
+         there says of it"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_are_no_gateways_ask_none_of_the_registries() {
+        let with = |gateways: &str, node: &str| {
+            let config = ImagesConfig { gateways: gateways.into(), ..ImagesConfig::default() };
+            has_gateways(&config, &NodeName::from(node))
+        };
+        assert!(with("gw[1-2]", "n1") && !with("gw[1-2]", "gw2") && !with("", "n1"));
+    }
+
+    #[test]
+    fn a_gateways_word_counts_for_the_place_that_the_name_says() {
+        let digest = |n: u8| format!("sha256:{n:064x}");
+        let image = |source: &str, insecure: bool| ResolvedImage::Manifest {
+            source: source.into(),
+            digest: digest(1),
+            insecure,
+            indexes: vec![digest(2)],
+            pin: None,
+        };
+        let judged = |typed: &str, insecure: bool, image: ResolvedImage| {
+            let Ok(Reference::Registry(name)) = typed.parse() else { panic!("{typed}") };
+            believed(typed, &name, insecure, image, "gw")
+        };
+        let good = image("docker://r.io/team/x", false);
+        assert_eq!(judged("r.io/team/x:1", false, good.clone()), Ok(good.clone()));
+        for n in [1, 2] {
+            let pinned = format!("r.io/team/x@{}", digest(n));
+            assert_eq!(judged(&pinned, false, good.clone()), Ok(good.clone()));
+        }
+        judged("r.io/team/x:1", true, image("docker://r.io/team/x", true)).unwrap();
+        for (typed, image) in [
+            ("r.io/team/x:1", image("docker://evil.io/team/x", false)),
+            ("r.io/team/x:1", image("docker://r.io/team/y", false)),
+            ("r.io/team/x:1", image("docker://r.io/team/x", true)),
+            (format!("r.io/team/x@{}", digest(3)).as_str(), good),
+            ("r.io/team/x:1", ResolvedImage::Host),
+        ] {
+            let why = judged(typed, false, image).unwrap_err();
+            assert!(why.contains("gateway gw") && why.contains(typed), "{why}");
+        }
+    }
+}
