@@ -499,6 +499,31 @@ impl Images {
             told.event(event);
         };
         let waits = || ProgressEvent::Waiting { what: "others of the images that are brought".to_owned() };
+        // What other nodes have of its signatures is judged here, by this node's keys. The registry is asked where none of it counts.
+        let look = |peers: &PeerSource| -> berth_images::Result<()> {
+            let Some(signers) = &signers else { return Ok(()) };
+            let is_known = || store.is_admitted(&manifest, Some(signers), &());
+            if is_known()? {
+                return Ok(());
+            }
+            let said = match &helpers {
+                Some(helpers) => helpers.look_signed_from(&store, &manifest, peers, &told),
+                None => store.look_signed(&manifest, peers, signers, &told),
+            };
+            // Where nothing is refused for it, nobody waits for a registry that is out of reach.
+            if is_known()? || (self.asks_gateways() && !signers.required) {
+                return Ok(());
+            }
+            let asked = match &helpers {
+                Some(helpers) => helpers.look_signed(&store, &manifest, &told),
+                None => open_source(&manifest, &self.registries, &credentials)
+                    .and_then(|source| store.look_signed(&manifest, source.as_ref(), signers, &told)),
+            };
+            match (asked, said) {
+                (Err(e), Err(said)) => Err(e.beside(&said.to_string())),
+                (asked, _) => asked,
+            }
+        };
         let bring_now = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
             let telling = |event| telling(event, turn);
             if turn.is_some_and(Turn::has_waited) {
@@ -520,6 +545,7 @@ impl Images {
         // Only when it is known where it comes from: who waits for another node's fetch keeps no place from it.
         let bring = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
             let _place = self.import_place(pull, Some(&manifest.digest), &|| telling(waits(), turn))?;
+            peers.map_or(Ok(()), &look)?;
             // Whoever waited for another step of the same user finds it.
             let peers = if is_there()? { None } else { peers };
             bring_now(peers, turn)
@@ -535,22 +561,14 @@ impl Images {
                     || as_it_was().is_ok_and(|now| Some(now) == manifest.pin))
         };
         let ensure = || {
-            if is_there()? {
+            let there = is_there()?;
+            // All of it may be here but what it is signed by, which other nodes may have.
+            let unjudged = there && !store.is_admitted(&manifest, signers.as_ref(), &())?;
+            if there && !unjudged {
                 return bring_now(None, None);
             }
             if !may_travel() {
                 return bring(None, None);
-            }
-            // Signatures are a registry's to give: each node looks for itself, and then the image may come from anywhere.
-            if let Some(signers) = &signers
-                && self.peers.are_there()
-            {
-                let _place = self.import_place(pull, None, &|| told.event(waits()))?;
-                match &helpers {
-                    Some(helpers) => helpers.look_signed(&store, &manifest, &told)?,
-                    None => open_source(&manifest, &self.registries, &credentials)
-                        .and_then(|source| store.look_signed(&manifest, source.as_ref(), signers, &told))?,
-                }
             }
             self.bring((of, stop), &manifest, &bring)
         };

@@ -188,6 +188,36 @@ impl Helpers {
         peers: &dyn BlobSource,
         progress: &dyn Progress,
     ) -> Result<PreparedImage> {
+        self.import_from(store, image, peers, Work::Import, progress)?;
+        store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
+    }
+
+    /// As [`Store::look_signed`], of other nodes of the cluster, which `peers` asks. Nothing, where nobody's signature is needed.
+    ///
+    /// # Errors
+    /// As there; or the process cannot be started or dies.
+    pub fn look_signed_from(
+        &self,
+        store: &Store,
+        image: &ResolvedManifest,
+        peers: &dyn BlobSource,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        if self.signers.is_none() {
+            return Ok(());
+        }
+        self.import_from(store, image, peers, Work::Look, progress)
+    }
+
+    /// Has the process that writes do something about an image with what other nodes give.
+    fn import_from(
+        &self,
+        store: &Store,
+        image: &ResolvedManifest,
+        peers: &dyn BlobSource,
+        work: Work<'_>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
         let described = serde_json::to_string(image).map_err(|e| start_failed(&e.to_string()))?;
         let pair = || {
@@ -196,7 +226,7 @@ impl Helpers {
         };
         let (read, write, input, output) =
             pair().map_err(|e: std::io::Error| Error::io("helper process", e))?;
-        let mut unpacker = self.unpacker(store, &described, uid, Work::Import)?;
+        let mut unpacker = self.unpacker(store, &described, uid, work)?;
         unpacker.args(["--peers", "yes"]);
         let unpacker = unpacker.stdin(OwnedFd::from(input)).stdout(OwnedFd::from(output));
         let mut unpacker = Running::start(unpacker.stderr(Stdio::piped()))?;
@@ -208,8 +238,7 @@ impl Helpers {
             // Whoever serves it sees its end.
             let _ = write.shutdown(std::net::Shutdown::Both);
             done
-        })?;
-        store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
+        })
     }
 
     /// As [`Store::repair`], by the two processes.

@@ -406,14 +406,14 @@ fn tools_of_the_standard_pull_a_whole_image_with_a_key_that_was_named_and_with_n
     assert!(after.starts_with("HTTP/1.1 403 "), "{after}");
 }
 
-/// Nodes n1 and gw, in whose network a registry is that wants a login, and far, which has no way there; gw is the gateway.
-fn behind_a_gateway(more: impl FnOnce(&Registry) -> String) -> (Hosts, Registry) {
+/// Nodes n1 and gw, in whose network a registry is, and far, which has no way there; gw is the gateway.
+fn behind_a_gateway(login: bool, config: impl FnOnce(&Registry) -> String) -> (Hosts, Registry) {
     let hosts = Hosts::new(&["n1", "gw", "far"]);
     for (host, address) in [("n1", "10.88.0.1/24"), ("gw", "10.88.0.2/24")] {
         hosts.root(host, "ip").args(["addr", "add", address, "dev", "eth0"]).ok();
     }
-    let registry = Registry::on(&hosts, "n1", "10.88.0.1", true);
-    hosts.up("n1", &format!("{}gateways = \"gw\"\n{}", registry.without_tls(), more(&registry)));
+    let registry = Registry::on(&hosts, "n1", "10.88.0.1", login);
+    hosts.up("n1", &config(&registry).replacen("[images]\n", "[images]\ngateways = \"gw\"\n", 1));
     let token = hosts.token("n1", &["--uses", "2"]);
     for name in ["gw", "far"] {
         hosts.join(name, &token);
@@ -439,7 +439,7 @@ fn login_file(hosts: &Hosts, registry: &Registry, password: &str) -> PathBuf {
 
 #[test]
 fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_root() {
-    let (hosts, registry) = behind_a_gateway(|_| String::new());
+    let (hosts, registry) = behind_a_gateway(true, Registry::without_tls);
     let image = registry.push(&images::layers(), "team/private:1", &[]);
     let password = "of-the-gateway";
     registry.take_only(password);
@@ -463,7 +463,7 @@ fn a_node_without_a_way_to_a_private_registry_gets_its_image_by_a_gateway_as_roo
 /// The usual script: what it is to run in is named where nobody can ask the registry, on the node and inside of a container there.
 #[test]
 fn a_name_in_a_job_on_a_node_without_a_way_to_the_registry_means_what_a_gateway_finds_as_root() {
-    let (hosts, registry) = behind_a_gateway(|_| String::new());
+    let (hosts, registry) = behind_a_gateway(true, Registry::without_tls);
     let image = registry.push(&images::layers(), "team/private:1", &[]);
     let other = registry.push(&images::busybox(), "team/other:1", &[]);
     let password = "of-the-names";
@@ -540,7 +540,7 @@ fn a_node_that_lies_is_not_believed_as_root() {
 }
 
 #[test]
-fn an_image_that_must_be_signed_comes_from_nodes_and_its_signature_from_the_registry_as_root() {
+fn an_image_that_must_be_signed_comes_from_nodes_and_so_does_its_signature_as_root() {
     let hosts = Hosts::new(&["n1", "n2", "n3"]);
     let registry = Registry::on(&hosts, "n1", &hosts.address("n1"), false);
     let signer = Signer::new();
@@ -561,6 +561,8 @@ fn an_image_that_must_be_signed_comes_from_nodes_and_its_signature_from_the_regi
     let container = format!("--container-image={image}");
     let told = hosts.cmd("n1", "srun").args(["-N3", &container, "cat", "/data/kept"]).limit(120).ok();
     assert_eq!(told.text().lines().count(), 3, "{told}");
+    // The client did, and the one node that fetched the image.
+    assert_eq!(registry.requests("GET", ".sig "), 2);
     let layers: Vec<usize> = {
         let small = |digest: &str| {
             registry.blobs().iter().rev().take(2).any(|blob| blob.display().to_string().contains(digest))
@@ -571,7 +573,7 @@ fn an_image_that_must_be_signed_comes_from_nodes_and_its_signature_from_the_regi
         new.map(|(times, _)| times).filter(|times| *times > 0).collect()
     };
     assert!(layers.iter().filter(|times| **times == 1).count() >= 4, "{:?}", asked(&registry));
-    // The one that signs nothing, each node asks for.
+    // Each judged by its own keys what it was given.
     let shown =
         |host: &str| hosts.root(host, "berth").args(["image", "inspect", &image]).limit(60).ok().text();
     for host in ["n1", "n2", "n3"] {
@@ -580,6 +582,36 @@ fn an_image_that_must_be_signed_comes_from_nodes_and_its_signature_from_the_regi
     // A node that has it does not make another one take it for signed.
     let container = format!("--container-image={unsigned}");
     hosts.cmd("n1", "srun").args(["-w", "n3", &container, "true"]).limit(60).fails().says(&["signature"]);
+}
+
+/// What a gateway was told of its signature is enough for a node that can ask nobody, which judges it by its own keys.
+#[test]
+fn an_image_that_must_be_signed_runs_on_a_node_without_a_way_to_its_registry_as_root() {
+    let signer = Signer::new();
+    let (hosts, registry) =
+        behind_a_gateway(false, |registry| rule(registry, "team", "require", &signer.text()));
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let unsigned = registry.push(&images::busybox(), "team/other:1", &[]);
+    let network = format!("--net={}", hosts.network("n1").display());
+    signer.sign_from(Cmd::new("nsenter").arg(network), &registry, "team/app", "1");
+    let told = |image: &str| {
+        let script = format!("#!/bin/sh\nsrun --container-image={image} cat /data/kept\necho over\n");
+        std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+        let words = ["--wait", "-w", "far", "-o", "out", "job.sh"];
+        hosts.cmd("n1", "sbatch").args(words).limit(180).run();
+        let out = std::fs::read_to_string(hosts.work().join("out")).unwrap_or_default();
+        assert!(out.contains("over"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
+        out
+    };
+    let out = told(&image);
+    assert!(out.contains("kept"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
+    assert_eq!(registry.requests("GET", ".sig "), 1, "the gateway alone looked");
+    let shown = hosts.root("far", "berth").args(["image", "inspect", &image]).limit(60).ok().text();
+    assert!(shown.contains("\"signed_by\": \"sha256:"), "{shown}");
+    // No node is made to take another image for signed, and what the gateway found wrong is said.
+    let out = told(&unsigned);
+    assert!(out.contains("gateway gw: ") && out.contains("requires a signature"), "{out}");
+    assert!(!out.contains("kept"), "{out}");
 }
 
 /// Writes other bytes over all of a file, whose inode, size and time stay.

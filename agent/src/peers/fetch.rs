@@ -2,7 +2,8 @@
 //! next one where it dies, lies or stalls.
 
 use super::Turn;
-use super::http::{content_range, read_head, status};
+use super::http::{Head, content_range, read_head, status};
+use super::serve::SIGNATURES;
 use berth_images::{BlobKind, BlobSource, Digest, Error, ErrorKind, Hasher, Result};
 use berth_model::exchange::ImageWay;
 use berth_model::ids::NodeName;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// What is of at most this size is judged before it is handed on.
 const JUDGED_WHOLE: u64 = 1 << 20;
+/// Most bytes of an index, or of what a node has of signatures.
+const MOST_EVIDENCE: u64 = 4 << 20;
 /// How often a node that knows nothing of it is asked again: the controller's word may be on its way there.
 const NOT_YET: u32 = 25;
 const PAUSE: Duration = Duration::from_millis(200);
@@ -71,6 +74,18 @@ impl PeerSource {
     }
 }
 
+impl PeerSource {
+    /// What the node that gives the image has of its signatures. One that has nothing gives the image all the same.
+    fn evidence(&self, digest: &Digest, path: &str) -> Result<Box<dyn Read + Send>> {
+        let peer = self.inner.peer()?;
+        let bytes = self.inner.small(&peer, path).map_err(|e| {
+            let reason = format!("{} does not say what it is signed by: {e}", peer.node);
+            Error::new(ErrorKind::NotFound, digest.to_string(), reason)
+        })?;
+        Ok(Box::new(Cursor::new(bytes)))
+    }
+}
+
 impl BlobSource for PeerSource {
     fn describe(&self) -> String {
         format!("{} (from other nodes)", self.inner.source)
@@ -78,9 +93,17 @@ impl BlobSource for PeerSource {
 
     fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
         let part = match kind {
+            // Of signatures, whose bytes are judged by keys: an index beside the image's own manifest.
+            BlobKind::Manifest if !self.inner.turn.is_about(digest) => {
+                return self.evidence(digest, &format!("manifests/{digest}"));
+            }
+            BlobKind::Signatures => {
+                let tag = digest.to_string().replacen(':', "-", 1);
+                return self.evidence(digest, &format!("manifests/{SIGNATURES}{tag}"));
+            }
             BlobKind::Manifest | BlobKind::Proof => "manifests",
             BlobKind::Blob | BlobKind::Archive => "blobs",
-            BlobKind::Held | BlobKind::Signatures => {
+            BlobKind::Held => {
                 let reason = "other nodes say nothing of it";
                 return Err(Error::new(ErrorKind::NotFound, digest.to_string(), reason));
             }
@@ -170,6 +193,61 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Asks a node, and reads the head of its answer.
+    fn get(&self, peer: &Peer, path: &str, range: &str) -> io::Result<(PeerConnection, Head)> {
+        let mut connection = self.identity.connect(&peer.address, &peer.key)?;
+        let mut asked = 0;
+        loop {
+            write!(
+                connection,
+                "GET /v2/{}/{path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: berth/{}\r\n{range}\r\n",
+                self.name,
+                peer.address,
+                env!("CARGO_PKG_VERSION")
+            )?;
+            connection.flush()?;
+            let head = read_head(&mut connection)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            asked += 1;
+            if status(&head)? == 403 && asked < NOT_YET && !self.turn.is_stopped() {
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+            return Ok((connection, head));
+        }
+    }
+
+    /// All of something small.
+    fn small(&self, peer: &Peer, path: &str) -> io::Result<Vec<u8>> {
+        let (mut connection, head) = self.get(peer, path, "")?;
+        match (status(&head)?, length(&head)) {
+            (200, Some(length)) if length <= MOST_EVIDENCE => {
+                let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+                let (begun, mut at) = (Instant::now(), 0);
+                while at < bytes.len() {
+                    if begun.elapsed() > SLOW.0 || self.turn.is_stopped() {
+                        return Err(io::Error::other("it is not there in time"));
+                    }
+                    match connection.read(&mut bytes[at..]) {
+                        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                        Ok(read) => at += read,
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                Ok(bytes)
+            }
+            (200, _) => Err(io::Error::other("it gives more than anybody needs")),
+            (404, _) => Err(io::Error::other("it has nothing of it")),
+            (status, _) => Err(io::Error::other(format!("it answers with status {status}"))),
+        }
+    }
+}
+
+fn length(head: &Head) -> Option<u64> {
+    head.field("content-length").and_then(|text| text.parse().ok())
+}
+
 /// A part on its way.
 struct Blob {
     source: Arc<Inner>,
@@ -210,29 +288,10 @@ impl Blob {
     }
 
     fn request(&mut self, peer: &Peer) -> io::Result<PeerConnection> {
-        let mut connection = self.source.identity.connect(&peer.address, &peer.key)?;
-        let mut asked = 0;
-        let head = loop {
-            let range = if self.at > 0 { format!("Range: bytes={}-\r\n", self.at) } else { String::new() };
-            write!(
-                connection,
-                "GET /v2/{}/{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: berth/{}\r\n{range}\r\n",
-                self.source.name,
-                self.path,
-                peer.address,
-                env!("CARGO_PKG_VERSION")
-            )?;
-            connection.flush()?;
-            let head = read_head(&mut connection)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            asked += 1;
-            if status(&head)? == 403 && asked < NOT_YET && !self.source.turn.is_stopped() {
-                std::thread::sleep(PAUSE);
-                continue;
-            }
-            break head;
-        };
+        let range = if self.at > 0 { format!("Range: bytes={}-\r\n", self.at) } else { String::new() };
+        let (connection, head) = self.source.get(peer, &self.path, &range)?;
         let refused = |why: String| Err(io::Error::other(why));
-        let length = head.field("content-length").and_then(|text| text.parse::<u64>().ok());
+        let length = length(&head);
         let (from, total) = match status(&head)? {
             200 => (0, length),
             206 => match head.field("content-range").and_then(content_range) {

@@ -376,6 +376,11 @@ impl Turn {
         self.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether this is the manifest of the image.
+    fn is_about(&self, digest: &Digest) -> bool {
+        self.what.digest == digest.to_string()
+    }
+
     /// A node did not give it; false where that was known.
     fn failed(&self, node: &NodeName) -> bool {
         let new = self.what.failed().insert(node.clone());

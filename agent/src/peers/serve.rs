@@ -2,7 +2,8 @@
 //! named, for users who have shown on this node that they may have them. A digest alone opens nothing.
 //!
 //! Nodes ask for the manifest that was fetched, and for what is in the layers that it names. A client that knows the standard alone asks for
-//! the tag `uncompressed-sha256-HEX`, and finds all that the manifest names which it is given.
+//! the tag `uncompressed-sha256-HEX`, and finds all that the manifest names which it is given. What is known of signatures of a manifest, or
+//! of an index that was seen with it, stands at the tag `signatures-sha256-HEX`.
 
 use super::http::{Request, What, read_head};
 use super::{Peers, shared_name};
@@ -33,6 +34,9 @@ const MOST_TRIES: usize = 64;
 
 /// What a tag begins with by which an image is asked for with uncompressed layers; behind it stands its digest.
 const PLAIN: &str = "uncompressed-";
+
+/// And by which it is asked what is known of signatures of a manifest or an index: each node judges it by its own keys.
+pub(super) const SIGNATURES: &str = "signatures-";
 
 /// That a node may have an image, for a user.
 #[derive(Clone)]
@@ -285,20 +289,29 @@ enum Wanted {
     Manifest(Digest),
     /// That of uncompressed layers, of the image with this digest.
     Plain(Digest),
+    /// What is known of signatures of the manifest or index with this digest.
+    Signatures(Digest),
 }
 
 impl Wanted {
     /// By a digest, or by a tag that has one.
     fn manifest(reference: &str) -> Option<Wanted> {
-        match reference.strip_prefix(PLAIN) {
-            Some(of) => of.replacen('-', ":", 1).parse().ok().map(Wanted::Plain),
+        let tag = |of: &str| of.replacen('-', ":", 1).parse().ok();
+        if let Some(of) = reference.strip_prefix(PLAIN) {
+            return tag(of).map(Wanted::Plain);
+        }
+        match reference.strip_prefix(SIGNATURES) {
+            Some(of) => tag(of).map(Wanted::Signatures),
             None => reference.parse().ok().map(Wanted::Manifest),
         }
     }
 
     fn digest(&self) -> &Digest {
         match self {
-            Wanted::Blob(digest) | Wanted::Manifest(digest) | Wanted::Plain(digest) => digest,
+            Wanted::Blob(digest)
+            | Wanted::Manifest(digest)
+            | Wanted::Plain(digest)
+            | Wanted::Signatures(digest) => digest,
         }
     }
 
@@ -309,9 +322,11 @@ impl Wanted {
         let (named, others): (Vec<_>, Vec<_>) = all.partition(|(_, of)| of == self.digest());
         match self {
             Wanted::Blob(_) => named.into_iter().chain(others).collect(),
-            // That of uncompressed layers, of an image that was named lately.
-            Wanted::Manifest(_) if named.is_empty() => others.into_iter().rev().take(MOST_TRIES).collect(),
-            Wanted::Manifest(_) | Wanted::Plain(_) => named,
+            // That of uncompressed layers, or of an index, of an image that was named lately.
+            Wanted::Signatures(_) | Wanted::Manifest(_) if named.is_empty() => {
+                others.into_iter().rev().take(MOST_TRIES).collect()
+            }
+            Wanted::Manifest(_) | Wanted::Plain(_) | Wanted::Signatures(_) => named,
         }
     }
 
@@ -320,10 +335,12 @@ impl Wanted {
         match self {
             Wanted::Blob(digest) => Ok(offer.blob(digest)?.map(|part| (digest.clone(), part))),
             Wanted::Manifest(digest) if digest == image => Ok(Some((digest.clone(), offer.manifest()?))),
-            Wanted::Manifest(digest) => {
-                Ok(Some(offer.plain_manifest()?).filter(|(found, _)| found == digest))
-            }
+            Wanted::Manifest(digest) => match offer.index(digest)? {
+                Some(index) => Ok(Some((digest.clone(), index))),
+                None => Ok(Some(offer.plain_manifest()?).filter(|(found, _)| found == digest)),
+            },
             Wanted::Plain(_) => offer.plain_manifest().map(Some),
+            Wanted::Signatures(digest) => offer.signatures(digest),
         }
     }
 }
@@ -383,7 +400,16 @@ mod tests {
         assert_eq!(manifest, Wanted::Manifest(digest(1)));
         let plain = Wanted::manifest(&format!("uncompressed-sha256-{}", hex(1))).unwrap();
         assert_eq!(plain, Wanted::Plain(digest(1)));
-        for bad in ["latest", "uncompressed-", "uncompressed-latest", "sha256:12", "uncompressed-sha256-12"] {
+        let signatures = Wanted::manifest(&format!("signatures-sha256-{}", hex(1))).unwrap();
+        assert_eq!(signatures, Wanted::Signatures(digest(1)));
+        for bad in [
+            "latest",
+            "uncompressed-",
+            "uncompressed-latest",
+            "sha256:12",
+            "uncompressed-sha256-12",
+            "signatures-latest",
+        ] {
             assert_eq!(Wanted::manifest(bad), None, "{bad}");
         }
         let grants = Grants::default();
@@ -400,6 +426,9 @@ mod tests {
         assert_eq!(among(&manifest), [digest(1), digest(1)]);
         assert_eq!(among(&plain), [digest(1), digest(1)]);
         assert!(among(&Wanted::Plain(digest(3))).is_empty());
+        // What is signed may be an index of it.
+        assert_eq!(among(&signatures), [digest(1), digest(1)]);
+        assert_eq!(among(&Wanted::Signatures(digest(3))).len(), 3);
         // Perhaps it is one of uncompressed layers.
         assert_eq!(among(&Wanted::Manifest(digest(3))).len(), 3);
         assert_eq!(among(&Wanted::Blob(digest(2))), [digest(2), digest(1), digest(1)]);

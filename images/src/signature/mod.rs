@@ -5,6 +5,7 @@
 //! unpacker before any layer is fetched, and by a client that wants to know early.
 
 mod claim;
+mod kept;
 mod key;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use crate::reference::Reference;
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, read_verified};
 use crate::unpack::Limits;
 pub(crate) use claim::Found;
+pub(crate) use kept::{Heard, Kept};
 use key::Key;
 
 /// Most bytes of what a source has of signatures of one manifest.

@@ -15,7 +15,7 @@ use super::lock::Hold;
 use super::merge::merged_name;
 use super::record::{ImageRecord, PendingRecord, parse};
 use super::room::RoomState;
-use super::signed::{VERDICTS, verdicts_name};
+use super::signed::{EVIDENCE, VERDICTS, evidence_name, verdicts_name};
 use super::work::WorkDir;
 use super::{Store, files};
 use crate::digest::Digest;
@@ -436,6 +436,7 @@ impl Store {
         let _store = self.lock("store", Hold::Exclusive)?;
         self.remove_grants(digest)?;
         files::remove(self.images.as_fd(), &verdicts_name(digest))?;
+        files::remove(self.images.as_fd(), &evidence_name(digest))?;
         files::remove(self.images.as_fd(), &record_name(digest))?;
         lock.remove(self.locks.as_fd(), &name).map_err(|e| Error::io("image store: lock", e))?;
         Ok(true)
@@ -492,7 +493,11 @@ impl Store {
                         // Nobody can ask for it by a name.
                         None => files::remove(self.images.as_fd(), name)?,
                     }
-                } else if let Some(digest) = name.strip_suffix(VERDICTS).and_then(Digest::from_file_name) {
+                } else if let Some(digest) = name
+                    .strip_suffix(VERDICTS)
+                    .or_else(|| name.strip_suffix(EVIDENCE))
+                    .and_then(Digest::from_file_name)
+                {
                     // Of an image that did not come after all.
                     let there = [record_name(&digest), partial_name(&digest)];
                     let comes = names.iter().any(|name| pending_of(name).is_some_and(|(of, _)| of == digest));

@@ -13,6 +13,7 @@ use super::record::ImageRecord;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result, recover};
 use crate::manifest::{LayerInfo, media_type};
+use crate::source::BlobKind;
 use crate::{outer, skeleton};
 
 /// The type of what is no manifest.
@@ -121,6 +122,32 @@ impl Offer<'_> {
         };
         let length = self.length_of(layer)?;
         Ok(Some(Part { store: self.store, form: Form::Layer(layer.clone()), length, media_type: BYTES }))
+    }
+
+    /// What is kept of signatures of this manifest or index of the image's, with its own digest; nothing where there is none.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn signatures(&self, subject: &Digest) -> Result<Option<(Digest, Part<'_>)>> {
+        let Some(bytes) = self.kept(BlobKind::Signatures, subject)? else { return Ok(None) };
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        Ok(Some((digest, self.whole(bytes, BYTES))))
+    }
+
+    /// An index that lists the image, where it was seen when its signature was looked for.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn index(&self, digest: &Digest) -> Result<Option<Part<'_>>> {
+        let index = self.kept(BlobKind::Manifest, digest)?;
+        Ok(index.map(|bytes| {
+            let kind = media_type(&bytes);
+            self.whole(bytes, kind)
+        }))
+    }
+
+    fn kept(&self, kind: BlobKind, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        Ok(self.store.evidence(&self.record.digest)?.and_then(|kept| kept.get(kind, digest)))
     }
 
     /// The length of a layer's archive, where it can be made again.

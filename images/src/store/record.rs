@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{ImageConfig, LayerInfo};
-use crate::signature::Verdict;
+use crate::signature::{Kept, Verdict};
 use crate::unpack::LayerReport;
 
 /// Version of the records and of the directory's layout.
@@ -68,6 +68,13 @@ impl ImageRecord {
 pub(super) struct SignatureRecord {
     pub(super) version: u32,
     pub(super) verdicts: Vec<Verdict>,
+}
+
+/// What a source said of an image's signatures.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct EvidenceRecord {
+    pub(super) version: u32,
+    pub(super) kept: Kept,
 }
 
 /// What an import in progress needs, so that nothing of it is collected.

@@ -4,12 +4,12 @@ use std::os::fd::AsFd;
 
 use super::ensure::PreparedImage;
 use super::lock::Hold;
-use super::record::{SignatureRecord, VERSION, parse, print};
+use super::record::{EvidenceRecord, SignatureRecord, VERSION, parse, print};
 use super::{Store, files};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::progress::Progress;
-use crate::signature::{Signers, Verdict, look_for_signature};
+use crate::signature::{Heard, Kept, Signers, Verdict, look_for_signature};
 use crate::source::{BlobSource, ResolvedManifest};
 
 /// Verdicts that are kept of one image: of other keys, and of other names.
@@ -32,8 +32,8 @@ impl Store {
         if self.is_admitted(image, Some(signers), progress)? {
             return self.ensure(image, source, progress);
         }
-        let verdict = match look_for_signature(image, source, signers) {
-            Ok(verdict) => verdict,
+        let (verdict, kept) = match self.look(image, source, signers) {
+            Ok(found) => found,
             Err(error) if signers.required => return Err(error),
             // Not to know is not to be signed, and nothing to remember.
             Err(error) => {
@@ -43,12 +43,13 @@ impl Store {
         };
         signers.judge(image, &verdict, progress)?;
         let prepared = self.ensure(image, source, progress)?;
-        self.remember(&image.digest, verdict)?;
+        self.remember(&image.digest, verdict, kept)?;
         Ok(prepared)
     }
 
     /// Looks for the signature alone, and remembers what was found: for an image whose content then comes from elsewhere, as from other
-    /// nodes, which have no say in it. Where it cannot be found out and need not be, whoever imports the image says so.
+    /// nodes. What these have of signatures is judged as a registry's is, by the keys alone. Where it cannot be found out and need not
+    /// be, whoever imports the image says so.
     ///
     /// # Errors
     /// A signature is required and there is none that counts, or nobody says whether there is.
@@ -62,22 +63,44 @@ impl Store {
         if self.is_admitted(image, Some(signers), &())? {
             return Ok(());
         }
-        match look_for_signature(image, source, signers) {
-            Ok(verdict) if signers.required => {
+        match self.look(image, source, signers) {
+            Ok((verdict, kept)) if signers.required => {
                 signers.judge(image, &verdict, progress)?;
-                self.remember(&image.digest, verdict)
+                self.remember(&image.digest, verdict, kept)
             }
-            Ok(verdict) => self.remember(&image.digest, verdict),
+            // That other nodes know of none says nothing of the registry.
+            Ok((verdict, _)) if verdict.signed_by.is_none() && source.is_peers() => Ok(()),
+            Ok((verdict, kept)) => self.remember(&image.digest, verdict, kept),
             Err(error) if signers.required => Err(error),
             Err(_) => Ok(()),
         }
+    }
+
+    /// Looks for a signature in what is kept of the image, and then at the source, of which is kept what it says.
+    fn look(
+        &self,
+        image: &ResolvedManifest,
+        source: &dyn BlobSource,
+        signers: &Signers,
+    ) -> Result<(Verdict, Option<Kept>)> {
+        if let Some(kept) = self.evidence(&image.digest)?
+            && let Ok(verdict) = look_for_signature(image, &kept, signers)
+            && verdict.signed_by.is_some()
+        {
+            return Ok((verdict, None));
+        }
+        let heard = Heard::new(source);
+        let verdict = look_for_signature(image, &heard, signers)?;
+        // What proves nothing is nobody's to have.
+        let kept = verdict.signed_by.is_some().then(|| heard.kept());
+        Ok((verdict, kept))
     }
 
     /// Whether what is known of the image is enough to go on with it, with a word to people where it is unsigned and may be.
     ///
     /// # Errors
     /// A key cannot be read, or the store cannot.
-    pub(crate) fn is_admitted(
+    pub fn is_admitted(
         &self,
         image: &ResolvedManifest,
         signers: Option<&Signers>,
@@ -106,8 +129,24 @@ impl Store {
         }
     }
 
-    fn remember(&self, digest: &Digest, verdict: Verdict) -> Result<()> {
+    /// What a source said of the image's signatures.
+    pub(super) fn evidence(&self, digest: &Digest) -> Result<Option<Kept>> {
+        let name = evidence_name(digest);
+        let Some(bytes) = files::read(self.images.as_fd(), &name)? else { return Ok(None) };
+        match parse::<EvidenceRecord>(&name, &bytes) {
+            // What is damaged is asked for again.
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+            other => other.map(|record| Some(record.kept)),
+        }
+    }
+
+    fn remember(&self, digest: &Digest, verdict: Verdict, kept: Option<Kept>) -> Result<()> {
         let _store = self.lock("store", Hold::Exclusive)?;
+        if let Some(kept) = kept.filter(Kept::fits) {
+            let kept = kept.over(self.evidence(digest)?.unwrap_or_default());
+            let record = EvidenceRecord { version: VERSION, kept };
+            files::write(self.images.as_fd(), &evidence_name(digest), &print(&record)?, self.give_to)?;
+        }
         let mut verdicts = self.verdicts(digest)?;
         verdicts.retain(|v| (&v.keys, &v.identity) != (&verdict.keys, &verdict.identity));
         let old = verdicts.len().saturating_sub(MOST - 1);
@@ -123,4 +162,11 @@ pub(super) const VERDICTS: &str = ".signatures";
 
 pub(super) fn verdicts_name(digest: &Digest) -> String {
     format!("{}{VERDICTS}", digest.file_name())
+}
+
+/// And those of what sources said.
+pub(super) const EVIDENCE: &str = ".evidence";
+
+pub(super) fn evidence_name(digest: &Digest) -> String {
+    format!("{}{EVIDENCE}", digest.file_name())
 }

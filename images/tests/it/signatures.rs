@@ -1,6 +1,6 @@
 //! Signatures by cosign's formats, in a real registry, made with openssl: which count, and which do not whatever a registry says.
 
-use std::io::{Read, Write};
+use std::io::{Cursor, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use berth_images::{
-    Algorithm, BlobKind, Credentials, Digest, ErrorKind, Helpers, ProgressEvent, Registries,
-    ResolvedManifest, SignerKey, Signers, Verdict, look_for_signature, open_source,
+    Algorithm, BlobKind, BlobSource, Credentials, Digest, Error, ErrorKind, Helpers, ProgressEvent,
+    Registries, ResolvedManifest, SignerKey, Signers, Store, Verdict, look_for_signature, open_source,
 };
 use serde_json::{Value, json};
 
@@ -454,6 +454,74 @@ fn the_unpacker_refuses_before_a_layer_comes_and_remembers_what_it_saw() {
     assert!(helpers(signers(true, &later)).ensure(&store, &image, &()).is_err());
     drop(helpers(signers(false, &later)).ensure(&store, &image, &()).unwrap());
     store.remove(&image.digest).unwrap();
+    site.bench.assert_empty();
+}
+
+/// Another node: it gives what its store has of signatures, and nothing else.
+struct Giving<'a> {
+    store: &'a Store,
+    image: &'a ResolvedManifest,
+}
+
+impl BlobSource for Giving<'_> {
+    fn describe(&self) -> String {
+        "another node".to_owned()
+    }
+
+    fn open(&self, kind: BlobKind, digest: &Digest, _: u64) -> Result<Box<dyn Read + Send>, Error> {
+        let offer = self.store.offer(&self.image.digest, &self.image.source, None)?;
+        let part = match kind {
+            BlobKind::Signatures => offer.signatures(digest)?.map(|(_, part)| part),
+            BlobKind::Manifest => offer.index(digest)?,
+            _ => None,
+        };
+        let missing =
+            || Error::new(ErrorKind::NotFound, digest.to_string(), "another node has nothing of it");
+        let (part, mut bytes) = (part.ok_or_else(missing)?, Vec::new());
+        part.copy((0, part.length()), &mut bytes)?;
+        Ok(Box::new(Cursor::new(bytes)))
+    }
+
+    fn is_peers(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_one_node_was_told_of_a_signature_others_judge_by_their_own_keys_and_ask_nobody() {
+    let site = Site::new();
+    let (pair, other) = (Pair::p256(), Pair::p256());
+    let image = site.resolve("team/app:all");
+    let [index] = &image.indexes[..] else { panic!("{image:?}") };
+    let layer = site.signature("team/app", &pair, &payload(index, &site.name("team/app")));
+    site.attach("team/app", index, std::slice::from_ref(&layer));
+    let signers =
+        |by: &Pair| Signers { required: true, keys: vec![by.public("team.pub")], identity: image.place() };
+    let first = site.bench.store();
+    let source = open_source(&image, &site.registries(), &Credentials::anonymous()).unwrap();
+    drop(first.ensure_signed(&image, source.as_ref(), Some(&signers(&pair)), &()).unwrap());
+    // From here on nobody can be asked but the node that has it.
+    let (registries, giving) = (site.registries(), Giving { store: &first, image: &image });
+    drop(site.registry);
+    let place = tempfile::tempdir().unwrap();
+    let second = Store::open(&place.path().join("store")).unwrap();
+    let refused = second.look_signed(&image, &giving, &signers(&other), &()).unwrap_err();
+    assert!(refused.to_string().contains("by other keys"), "{refused}");
+    assert!(second.verdicts(&image.digest).unwrap().is_empty());
+    let elsewhere = Signers { identity: "ghcr.io/team/app".into(), ..signers(&pair) };
+    second.look_signed(&image, &giving, &elsewhere, &()).unwrap_err();
+    second.look_signed(&image, &giving, &signers(&pair), &()).unwrap();
+    assert!(second.is_admitted(&image, Some(&signers(&pair)), &()).unwrap());
+    // An index that another node makes up lists nothing.
+    let forged = ResolvedManifest { indexes: vec![image.digest.clone()], ..image.clone() };
+    let place = tempfile::tempdir().unwrap();
+    let third = Store::open(&place.path().join("store")).unwrap();
+    third.look_signed(&forged, &giving, &signers(&pair), &()).unwrap_err();
+    // A key that comes later is tried on what is kept, and the first again.
+    let both = Signers { keys: vec![other.public("new.pub"), pair.public("old.pub")], ..signers(&pair) };
+    let nobody = open_source(&image, &registries, &Credentials::anonymous()).unwrap();
+    drop(first.ensure_signed(&image, nobody.as_ref(), Some(&both), &()).unwrap());
+    first.remove(&image.digest).unwrap();
     site.bench.assert_empty();
 }
 

@@ -482,7 +482,7 @@ impl Arbitrary for FromPeers {
 impl Arbitrary for ToPeers {
     fn arbitrary(r: &mut Source) -> Self {
         let key = String::arbitrary(r);
-        match r.below(7) {
+        match r.below(8) {
             5 => ToPeers::Noted { ask: Arbitrary::arbitrary(r) },
             6 => ToPeers::Name {
                 ask: Arbitrary::arbitrary(r),
