@@ -3,9 +3,10 @@
 
 use crate::images::Images;
 use berth_agent_core::Fetched;
-use berth_model::ids::{Attempt, JobId};
+use berth_model::ids::{Attempt, JobId, Uid};
 use berth_model::launch::StepLaunch;
 use berth_model::login::Login;
+use berth_model::spec::ResolvedImage;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,6 +99,22 @@ impl ForOthers {
                 Ok(Ok(())) => tracing::info!("the image of job {job} is there for other nodes"),
                 Ok(Err(why)) => tracing::info!("the image of job {job} is not there for other nodes: {why}"),
                 Err(_) => {}
+            }
+        });
+    }
+
+    /// Fetches one that a user asked for without a job.
+    pub fn fetch_for_user(&self, images: &Arc<Images>, user: Uid, image: ResolvedImage) {
+        let (images, places) = (Arc::clone(images), Arc::clone(&self.fetches));
+        tokio::spawn(async move {
+            let Ok(_place) = places.acquire_owned().await else { return };
+            let fetch = move || {
+                if let Err(why) = images.fetch_for_user(user, image) {
+                    tracing::info!("an image that uid {user} asked for is not there for other nodes: {why}");
+                }
+            };
+            if let Err(e) = tokio::task::spawn_blocking(fetch).await {
+                tracing::error!("fetching an image for other nodes: {e}");
             }
         });
     }

@@ -30,7 +30,7 @@ use berth_agent_core::{
 };
 use berth_model::ByteStr;
 use berth_model::config::Understood;
-use berth_model::exchange::FromPeers;
+use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::hardware::Core;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
@@ -409,6 +409,9 @@ impl Driver {
             }
             AgentEffect::CancelPrefetch { job, attempt } => self.ahead.give_up((job, attempt)),
             AgentEffect::Fetch { launch, login } => self.fetching.fetch(&self.node.images, launch, login),
+            AgentEffect::Peers(ToPeers::Fetch { user, image }) => {
+                self.fetching.fetch_for_user(&self.node.images, user, image);
+            }
             AgentEffect::Peers(said) => self.node.images.peers().hear(said),
             AgentEffect::Registered => self.node.images.peers().registered(),
             AgentEffect::ImagesNeeded { ask, digests } => {

@@ -210,6 +210,16 @@ impl Images {
         Ok(ImagesAnswer::Pulled { digest, bytes: fetched.bytes, hit: fetched.hit, notes })
     }
 
+    /// As a gateway: fetches an image for other nodes, which wait for it, for a user who asked for it without a job.
+    pub(crate) fn fetch_for_user(&self, user: Uid, image: ResolvedImage) -> Result<(), String> {
+        let ResolvedImage::Manifest { source, digest, .. } = &image else {
+            return Err("it is used where it is: there is nothing to fetch".into());
+        };
+        let typed = format!("{source}@{digest}");
+        let image = ImageRef { typed, resolved: Some(image) };
+        self.pull_as(&image, user, &Arc::new(AtomicBool::new(false))).map(drop)
+    }
+
     fn answer(&self, query: ImagesQuery, peer: Peer) -> Result<ImagesAnswer, String> {
         match query {
             ImagesQuery::Whole(query) => self.whole(query, peer),

@@ -167,6 +167,15 @@ pub enum ToPeers {
         /// Who found it, or what each gateway said.
         note: String,
     },
+    /// This node is a gateway, and others wait for an image that a user asked for by
+    /// [`PullImage`](crate::request::Request::PullImage), without a job: fetch it. Only for agents that know
+    /// [`crate::feature::GATEWAY`].
+    Fetch {
+        /// For whom, as this node knows them.
+        user: Uid,
+        /// Which.
+        image: ResolvedImage,
+    },
     /// A node may fetch an image here, for one user.
     Serve {
         /// The node, for messages.

@@ -584,6 +584,25 @@ fn an_image_that_must_be_signed_comes_from_nodes_and_so_does_its_signature_as_ro
     hosts.cmd("n1", "srun").args(["-w", "n3", &container, "true"]).limit(60).fails().says(&["signature"]);
 }
 
+/// Without a job, too: a node that can ask nobody has a gateway fetch what a user asked it to have.
+#[test]
+fn a_node_without_a_way_to_a_registry_is_given_what_a_user_asks_it_to_have_as_root() {
+    let (hosts, registry) = behind_a_gateway(false, Registry::without_tls);
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let words = ["image", "pull", "--cluster", "-w", "far", "--json", &image];
+    let told = hosts.cmd("n1", "berth").args(words).limit(120).ok();
+    let answers: serde_json::Value = serde_json::from_str(&told.text()).unwrap();
+    assert!(answers[0]["answer"]["digest"].is_string(), "{told}\n{}", log(&hosts, "gw"));
+    assert!(!told.err().contains("by itself"), "{told}");
+    let blobs = asked(&registry);
+    assert!(!blobs.is_empty() && blobs.values().all(|times| *times == 1), "{blobs:?}");
+    // It is there for a job of that user.
+    let container = format!("--container-image={image}");
+    let told = hosts.cmd("n1", "srun").args(["-w", "far", &container, "cat", "/data/kept"]).limit(60).ok();
+    assert_eq!(told.text().trim(), "kept", "{told}");
+    assert_eq!(asked(&registry), blobs);
+}
+
 /// What a gateway was told of its signature is enough for a node that can ask nobody, which judges it by its own keys.
 #[test]
 fn an_image_that_must_be_signed_runs_on_a_node_without_a_way_to_its_registry_as_root() {

@@ -217,6 +217,8 @@ impl Peers {
                 tracing::debug!("{node} may fetch {digest} here for uid {user}");
                 self.grants.add(node, key, digest, source, user, time);
             }
+            // Who has the images sees to it.
+            ToPeers::Fetch { .. } => {}
             ToPeers::EndServe { key, digest } => {
                 self.grants.end(&key, digest.as_deref());
                 if digest.is_none() {

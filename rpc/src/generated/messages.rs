@@ -3515,9 +3515,17 @@ pub struct EndServe {
     #[prost(string, optional, tag = "2")]
     pub digest: ::core::option::Option<::prost::alloc::string::String>,
 }
+/// To a gateway: other nodes wait for this image, which a user asked for without a job.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchForUser {
+    #[prost(uint32, tag = "1")]
+    pub user: u32,
+    #[prost(message, optional, tag = "2")]
+    pub image: ::core::option::Option<ResolvedImage>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToPeers {
-    #[prost(oneof = "to_peers::Kind", tags = "380, 1, 2, 3, 110, 112")]
+    #[prost(oneof = "to_peers::Kind", tags = "380, 381, 1, 2, 3, 110, 112")]
     pub kind: ::core::option::Option<to_peers::Kind>,
 }
 /// Nested message and enum types in `ToPeers`.
@@ -3526,6 +3534,8 @@ pub mod to_peers {
     pub enum Kind {
         #[prost(message, tag = "380")]
         Name(super::NameTold),
+        #[prost(message, tag = "381")]
+        Fetch(super::FetchForUser),
         #[prost(message, tag = "1")]
         Way(super::WayTold),
         #[prost(message, tag = "2")]

@@ -134,6 +134,9 @@ impl Field<pb::ToPeers> for ToPeers {
             ToPeers::Name { ask, image, note } => {
                 Kind::Name(pb::NameTold { ask: *ask, image: image.put(), note: note.clone() })
             }
+            ToPeers::Fetch { user, image } => {
+                Kind::Fetch(pb::FetchForUser { user: user.put(), image: Some(image.put()) })
+            }
             ToPeers::Serve { node, key, digest, source, user, time } => Kind::Serve(pb::ServeImage {
                 node: node.put(),
                 key: key.clone(),
@@ -156,6 +159,9 @@ impl Field<pb::ToPeers> for ToPeers {
             Kind::Pinned(pb::ImagePinned { ask, image }) => ToPeers::Pinned { ask, image: required(image)? },
             Kind::Name(pb::NameTold { ask, image, note }) => {
                 ToPeers::Name { ask, image: Field::get(image)?, note }
+            }
+            Kind::Fetch(pb::FetchForUser { user, image }) => {
+                ToPeers::Fetch { user: Field::get(user)?, image: required(image)? }
             }
             Kind::Serve(pb::ServeImage { node, key, digest, source, user, time }) => ToPeers::Serve {
                 node: Field::get(node)?,

@@ -482,8 +482,9 @@ impl Arbitrary for FromPeers {
 impl Arbitrary for ToPeers {
     fn arbitrary(r: &mut Source) -> Self {
         let key = String::arbitrary(r);
-        match r.below(8) {
+        match r.below(9) {
             5 => ToPeers::Noted { ask: Arbitrary::arbitrary(r) },
+            7 => ToPeers::Fetch { user: Arbitrary::arbitrary(r), image: Arbitrary::arbitrary(r) },
             6 => ToPeers::Name {
                 ask: Arbitrary::arbitrary(r),
                 image: Arbitrary::arbitrary(r),

@@ -392,8 +392,8 @@ impl Exchange {
                 continue;
             }
             let of_use = |node: &&NodeName| peers.contains_key(*node) && !group.tried.contains_key(*node);
-            // A gateway has a way to registries, and perhaps none to the file system that the job sees. What is told to it is a job's.
-            let by_gateway = file_of(&want.source).is_none() && !gateways.contains(&to) && ask.run != NO_RUN;
+            // A gateway has a way to registries, and perhaps none to the file system that the job sees.
+            let by_gateway = file_of(&want.source).is_none() && !gateways.contains(&to);
             // The one that has least to do; of equals the first by name.
             let gateway = gateways.iter().filter(of_use).min_by_key(|node| at_work.get(*node));
             let gateway = gateway.filter(|_| by_gateway);

@@ -4,7 +4,7 @@ use crate::config::{CoreConfig, PartitionRules};
 use crate::rows::NodeRow;
 use crate::shrunk::Entered;
 use berth_model::devices::{GPU, is_share, share_name, shares};
-use berth_model::feature::Feature;
+use berth_model::feature::{Feature, GATEWAY};
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepKey};
 use berth_model::launch::{NodeShare, Usage};
@@ -218,6 +218,11 @@ impl Node {
     pub(crate) fn lacks(&self, needs: &[Feature]) -> Option<Feature> {
         self.link?;
         needs.iter().copied().find(|feature| !self.features.iter().any(|known| known == feature.name()))
+    }
+
+    /// Whether its agent is there and can be asked, as a gateway's, what a name means, and to fetch an image without a job.
+    pub(crate) fn answers_as_gateway(&self) -> bool {
+        self.link.is_some() && self.features.iter().any(|known| known == GATEWAY)
     }
 
     /// Whether new work may start now.

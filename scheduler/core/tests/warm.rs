@@ -248,3 +248,44 @@ fn who_removed_images_of_others_from_a_node_is_in_the_audit_log() {
             && !all[1].2.contains("sha256:8 (")
     );
 }
+
+#[test]
+fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
+    let mut config = berth_model::config::Config::default();
+    config.images.gateways = "n3".into();
+    let mut w = World::new(&config);
+    for name in ["n1", "n2", "n3"] {
+        w.node(name, hardware(2, 1, 8000, 0));
+        let said =
+            FromPeers::Ready { address: format!("{name}:1"), key: format!("key of {name}"), streams: true };
+        assert!(says(&mut w, name, said).is_empty());
+    }
+    let image = ResolvedImage::Manifest {
+        source: "docker://r.io/x".into(),
+        digest: DIGEST.into(),
+        insecure: false,
+        indexes: Vec::new(),
+        pin: None,
+    };
+    let nodes = vec![NodeName::from("n1")];
+    let pull = Request::PullImage { image: Box::new(image.clone()), nodes };
+    assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
+    let asks = |w: &mut World, node: &str, user: u32| {
+        let (user, digest, failed) = (Uid(user), DIGEST.to_string(), Vec::new());
+        says(w, node, FromPeers::Asked { ask: 1, user, digest, bytes: 0, failed })
+    };
+    let way = |way: ImageWay| ToPeers::Way { ask: 1, way, note: String::new() };
+    let told = ToPeers::Fetch { user: Uid(1000), image };
+    assert_eq!(asks(&mut w, "n1", 1000), [way(ImageWay::Wait), told]);
+    assert_eq!(asks(&mut w, "n3", 1000), [way(ImageWay::Source)]);
+    let given = says(&mut w, "n3", FromPeers::Done { ask: 1, there: true, why: String::new() });
+    let [ToPeers::Serve { key, user, .. }, ToPeers::Way { way: ImageWay::Peer { node, .. }, .. }] =
+        &given[..]
+    else {
+        panic!("{given:?}")
+    };
+    assert_eq!((key.as_str(), *user, node.0.as_str()), ("key of n1", Uid(1000), "n3"));
+    // Nobody asked it of another node, nor for another user: these are sent nowhere else.
+    assert_eq!(asks(&mut w, "n2", 1000), [way(ImageWay::Source)]);
+    assert_eq!(asks(&mut w, "n1", 1001), [way(ImageWay::Source)]);
+}

@@ -2,6 +2,7 @@
 //! was told to fetch for, and nothing else: to know a digest is not to have the image.
 
 use super::Cluster;
+use super::images::may_be_kept;
 use crate::event::Effect;
 use crate::exchange::{NO_RUN, Want};
 use crate::job::Job;
@@ -37,18 +38,39 @@ const MOST_ASKED_OF_ONE: usize = 10_000;
 /// Nothing of it is stored: after a restart nodes fetch by themselves.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Asked {
-    /// From where, and until when.
-    wanted: BTreeMap<Which, (Arc<str>, Time)>,
+    wanted: BTreeMap<Which, Wanted>,
 }
 
-/// For whom, on which node, and which digest.
-type Which = (Uid, NodeName, Arc<str>);
+/// For whom, which digest, and on which node.
+type Which = (Uid, Arc<str>, NodeName);
+
+/// What was asked for, and until when that counts.
+#[derive(Clone, Debug)]
+struct Wanted {
+    image: Arc<ResolvedImage>,
+    until: Time,
+}
 
 impl Asked {
     /// What a node may want.
     fn want(&self, node: &NodeName, user: Uid, digest: &str, now: Time) -> Option<Want> {
-        let (source, until) = self.wanted.get(&(user, node.clone(), digest.into()))?;
-        (now < *until).then(|| Want { digest: digest.to_string(), source: source.to_string(), user })
+        let wanted = self.wanted.get(&(user, digest.into(), node.clone()))?;
+        (now < wanted.until).then(|| wanted.want(user)).flatten()
+    }
+
+    /// What a user asked of any node, by its digest.
+    fn of(&self, user: Uid, digest: &str, now: Time) -> Option<&Wanted> {
+        let first: Which = (user, digest.into(), NodeName(String::new()));
+        let all =
+            self.wanted.range(first..).take_while(|((of, what, _), _)| *of == user && **what == *digest);
+        all.map(|(_, wanted)| wanted).find(|wanted| now < wanted.until)
+    }
+}
+
+impl Wanted {
+    fn want(&self, user: Uid) -> Option<Want> {
+        let ResolvedImage::Manifest { source, digest, .. } = &*self.image else { return None };
+        Some(Want { digest: digest.clone(), source: source.clone(), user })
     }
 }
 
@@ -65,21 +87,22 @@ impl Cluster {
         if !travels(source, pin.as_ref()) {
             return Ok(Response::Done);
         }
-        if digest.len() > MOST_TEXT || source.len() > MOST_SOURCE {
+        if !may_be_kept(image) {
             return Err(Refusal::new(RefusalCode::Invalid, "the image's name or digest is too long"));
         }
         let (until, uid) = (now + ASKED, actor.identity.uid);
-        let wanted = &mut self.asked.wanted;
-        wanted.retain(|_, (_, until)| now < *until);
-        let mut own = wanted.keys().filter(|(of, ..)| *of == uid).count();
+        let all = &mut self.asked.wanted;
+        all.retain(|_, wanted| now < wanted.until);
+        let mut own = all.keys().filter(|(of, ..)| *of == uid).count();
         // They are the same for all nodes, and kept once.
-        let (digest, source): (Arc<str>, Arc<str>) = (digest.as_str().into(), source.as_str().into());
+        let (digest, image): (Arc<str>, _) = (digest.as_str().into(), Arc::new(image.clone()));
         for node in nodes.into_iter().filter(|node| self.nodes.contains_key(node)) {
-            if wanted.len() >= MOST_ASKED || own >= MOST_ASKED_OF_ONE {
+            if all.len() >= MOST_ASKED || own >= MOST_ASKED_OF_ONE {
                 // Whoever comes now fetches by themselves.
                 break;
             }
-            own += usize::from(wanted.insert((uid, node, digest.clone()), (source.clone(), until)).is_none());
+            let wanted = Wanted { image: Arc::clone(&image), until };
+            own += usize::from(all.insert((uid, digest.clone(), node), wanted).is_none());
         }
         Ok(Response::Done)
     }
@@ -111,7 +134,7 @@ impl Cluster {
                 }
             }
             FromPeers::Asked { ask, user, digest, bytes, failed } => {
-                match self.asked.want(node, user, &digest, now) {
+                match self.user_wants(node, user, &digest) {
                     Some(want) => {
                         self.exchange.wanted((node.clone(), ask), want, (NO_RUN, bytes, failed), now)
                     }
@@ -158,7 +181,11 @@ impl Cluster {
 
     /// Tells a gateway to fetch the image that a run has, as the run's user and with the login that came with it. Who is not told, or cannot,
     /// does not ask for it, and is not waited for.
-    fn send_fetch(&mut self, gateway: &NodeName, (id, _): (JobId, Attempt), want: &Want) {
+    fn send_fetch(&mut self, gateway: &NodeName, run: (JobId, Attempt), want: &Want) {
+        if run == NO_RUN {
+            return self.send_fetch_for_user(gateway, want);
+        }
+        let (id, _) = run;
         let Some(job) = self.jobs.get(&id) else { return };
         let common = self.common_of_others();
         let has = |container: &Option<ContainerSpec>| {
@@ -177,6 +204,25 @@ impl Cluster {
         };
         let Some(found) = of_step.or_else(of_job).or_else(of_running) else { return };
         self.tell_fetch(gateway, found);
+    }
+
+    /// The same, where a user asked for the image without a job: they are who the gateway knows by this uid.
+    fn send_fetch_for_user(&mut self, gateway: &NodeName, want: &Want) {
+        if !self.nodes.get(gateway).is_some_and(|n| n.answers_as_gateway()) {
+            return;
+        }
+        let wanted = self.asked.of(want.user, &want.digest, self.clock);
+        let Some(image) = wanted.map(|wanted| (*wanted.image).clone()) else { return };
+        self.send(gateway, ToAgent::Peers(ToPeers::Fetch { user: want.user, image }));
+    }
+
+    /// What a node may want that a user asked for: of that node, or of another one that waits for this one, a gateway.
+    fn user_wants(&self, node: &NodeName, user: Uid, digest: &str) -> Option<Want> {
+        let now = self.clock;
+        self.asked.want(node, user, digest, now).or_else(|| {
+            let want = self.asked.of(user, digest, now)?.want(user)?;
+            self.exchange.is_sent(node, &want).then_some(want)
+        })
     }
 
     /// What the Starts have in common that tell nodes of other nodes' steps.

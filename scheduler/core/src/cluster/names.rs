@@ -5,7 +5,6 @@ use super::Cluster;
 use super::exchange::start_of;
 use super::images::may_be_kept;
 use berth_model::exchange::ToPeers;
-use berth_model::feature::GATEWAY;
 use berth_model::ids::{NodeName, StepKey};
 use berth_model::spec::ResolvedImage;
 use berth_model::time::{Span, Time};
@@ -104,11 +103,7 @@ impl Cluster {
             question.tried.insert(gateway.clone(), why.to_string());
             question.asked = None;
         }
-        let knows = |gateway: &NodeName| {
-            self.nodes
-                .get(gateway)
-                .is_some_and(|n| n.link.is_some() && n.features.iter().any(|known| known == GATEWAY))
-        };
+        let knows = |gateway: &NodeName| self.nodes.get(gateway).is_some_and(|n| n.answers_as_gateway());
         let untried = |gateway: &&NodeName| knows(gateway) && !question.tried.contains_key(*gateway);
         let all: Vec<NodeName> = self.config.gateways.iter().filter(untried).cloned().collect();
         // The one that has least to do; of equals the first by name.

@@ -171,15 +171,18 @@ fn who_has_an_image_is_what_they_last_said() {
     assert!(e.holders.is_empty());
 }
 
-/// What a gateway is told to fetch is a job's: who asks without one asks by themselves, and the others wait for them.
 #[test]
-fn no_gateway_is_waited_for_where_there_is_no_job() {
+fn a_gateway_fetches_where_there_is_no_job_too() {
     let mut e = nodes(4);
     e.set_gateways(&BTreeSet::from([node(3)]));
-    let mut asks = |n: usize| e.wanted((node(n), 1), want(USER), (NO_RUN, 0, Vec::new()), at(0));
-    assert_eq!(way(&asks(0), 0), Some(ImageWay::Source));
-    assert_eq!(way(&asks(1), 1), Some(ImageWay::Wait));
-    assert!(e.take_fetches().is_empty());
+    let asks =
+        |e: &mut Exchange, n: usize| e.wanted((node(n), 1), want(USER), (NO_RUN, 0, Vec::new()), at(0));
+    assert_eq!(way(&asks(&mut e, 0), 0), Some(ImageWay::Wait));
+    assert_eq!(way(&asks(&mut e, 1), 1), Some(ImageWay::Wait));
+    assert_eq!(e.take_fetches(), [(node(3), NO_RUN, want(USER))]);
+    assert_eq!(way(&asks(&mut e, 3), 3), Some(ImageWay::Source));
+    let said = e.over(&(node(3), 1), Ok(()), at(1));
+    assert_eq!((from(&said, 0), from(&said, 1)), (Some(node(3)), Some(node(3))));
 }
 
 #[test]
