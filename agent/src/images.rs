@@ -379,8 +379,8 @@ impl Images {
         self.make_present(&pull, &container.image).map(drop)
     }
 
-    /// Makes an image present for a user who asks for it beside all jobs, with the logins that they have on this node, until `stop` is
-    /// set. What it took, and what the user is told.
+    /// Makes an image present for a user who asks for it beside all jobs, with the login that they sent along or those that they have on this
+    /// node, until `stop` is set. What it took, and what the user is told.
     pub(crate) fn pull_for(
         &self,
         user: &Identity,
@@ -529,13 +529,24 @@ impl Images {
             if turn.is_some_and(Turn::has_waited) {
                 telling(ProgressEvent::Waiting { what: format!("image {}", manifest.digest.short()) });
             }
+            // Of what a user asked for without a job it comes with the controller's word.
+            let told_login = turn.and_then(Turn::login);
             match (&helpers, peers) {
+                (Some(helpers), None) if told_login.is_some() => {
+                    let helpers = Helpers { login: told_login, ..helpers.clone() };
+                    helpers.ensure(&store, &manifest, &telling)
+                }
                 (Some(helpers), None) => helpers.ensure(&store, &manifest, &telling),
                 (Some(helpers), Some(peers)) => helpers.ensure_from(&store, &manifest, peers, &telling),
                 (None, Some(peers)) => store.ensure_signed(&manifest, peers, signers.as_ref(), &telling),
-                (None, None) => open_source(&manifest, &self.registries, &credentials).and_then(|source| {
+                (None, None) => {
+                    let credentials = match &told_login {
+                        Some(login) => credentials.clone().with_login(login)?,
+                        None => credentials.clone(),
+                    };
+                    let source = open_source(&manifest, &self.registries, &credentials)?;
                     store.ensure_signed(&manifest, source.as_ref(), signers.as_ref(), &telling)
-                }),
+                }
             }
         };
         let is_there = || match &helpers {

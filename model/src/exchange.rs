@@ -2,6 +2,7 @@
 //! which node may have it of which.
 
 use crate::ids::{Attempt, JobId, NodeName, StepKey, Uid};
+use crate::login::Login;
 use crate::spec::ResolvedImage;
 use crate::time::Span;
 use serde::{Deserialize, Serialize};
@@ -175,6 +176,15 @@ pub enum ToPeers {
         user: Uid,
         /// Which.
         image: ResolvedImage,
+    },
+    /// Comes before an [`ImageWay::Source`], where a login came with what a user asked for: with it the image may be fetched. Only for agents
+    /// that know [`crate::feature::GATEWAY`].
+    Login {
+        /// Of which question.
+        ask: u64,
+        /// The login, put in on the way to the node.
+        #[serde(skip)]
+        login: Option<Login>,
     },
     /// A node may fetch an image here, for one user.
     Serve {

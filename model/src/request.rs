@@ -143,6 +143,8 @@ pub enum Request {
         image: Box<ResolvedImage>,
         /// Which nodes.
         nodes: Vec<NodeName>,
+        /// For the image, where its registry wanted one.
+        login: Option<SealedLogin>,
     },
     /// The client that drives an allocation (`salloc`, `srun`) is done with it.
     EndAllocation {

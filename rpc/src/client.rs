@@ -10,6 +10,7 @@ use crate::wire::{Field, Malformed};
 use berth_model::JobId;
 use berth_model::config::Config;
 use berth_model::listing::JobList;
+use berth_model::login::SealedLogin;
 use berth_model::member::{AuditInfo, MemberInfo, NewToken, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery, Status};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
@@ -311,10 +312,18 @@ impl Client {
         self.change(Method::ClusterUpdateNode, &request)
     }
 
-    /// The caller will have nodes fetch an image: one of them gets it from where it is, and gives it to the others.
-    pub fn pull_image(&self, image: &ResolvedImage, nodes: &[NodeName]) -> Call<'_, Response> {
+    /// The caller will have nodes fetch an image: one of them gets it from where it is, with the login where there is one, and gives it to
+    /// the others.
+    pub fn pull_image(
+        &self,
+        image: &ResolvedImage,
+        nodes: &[NodeName],
+        login: Option<&SealedLogin>,
+    ) -> Call<'_, Response> {
         let nodes = nodes.iter().map(Field::put).collect();
-        self.change(Method::ClusterPullImage, &pb::PullImageRequest { image: Some(image.put()), nodes })
+        let request =
+            pb::PullImageRequest { image: Some(image.put()), nodes, login: login.map(|login| login.put()) };
+        self.change(Method::ClusterPullImage, &request)
     }
 
     /// Gives an allocation back.

@@ -388,7 +388,8 @@ fn step(r: pb::CreateStepRequest) -> Result<Request, Malformed> {
 }
 
 fn pull(r: pb::PullImageRequest) -> Result<Request, Malformed> {
-    Ok(Request::PullImage { image: Box::new(required(r.image)?), nodes: Field::get(r.nodes)? })
+    let (image, nodes) = (Box::new(required(r.image)?), Field::get(r.nodes)?);
+    Ok(Request::PullImage { image, nodes, login: Field::get(r.login)? })
 }
 
 fn update(r: pb::UpdateNodeRequest) -> Result<Request, Malformed> {

@@ -603,6 +603,38 @@ fn a_node_without_a_way_to_a_registry_is_given_what_a_user_asks_it_to_have_as_ro
     assert_eq!(asked(&registry), blobs);
 }
 
+/// The login goes along, sealed: no node has it in a file, be it a gateway or one that asks the registry itself.
+#[test]
+fn an_image_that_a_user_asks_nodes_to_have_comes_with_the_login_that_was_sent_along_as_root() {
+    let (hosts, registry) = behind_a_gateway(true, Registry::without_tls);
+    let password = "sent-along";
+    let image = registry.push(&images::layers(), "team/private:1", &[]);
+    let other = registry.push(&images::busybox(), "team/other:1", &[]);
+    registry.take_only(password);
+    let directory = login_file(&hosts, &registry, password);
+    let pull = |nodes: &str, image: &str| {
+        let words = ["image", "pull", "--cluster", "-w", nodes, "--json", image];
+        hosts.cmd("n1", "berth").args(words).env("DOCKER_CONFIG", &directory).limit(120)
+    };
+    for (nodes, image) in [("far", &image), ("gw", &other)] {
+        let told = pull(nodes, image).ok();
+        let answers: serde_json::Value = serde_json::from_str(&told.text()).unwrap();
+        assert!(answers[0]["answer"]["digest"].is_string(), "{told}\n{}", log(&hosts, "gw"));
+    }
+    let blobs = asked(&registry);
+    assert!(!blobs.is_empty() && blobs.values().all(|times| *times == 1), "{blobs:?}");
+    // Another user has neither the image nor the login.
+    let words = ["image", "pull", "--cluster", "-w", "far", &image];
+    let told = hosts.on("n1", &Who::stranger(), "berth").args(words).limit(120).fails();
+    assert!(told.err().contains("login"), "{told}");
+    // Nothing of it is in the files of any host.
+    for host in ["n1", "gw", "far"] {
+        let grep = Cmd::new("grep").args(["-r", "-l", "-a", "-F", "-s", "-D", "skip", password]);
+        let found = grep.arg(hosts.state(host)).run().text();
+        assert_eq!(found, "", "{host}");
+    }
+}
+
 /// What a gateway was told of its signature is enough for a node that can ask nobody, which judges it by its own keys.
 #[test]
 fn an_image_that_must_be_signed_runs_on_a_node_without_a_way_to_its_registry_as_root() {

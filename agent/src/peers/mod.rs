@@ -17,6 +17,7 @@ use crate::driver::Input;
 use berth_images::{Algorithm, Digest};
 use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
+use berth_model::login::Login;
 use berth_model::pin::file_of;
 use berth_rpc::{PeerIdentity, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,6 +93,8 @@ struct Asked {
     digest: String,
     bytes: AtomicU64,
     failed: Mutex<BTreeSet<NodeName>>,
+    /// The login that came with it, for who fetches it from where it is.
+    login: Mutex<Option<Login>>,
 }
 
 /// For what an image is wanted.
@@ -217,6 +220,11 @@ impl Peers {
                 tracing::debug!("{node} may fetch {digest} here for uid {user}");
                 self.grants.add(node, key, digest, source, user, time);
             }
+            ToPeers::Login { ask, login } => {
+                if let Some(open) = self.turns().get(&ask) {
+                    *open.what.login() = login;
+                }
+            }
             // Who has the images sees to it.
             ToPeers::Fetch { .. } => {}
             ToPeers::EndServe { key, digest } => {
@@ -314,8 +322,13 @@ impl Peers {
         stop: &Arc<AtomicBool>,
     ) -> Option<Arc<Turn>> {
         self.address.get()?;
-        let what =
-            Asked { whose, digest: digest.to_string(), bytes: AtomicU64::new(0), failed: Mutex::default() };
+        let what = Asked {
+            whose,
+            digest: digest.to_string(),
+            bytes: AtomicU64::new(0),
+            failed: Mutex::default(),
+            login: Mutex::default(),
+        };
         let (what, (sender, ways)) = (Arc::new(what), channel());
         let ask = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         self.turns().insert(ask, Open { ways: sender, what: Arc::clone(&what) });
@@ -348,6 +361,10 @@ pub(crate) struct Keeping {
 }
 
 impl Asked {
+    fn login(&self) -> MutexGuard<'_, Option<Login>> {
+        self.login.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn failed(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -376,6 +393,11 @@ impl Turn {
     /// What gateways said that did not get it; empty where there are none, or it came.
     pub(crate) fn note(&self) -> String {
         self.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The login that came with it, once the controller has said that the image is to come from where it is.
+    pub(crate) fn login(&self) -> Option<Login> {
+        self.what.login().clone()
     }
 
     /// Whether this is the manifest of the image.

@@ -8,6 +8,7 @@ use berth_images::{
     ResolvedManifest, Store, resolve,
 };
 use berth_model::ByteStr;
+use berth_model::login::Login;
 use berth_runtime::facts::is_privileged;
 use berth_runtime::{ImageConfig, Rootfs, StoreOwner};
 use std::path::Path;
@@ -26,12 +27,27 @@ pub enum Pull {
 
 /// What an image means now, by the caller's own logins.
 pub fn pinned(image: &str, insecure: bool, state: Option<&Path>) -> Result<Resolved, Failure> {
+    pinned_with_login(image, insecure, state).map(|(resolved, _)| resolved)
+}
+
+/// The same, and the login with which its registry was asked, where it wanted one.
+pub fn pinned_with_login(
+    image: &str,
+    insecure: bool,
+    state: Option<&Path>,
+) -> Result<(Resolved, Option<Login>), Failure> {
     let reference: Reference = image.parse().map_err(|e: Error| images::failed(&e))?;
     let registries = images::registries_of(&reference, state);
     let registries = if insecure { registries.without_tls_of(&reference) } else { registries };
     let manifests = Manifests::from_env();
     let options = ResolveOptions { registries, manifests, ..ResolveOptions::default() };
-    resolve(&reference, &Credentials::from_env(), &options).map_err(|e| images::failed(&e))
+    let credentials = Credentials::from_env();
+    let resolved = resolve(&reference, &credentials, &options).map_err(|e| images::failed(&e))?;
+    let login = match &reference {
+        Reference::Registry(name) => credentials.used(&name.registry),
+        _ => None,
+    };
+    Ok((resolved, login))
 }
 
 /// Makes an image present, in a store with room for it.

@@ -16,7 +16,7 @@ mod save;
 mod terminal;
 
 pub use follow::Streams;
-pub use image::{Pull, ensure, fetch, pinned};
+pub use image::{Pull, ensure, fetch, pinned, pinned_with_login};
 pub use save::save;
 
 use crate::{explain, images};

@@ -2623,6 +2623,8 @@ pub struct PullImageRequest {
     pub image: ::core::option::Option<ResolvedImage>,
     #[prost(string, repeated, tag = "2")]
     pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "380")]
+    pub login: ::core::option::Option<SealedLogin>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndAllocationRequest {
@@ -3523,9 +3525,17 @@ pub struct FetchForUser {
     #[prost(message, optional, tag = "2")]
     pub image: ::core::option::Option<ResolvedImage>,
 }
+/// The login with which the image of a question may be fetched from where it is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoginTold {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    #[prost(message, optional, tag = "2")]
+    pub login: ::core::option::Option<Login>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToPeers {
-    #[prost(oneof = "to_peers::Kind", tags = "380, 381, 1, 2, 3, 110, 112")]
+    #[prost(oneof = "to_peers::Kind", tags = "380, 381, 382, 1, 2, 3, 110, 112")]
     pub kind: ::core::option::Option<to_peers::Kind>,
 }
 /// Nested message and enum types in `ToPeers`.
@@ -3536,6 +3546,8 @@ pub mod to_peers {
         Name(super::NameTold),
         #[prost(message, tag = "381")]
         Fetch(super::FetchForUser),
+        #[prost(message, tag = "382")]
+        Login(super::LoginTold),
         #[prost(message, tag = "1")]
         Way(super::WayTold),
         #[prost(message, tag = "2")]

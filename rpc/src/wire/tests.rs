@@ -484,6 +484,7 @@ impl Arbitrary for ToPeers {
         let key = String::arbitrary(r);
         match r.below(9) {
             5 => ToPeers::Noted { ask: Arbitrary::arbitrary(r) },
+            8 => ToPeers::Login { ask: Arbitrary::arbitrary(r), login: Arbitrary::arbitrary(r) },
             7 => ToPeers::Fetch { user: Arbitrary::arbitrary(r), image: Arbitrary::arbitrary(r) },
             6 => ToPeers::Name {
                 ask: Arbitrary::arbitrary(r),

@@ -2,12 +2,14 @@
 
 use crate::config::CoreConfig;
 use crate::store::{Committed, PayloadKey, Write};
-use berth_model::ids::{JobId, NodeName, Term};
+use berth_model::ids::{JobId, NodeName, Term, Uid};
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::login::SealedLogin;
 use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, Request, Response};
 use berth_model::time::Time;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Names one outstanding request of a client; made by the server's shell, unique while it is unanswered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,6 +117,15 @@ impl AfterCommit {
     }
 }
 
+/// Where a sealed login is.
+#[derive(Clone, Debug)]
+pub enum LoginOf {
+    /// In the store, of the owner of the job that is started or whose image is fetched.
+    Stored(PayloadKey),
+    /// Here, of this user.
+    Kept(Uid, Arc<SealedLogin>),
+}
+
 /// Something for the shell to do. Doing it twice, or not at all before a crash, is harmless: it is derived
 /// again from the state.
 #[derive(Clone, Debug)]
@@ -135,9 +146,9 @@ pub enum Effect {
         /// For a `Start` or a `Prefetch` whose script and environment are in the store: fill them in before sending, with
         /// [`crate::fill_payload`].
         payload: Option<PayloadKey>,
-        /// For those for whose image a sealed login is in the store: open it before sending. It may be gone: the
+        /// For those for whose image there is a sealed login: open it before sending. It may be gone, or sealed to another key: the
         /// image is fetched without it then.
-        login: Option<PayloadKey>,
+        login: Option<LoginOf>,
     },
     /// Close every connection of a node's agent, also those on which it has not introduced itself yet.
     CutOff {

@@ -72,6 +72,8 @@ struct Ask {
     moved: Time,
     bytes: u64,
     failed: BTreeSet<NodeName>,
+    /// It was seen that it fetches: what goes with that is told once.
+    begun: bool,
 }
 
 /// Those who want one image.
@@ -213,7 +215,8 @@ impl Exchange {
             } else {
                 group.waiting.insert(asker.clone());
             }
-            Ask { run, state, since: now, heard: now, moved: now, bytes, failed: BTreeSet::new() }
+            let failed = BTreeSet::new();
+            Ask { run, state, since: now, heard: now, moved: now, bytes, failed, begun: false }
         });
         ask.heard = now;
         if ask.bytes != bytes {
@@ -240,6 +243,21 @@ impl Exchange {
             said.extend(self.way(&asker, &want));
         }
         said
+    }
+
+    /// What a question is about that is asked for no job.
+    pub(crate) fn without_job(&self, asker: &Asker) -> Option<&Want> {
+        let want = self.asks.get(asker)?;
+        self.groups.get(want)?.asks.get(asker).filter(|ask| ask.run == NO_RUN)?;
+        Some(want)
+    }
+
+    /// The same, where its node is to fetch the image from where it is, and that is asked for the first time.
+    pub(crate) fn begins_without_job(&mut self, asker: &Asker) -> Option<Want> {
+        let want = self.asks.get(asker)?;
+        let ask = self.groups.get_mut(want)?.asks.get_mut(asker)?;
+        let fetches = ask.run == NO_RUN && ask.state == State::Fetches;
+        (fetches && !std::mem::replace(&mut ask.begun, true)).then(|| want.clone())
     }
 
     /// How things are for a question.

@@ -28,7 +28,7 @@ mod tasks;
 
 pub use cluster::{Cluster, RestoreError, go_on_from};
 pub use config::{ConfigError, CoreConfig, FenceRules, NodeRules, PartitionRules};
-pub use event::{AfterCommit, Effect, Event, Outcome, RequestId};
+pub use event::{AfterCommit, Effect, Event, LoginOf, Outcome, RequestId};
 pub use job::{View, job_info};
 pub use pace::Pace;
 pub use parts::Parts;

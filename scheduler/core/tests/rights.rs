@@ -267,7 +267,7 @@ impl There {
                 },
                 None,
             ),
-            (Request::PullImage { image: Box::new(image), nodes: nodes() }, None),
+            (Request::PullImage { image: Box::new(image), nodes: nodes(), login: None }, None),
             (Request::EndAllocation { job, status }, Some(job)),
             (Request::ClientLost { job }, Some(job)),
             (create_token(2, false), None),

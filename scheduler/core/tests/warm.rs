@@ -6,6 +6,7 @@ mod common;
 use berth_model::exchange::{FromPeers, HeldImage, ImageWay, RemovedImage, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::link::{FromAgent, ToAgent};
+use berth_model::login::SealedLogin;
 use berth_model::pin::FilePin;
 use berth_model::request::{Request, Response};
 use berth_model::spec::{JobKind, JobSpec, ResolvedImage};
@@ -189,7 +190,7 @@ fn what_a_user_asked_of_nodes_these_may_want_of_each_other_and_nothing_else() {
         pin: None,
     };
     let nodes = ["n1", "n2", "n9"].map(NodeName::from).to_vec();
-    let pull = Request::PullImage { image: Box::new(image), nodes };
+    let pull = Request::PullImage { image: Box::new(image), nodes, login: None };
     assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
     assert_eq!(asks(&mut w, "n1", 2, 1000, DIGEST), way(2, ImageWay::Source));
     assert_eq!(asks(&mut w, "n2", 2, 1000, DIGEST), way(2, ImageWay::Wait));
@@ -268,7 +269,8 @@ fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
         pin: None,
     };
     let nodes = vec![NodeName::from("n1")];
-    let pull = Request::PullImage { image: Box::new(image.clone()), nodes };
+    let login = SealedLogin { registry: "r.io".into(), sealed: "sealed".into() };
+    let pull = Request::PullImage { image: Box::new(image.clone()), nodes, login: Some(login) };
     assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
     let asks = |w: &mut World, node: &str, user: u32| {
         let (user, digest, failed) = (Uid(user), DIGEST.to_string(), Vec::new());
@@ -277,6 +279,8 @@ fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
     let way = |way: ImageWay| ToPeers::Way { ask: 1, way, note: String::new() };
     let told = ToPeers::Fetch { user: Uid(1000), image };
     assert_eq!(asks(&mut w, "n1", 1000), [way(ImageWay::Wait), told]);
+    // Whoever asks the registry is shown the login, once.
+    assert_eq!(asks(&mut w, "n3", 1000), [ToPeers::Login { ask: 1, login: None }, way(ImageWay::Source)]);
     assert_eq!(asks(&mut w, "n3", 1000), [way(ImageWay::Source)]);
     let given = says(&mut w, "n3", FromPeers::Done { ask: 1, there: true, why: String::new() });
     let [ToPeers::Serve { key, user, .. }, ToPeers::Way { way: ImageWay::Peer { node, .. }, .. }] =
@@ -285,6 +289,10 @@ fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
         panic!("{given:?}")
     };
     assert_eq!((key.as_str(), *user, node.0.as_str()), ("key of n1", Uid(1000), "n3"));
+    // It is over for the node, and with it the login: who asks again has none.
+    says(&mut w, "n1", FromPeers::Done { ask: 1, there: false, why: "no disk".into() });
+    says(&mut w, "n3", FromPeers::Holds { all: true, images: Vec::new(), gone: Vec::new() });
+    assert_eq!(asks(&mut w, "n3", 1000), [way(ImageWay::Source)]);
     // Nobody asked it of another node, nor for another user: these are sent nowhere else.
     assert_eq!(asks(&mut w, "n2", 1000), [way(ImageWay::Source)]);
     assert_eq!(asks(&mut w, "n1", 1001), [way(ImageWay::Source)]);

@@ -4,11 +4,11 @@
 use crate::driver::{Input, Outgoing};
 use crate::logins::Logins;
 use crate::relay::Relay;
-use berth_model::exchange::FromPeers;
+use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::link::{FromAgent, Start, ToAgent};
 use berth_model::request::Payload;
 use berth_rpc::AgentConnection;
-use berth_sched_core::{PayloadKey, fill_payload};
+use berth_sched_core::{LoginOf, PayloadKey, fill_payload};
 use berth_store::Reader;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -116,12 +116,20 @@ async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent
                 }
             }
         }
-        if let (ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start), Some(key)) =
-            (&mut message, login)
-            && let Err(e) = filling.login(start, key).await
-        {
-            tracing::error!("{}: {e}", start.launch.key);
-            return;
+        match (&mut message, login) {
+            (
+                ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start),
+                Some(LoginOf::Stored(key)),
+            ) => {
+                if let Err(e) = filling.login(start, key).await {
+                    tracing::error!("{}: {e}", start.launch.key);
+                    return;
+                }
+            }
+            (ToAgent::Peers(ToPeers::Login { login, .. }), Some(LoginOf::Kept(of, sealed))) => {
+                *login = filling.logins.unseal(of, &sealed);
+            }
+            _ => {}
         }
         if wire.send(message).await.is_err() {
             return;

@@ -11,8 +11,8 @@ use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::{JobId, NodeName, Session, Span, Term, Time};
 use berth_sched_core::{
-    AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, PayloadKey, Phase, RequestId,
-    Stored, Write, commit,
+    AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, LoginOf, PayloadKey, Phase,
+    RequestId, Stored, Write, commit,
 };
 use berth_store::{Room, SqliteStore, StoreError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -68,7 +68,7 @@ pub(crate) type Answer = Result<Response, Refusal>;
 pub(crate) struct Outgoing {
     pub(crate) message: ToAgent,
     pub(crate) payload: Option<PayloadKey>,
-    pub(crate) login: Option<PayloadKey>,
+    pub(crate) login: Option<LoginOf>,
 }
 
 /// Several events' outcomes on their way to one commit.

@@ -73,6 +73,9 @@ impl Logins {
             Request::CreateHetStep { parts } => parts
                 .iter()
                 .try_for_each(|(_, spec)| self.check_one(uid, spec.login.as_ref(), spec.container.as_ref())),
+            Request::PullImage { image, login, .. } => {
+                self.check_for(uid, login.as_ref(), registry_of(image))
+            }
             _ => Ok(()),
         }
     }
@@ -83,11 +86,19 @@ impl Logins {
         login: Option<&SealedLogin>,
         container: Option<&ContainerSpec>,
     ) -> Result<(), Refusal> {
+        // A name that nodes are to look up: who uses the login shows it to the registry for which it was sealed, and to no other.
+        let of = match container.map(|container| &container.image) {
+            Some(ImageRef { resolved: None, .. }) => login.map(|login| login.registry.as_str()),
+            Some(ImageRef { resolved: Some(image), .. }) => registry_of(image),
+            None => None,
+        };
+        self.check_for(uid, login, of)
+    }
+
+    fn check_for(&self, uid: Uid, login: Option<&SealedLogin>, of: Option<&str>) -> Result<(), Refusal> {
         let Some(login) = login else { return Ok(()) };
         let registry = &login.registry;
-        // A name that nodes are to look up: who uses the login shows it to the registry for which it was sealed, and to no other.
-        let is_name = container.is_some_and(|c| c.image.resolved.is_none());
-        if !is_name && container.and_then(|c| registry_of(&c.image)) != Some(registry.as_str()) {
+        if of != Some(registry.as_str()) {
             let why = format!(
                 "the login that came with it is for registry {registry:?}, from which the image is not"
             );
@@ -111,8 +122,8 @@ impl Logins {
 
 /// `host:port` of `docker://host:port/repository`, of `docker://host#repository` where the host does not look like one, and of
 /// `docker://user@host:port#repository`, which names another login of the registry.
-fn registry_of(image: &ImageRef) -> Option<&str> {
-    let Some(ResolvedImage::Manifest { source, .. }) = &image.resolved else { return None };
+fn registry_of(image: &ResolvedImage) -> Option<&str> {
+    let ResolvedImage::Manifest { source, .. } = image else { return None };
     let (registry, _) = source.strip_prefix("docker://")?.split_once(['/', '#'])?;
     Some(registry.rsplit_once('@').map_or(registry, |(_, host)| host))
 }

@@ -11,8 +11,8 @@ use berth_model::ids::{NodeName, Session, Term};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::time::{Span, Time};
 use berth_sched_core::{
-    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, Outcome, Pace, StepRow, Write, commit,
-    fill_payload,
+    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, LoginOf, Outcome, Pace, StepRow, Write,
+    commit, fill_payload,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -320,7 +320,9 @@ impl World {
                         }
                     }
                 }
-                if login.is_some_and(|key| self.store.payload(key).is_ok()) {
+                if let Some(LoginOf::Stored(key)) = login
+                    && self.store.payload(key).is_ok()
+                {
                     self.count("starts with a login");
                 }
                 if !self.controller.open.contains(&connection) {

@@ -7,10 +7,12 @@ use berth_agent::{ImagesAnswer, ListedImage};
 use berth_client::agent::{self, ImagesQuery, WholeQuery};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::site::Site;
-use berth_client::{block_on, out};
+use berth_client::{ImageResolver, block_on, out};
 use berth_images::{Digest, GrantedImage, find_granted};
+use berth_model::login::{Login, SealedLogin};
 use berth_model::spec::ImageRef;
 use berth_model::{NodeName, Uid};
+use berth_rpc::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -50,6 +52,8 @@ pub enum Task<'a> {
     Pull {
         /// What it means.
         image: &'a ImageRef,
+        /// The login that its registry wanted: it is sent along, sealed.
+        login: Option<&'a Login>,
         /// Tell its digest alone.
         quiet: bool,
     },
@@ -100,9 +104,16 @@ pub fn run(nodes: &Nodes, task: Task<'_>, json: bool, state: Option<&Path>) -> O
         Task::Prune { .. } => images::needed_by_jobs(&site, &[Uid(me)])?,
         _ => Vec::new(),
     };
-    if let Task::Pull { image: ImageRef { resolved: Some(image), .. }, .. } = task {
+    if let Task::Pull { image: ImageRef { resolved: Some(image), .. }, login, .. } = task {
         // A controller that does not know of this has each node fetch by itself, which gives the same.
-        let told = block_on(async { Ok(site.connect().await?.pull_image(image, &names).await?) });
+        let told = block_on(async {
+            let client = site.connect().await?;
+            let login = match login {
+                Some(login) => sealed(&client, login).await?,
+                None => None,
+            };
+            Ok(client.pull_image(image, &names, login.as_ref()).await?)
+        });
         if let Err(why) = told {
             out::complain(&format!("berth: note: each node fetches the image by itself: {why}"));
         }
@@ -132,6 +143,15 @@ pub fn run(nodes: &Nodes, task: Task<'_>, json: bool, state: Option<&Path>) -> O
         out::print(&asker.text(answered))?;
     }
     Ok(failed)
+}
+
+/// The login, sealed to the cluster; nothing where its controller is of a version that takes none.
+async fn sealed(client: &Client, login: &Login) -> Result<Option<SealedLogin>, Failure> {
+    let key = client.status().await?.login_key;
+    if key.is_empty() {
+        return Ok(None);
+    }
+    images::Resolver.seal(&key, login).map(Some).map_err(Failure::user)
 }
 
 /// The nodes that are meant, in the order of the cluster's.

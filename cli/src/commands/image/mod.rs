@@ -170,11 +170,12 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
         Args::Export(args) => transfer::export(&args, &images::store(state)?, state),
         Args::Push(args) => transfer::push(&args, &images::store(state)?, state),
         Args::Pull { image, insecure, quiet, nodes, json, .. } if nodes.cluster => {
-            let image = pull::wanted(&image, insecure, state)?;
-            cluster::run(&nodes, Task::Pull { image: &image, quiet }, json, state)
+            let (image, login) = pull::wanted(&image, insecure, state)?;
+            cluster::run(&nodes, Task::Pull { image: &image, login: login.as_ref(), quiet }, json, state)
         }
         Args::Pull { image, insecure, quiet, which, json, .. } if which.is_node() => {
-            pull::here(&pull::wanted(&image, insecure, state)?, quiet, json, state)
+            let (image, _) = pull::wanted(&image, insecure, state)?;
+            pull::here(&image, quiet, json, state)
         }
         Args::Pull { image, insecure, quiet, json, .. } => pull::own(&image, insecure, quiet, json, state),
     }

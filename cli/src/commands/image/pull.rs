@@ -9,6 +9,7 @@ use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use berth_client::site::Site;
 use berth_images::{Error, Progress, ProgressEvent, Reference, Resolved};
+use berth_model::login::Login;
 use berth_model::spec::{ImageRef, ResolvedImage};
 use serde::Serialize;
 use std::path::Path;
@@ -53,13 +54,17 @@ impl Count {
     }
 }
 
-/// What is to be fetched, as it is called here and now.
-pub fn wanted(image: &str, insecure: bool, state: Option<&Path>) -> Result<ImageRef, Failure> {
+/// What is to be fetched, as it is called here and now, and the login with which its registry was asked, where it wanted one.
+pub fn wanted(
+    image: &str,
+    insecure: bool,
+    state: Option<&Path>,
+) -> Result<(ImageRef, Option<Login>), Failure> {
     images::admitted_to_nodes(image, state)?;
-    match local::pinned(image, insecure, state)? {
-        resolved @ Resolved::Manifest(_) => {
+    match local::pinned_with_login(image, insecure, state)? {
+        (resolved @ Resolved::Manifest(_), login) => {
             let resolved = Some(berth_agent::resolved_image(resolved));
-            Ok(ImageRef { typed: image.to_string(), resolved })
+            Ok((ImageRef { typed: image.to_string(), resolved }, login))
         }
         _ => Err(used_in_place(image)),
     }

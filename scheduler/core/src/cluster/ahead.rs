@@ -3,7 +3,7 @@
 use super::Cluster;
 use super::timers::Timer;
 use crate::config::PartitionRules;
-use crate::event::Effect;
+use crate::event::{Effect, LoginOf};
 use crate::job::Job;
 use crate::launch;
 use crate::node::Node;
@@ -191,7 +191,7 @@ impl Cluster {
             connection: link.connection,
             message: ToAgent::Prefetch(Box::new(start)),
             payload: Some(payload),
-            login,
+            login: login.map(LoginOf::Stored),
         });
         true
     }

@@ -3,7 +3,8 @@
 
 use super::Cluster;
 use super::images::may_be_kept;
-use crate::event::Effect;
+use super::timers::Timer;
+use crate::event::{Effect, LoginOf};
 use crate::exchange::{NO_RUN, Want};
 use crate::job::Job;
 use crate::launch;
@@ -13,6 +14,7 @@ use berth_model::exchange::{FromPeers, ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::launch::Program;
 use berth_model::link::{Start, ToAgent};
+use berth_model::login::SealedLogin;
 use berth_model::pin::travels;
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
 use berth_model::spec::{ContainerSpec, ResolvedImage};
@@ -49,6 +51,8 @@ type Which = (Uid, Arc<str>, NodeName);
 struct Wanted {
     image: Arc<ResolvedImage>,
     until: Time,
+    /// The login that came with it, until the node has the image or has said why not.
+    login: Option<Arc<SealedLogin>>,
 }
 
 impl Asked {
@@ -58,12 +62,30 @@ impl Asked {
         (now < wanted.until).then(|| wanted.want(user)).flatten()
     }
 
-    /// What a user asked of any node, by its digest.
-    fn of(&self, user: Uid, digest: &str, now: Time) -> Option<&Wanted> {
+    /// What a user asked of nodes, by its digest.
+    fn all<'a>(&'a self, user: Uid, digest: &'a str, now: Time) -> impl Iterator<Item = &'a Wanted> {
         let first: Which = (user, digest.into(), NodeName(String::new()));
-        let all =
-            self.wanted.range(first..).take_while(|((of, what, _), _)| *of == user && **what == *digest);
-        all.map(|(_, wanted)| wanted).find(|wanted| now < wanted.until)
+        let of_it = move |((of, what, _), _): &(&Which, &Wanted)| *of == user && **what == *digest;
+        let all = self.wanted.range(first..).take_while(of_it).map(|(_, wanted)| wanted);
+        all.filter(move |wanted| now < wanted.until)
+    }
+
+    /// The login that came with what nodes wait for still.
+    fn login(&self, want: &Want, now: Time) -> Option<Arc<SealedLogin>> {
+        self.all(want.user, &want.digest, now).find_map(|wanted| wanted.login.clone())
+    }
+
+    /// A node has it, or has said why not: it needs no login any more.
+    fn ended(&mut self, node: &NodeName, want: &Want) {
+        let which: Which = (want.user, want.digest.as_str().into(), node.clone());
+        if let Some(wanted) = self.wanted.get_mut(&which) {
+            wanted.login = None;
+        }
+    }
+
+    /// Forgets what does not count any more.
+    pub(super) fn expire(&mut self, now: Time) {
+        self.wanted.retain(|_, wanted| now < wanted.until);
     }
 }
 
@@ -81,6 +103,7 @@ impl Cluster {
         actor: &Actor,
         image: &ResolvedImage,
         nodes: Vec<NodeName>,
+        login: Option<SealedLogin>,
     ) -> Result<Response, Refusal> {
         let now = self.clock;
         let ResolvedImage::Manifest { source, digest, pin, .. } = image else { return Ok(Response::Done) };
@@ -91,19 +114,21 @@ impl Cluster {
             return Err(Refusal::new(RefusalCode::Invalid, "the image's name or digest is too long"));
         }
         let (until, uid) = (now + ASKED, actor.identity.uid);
+        self.asked.expire(now);
         let all = &mut self.asked.wanted;
-        all.retain(|_, wanted| now < wanted.until);
         let mut own = all.keys().filter(|(of, ..)| *of == uid).count();
         // They are the same for all nodes, and kept once.
         let (digest, image): (Arc<str>, _) = (digest.as_str().into(), Arc::new(image.clone()));
+        let login = login.map(Arc::new);
         for node in nodes.into_iter().filter(|node| self.nodes.contains_key(node)) {
             if all.len() >= MOST_ASKED || own >= MOST_ASKED_OF_ONE {
                 // Whoever comes now fetches by themselves.
                 break;
             }
-            let wanted = Wanted { image: Arc::clone(&image), until };
+            let wanted = Wanted { image: Arc::clone(&image), until, login: login.clone() };
             own += usize::from(all.insert((uid, digest.clone(), node), wanted).is_none());
         }
+        self.timers.insert((until, Timer::Asked));
         Ok(Response::Done)
     }
 
@@ -164,7 +189,11 @@ impl Cluster {
             FromPeers::Done { ask, there, why } => {
                 let why: String = why.chars().take(MOST_WHY).collect();
                 let result = if there { Ok(()) } else { Err(why) };
-                self.exchange.over(&(node.clone(), ask), result, now)
+                let asker = (node.clone(), ask);
+                if let Some(want) = self.exchange.without_job(&asker) {
+                    self.asked.ended(node, want);
+                }
+                self.exchange.over(&asker, result, now)
             }
         };
         self.tell_peers(told);
@@ -172,11 +201,29 @@ impl Cluster {
 
     pub(super) fn tell_peers(&mut self, told: Vec<(NodeName, ToPeers)>) {
         for (to, said) in told {
+            if let ToPeers::Way { ask, way: ImageWay::Source, .. } = &said {
+                self.send_login(&to, *ask);
+            }
             self.send(&to, ToAgent::Peers(said));
         }
         for (gateway, run, want) in self.exchange.take_fetches() {
             self.send_fetch(&gateway, run, &want);
         }
+    }
+
+    /// The login that came with what a user asked for goes to whoever is to fetch it from where it is, once.
+    fn send_login(&mut self, node: &NodeName, ask: u64) {
+        let Some(link) = self.nodes.get(node).filter(|n| n.answers_as_gateway()).and_then(|n| n.link) else {
+            return;
+        };
+        let Some(want) = self.exchange.begins_without_job(&(node.clone(), ask)) else { return };
+        let Some(login) = self.asked.login(&want, self.clock) else { return };
+        self.out.effects.push(Effect::Send {
+            connection: link.connection,
+            message: ToAgent::Peers(ToPeers::Login { ask, login: None }),
+            payload: None,
+            login: Some(LoginOf::Kept(want.user, login)),
+        });
     }
 
     /// Tells a gateway to fetch the image that a run has, as the run's user and with the login that came with it. Who is not told, or cannot,
@@ -211,7 +258,7 @@ impl Cluster {
         if !self.nodes.get(gateway).is_some_and(|n| n.answers_as_gateway()) {
             return;
         }
-        let wanted = self.asked.of(want.user, &want.digest, self.clock);
+        let wanted = self.asked.all(want.user, &want.digest, self.clock).next();
         let Some(image) = wanted.map(|wanted| (*wanted.image).clone()) else { return };
         self.send(gateway, ToAgent::Peers(ToPeers::Fetch { user: want.user, image }));
     }
@@ -220,7 +267,7 @@ impl Cluster {
     fn user_wants(&self, node: &NodeName, user: Uid, digest: &str) -> Option<Want> {
         let now = self.clock;
         self.asked.want(node, user, digest, now).or_else(|| {
-            let want = self.asked.of(user, digest, now)?.want(user)?;
+            let want = self.asked.all(user, digest, now).next()?.want(user)?;
             self.exchange.is_sent(node, &want).then_some(want)
         })
     }
@@ -247,7 +294,7 @@ impl Cluster {
             connection: link.connection,
             message: ToAgent::Fetch(Box::new(start)),
             payload: Some(payload),
-            login,
+            login: login.map(LoginOf::Stored),
         });
     }
 

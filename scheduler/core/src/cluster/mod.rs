@@ -38,7 +38,7 @@ mod timers;
 mod trail;
 
 use crate::config::CoreConfig;
-use crate::event::{AfterCommit, Effect, Event, Outcome, RequestId};
+use crate::event::{AfterCommit, Effect, Event, LoginOf, Outcome, RequestId};
 use crate::exchange::Exchange;
 use crate::job::Job;
 use crate::launch;
@@ -280,7 +280,7 @@ impl Cluster {
             Request::RebootNodes { nodes, asap, next, reason } => {
                 self.reboot_nodes(&actor, nodes, asap, next, reason)
             }
-            Request::PullImage { image, nodes } => self.pull_image(&actor, &image, nodes),
+            Request::PullImage { image, nodes, login } => self.pull_image(&actor, &image, nodes, login),
             Request::EndAllocation { job, status } => self.end_allocation(&actor, job, Some(status)),
             Request::ClientLost { job } => self.end_allocation(&actor, job, None),
             Request::CreateToken { id, hash, role, ttl, uses, approval, administrators } => {
@@ -379,7 +379,7 @@ impl Cluster {
             connection: link.connection,
             message: ToAgent::Start(Box::new(start)),
             payload,
-            login,
+            login: login.map(LoginOf::Stored),
         });
     }
 

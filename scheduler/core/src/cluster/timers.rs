@@ -46,6 +46,8 @@ pub(super) enum Timer {
     Token,
     /// Keys that nodes told are nobody's by now.
     Strange,
+    /// What users asked nodes to have does not count any more.
+    Asked,
     /// A node that was rebooted should be back.
     Reboot(NodeName),
     /// What a node had that was given up while it was connected should be gone.
@@ -75,6 +77,7 @@ impl Cluster {
                 Timer::Ahead => self.looking.due = true,
                 Timer::Token => self.drop_expired_tokens(),
                 Timer::Strange => self.end_strange(),
+                Timer::Asked => self.asked.expire(self.clock),
                 Timer::Reboot(node) => self.check_reboot(&node),
                 Timer::GivenUp(node) => self.check_given_up(&node),
             }
