@@ -482,7 +482,7 @@ impl Arbitrary for FromPeers {
 impl Arbitrary for ToPeers {
     fn arbitrary(r: &mut Source) -> Self {
         let key = String::arbitrary(r);
-        match r.below(9) {
+        match r.below(10) {
             5 => ToPeers::Noted { ask: Arbitrary::arbitrary(r) },
             8 => ToPeers::Login { ask: Arbitrary::arbitrary(r), login: Arbitrary::arbitrary(r) },
             7 => ToPeers::Fetch { user: Arbitrary::arbitrary(r), image: Arbitrary::arbitrary(r) },
