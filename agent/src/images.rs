@@ -556,7 +556,9 @@ impl Images {
         // Only when it is known where it comes from: who waits for another node's fetch keeps no place from it.
         let bring = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
             let _place = self.import_place(pull, Some(&manifest.digest), &|| telling(waits(), turn))?;
-            peers.map_or(Ok(()), &look)?;
+            if let Some(peers) = peers {
+                look(peers)?;
+            }
             // Whoever waited for another step of the same user finds it.
             let peers = if is_there()? { None } else { peers };
             bring_now(peers, turn)

@@ -13,7 +13,7 @@ use berth_model::launch::StepLaunch;
 use berth_model::login::Login;
 use berth_model::spec::ResolvedImage;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether gateways ask registries for this node.
 pub fn has_gateways(config: &ImagesConfig, node: &NodeName) -> bool {
@@ -40,6 +40,7 @@ impl Images {
                     let insecure = self.registries().insecure.contains(&name.registry);
                     return believed(typed, name, insecure, image, &by);
                 }
+                Err(said) if stop.load(Ordering::Relaxed) => return Err(format!("{typed}: {said}")),
                 Err(said) => note = said,
             }
         }

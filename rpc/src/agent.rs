@@ -70,7 +70,9 @@ impl AgentReceiver {
         Box::pin(async {
             loop {
                 match message::<pb::ToAgent>(&mut self.stream).await? {
-                    Some(pb::ToAgent { kind: None }) => {}
+                    Some(pb::ToAgent {
+                        kind: None | Some(pb::to_agent::Kind::Peers(pb::ToPeers { kind: None })),
+                    }) => {}
                     wire => return Ok(wire.map(ToAgent::get).transpose()?),
                 }
             }

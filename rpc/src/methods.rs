@@ -422,10 +422,19 @@ impl Stream for Ticks {
     }
 }
 
+/// Whether it is a word about images that this version does not know: a newer agent may have more to say of them.
+fn is_unknown(message: &pb::FromAgent) -> bool {
+    let Some(pb::from_agent::Kind::Peers(peers)) = &message.kind else { return false };
+    peers.said.as_ref().is_some_and(|said| said.kind.is_none())
+}
+
 /// Converts what an agent says until its link ends or makes no sense.
 async fn forward(mut wire: tonic::Streaming<Bytes>, to: mpsc::Sender<FromAgent>) {
     while let Ok(Some(message)) = wire.message().await {
         let Ok(message) = pb::FromAgent::decode(message) else { return };
+        if is_unknown(&message) {
+            continue;
+        }
         let Ok(message) = FromAgent::get(message) else { return };
         if to.send(message).await.is_err() {
             return;

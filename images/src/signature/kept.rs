@@ -165,7 +165,7 @@ mod tests {
     fn what_is_kept_is_bounded() {
         let digest = |n: usize| Digest::of(Algorithm::Sha256, &n.to_le_bytes());
         let mut large = Kept::default();
-        (0..4).for_each(|n| large.put(BlobKind::Signatures, &digest(n), &vec![0; 3 << 20]));
+        (0..5).for_each(|n| large.put(BlobKind::Signatures, &digest(n), &vec![0; 3 << 20]));
         assert!(!large.fits());
         let mut small = Kept::default();
         small.put(BlobKind::Signatures, &digest(9), b"x");

@@ -168,14 +168,8 @@ mod tests {
     fn registries_of_images() {
         let of = |source: &str| {
             let (source, digest) = (source.to_string(), String::new());
-            let resolved = Some(ResolvedImage::Manifest {
-                source,
-                digest,
-                insecure: false,
-                indexes: Vec::new(),
-                pin: None,
-            });
-            let image = ImageRef { typed: String::new(), resolved };
+            let image =
+                ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new(), pin: None };
             registry_of(&image).map(str::to_string)
         };
         assert_eq!(of("docker://r.io:5/team/app").as_deref(), Some("r.io:5"));
