@@ -159,7 +159,7 @@ cd /var/lib/berth/images || exit 1
 of() { grep -ho "\"$1\": *\"[^\"]*\"" images/*.json | grep -o "sha256:[0-9a-f]*" | sort -u; }
 layers=$(ls layers | sed "s/-/:/" | sort)
 find tmp -mindepth 1
-find images -mindepth 1 ! -name "sha256-*.json" ! -name "sha256-*.grant-*" ! -name "sha256-*.signatures"
+find images -mindepth 1 ! -name "sha256-*.json" ! -name "sha256-*.grant-*" ! -name "sha256-*.signatures" ! -name "sha256-*.evidence"
 find locks -name "fetch-*" -o -name "layer-*"
 find layers -mindepth 1 -maxdepth 1 ! -exec test -e {}/synced ";" -print
 comm -3 <(echo "$layers") <(of diff_id) | sed "s/^/layer /"

@@ -77,12 +77,18 @@ impl PeerSource {
 impl PeerSource {
     /// What the node that gives the image has of its signatures. One that has nothing gives the image all the same.
     fn evidence(&self, digest: &Digest, path: &str) -> Result<Box<dyn Read + Send>> {
-        let peer = self.inner.peer()?;
-        let bytes = self.inner.small(&peer, path).map_err(|e| {
-            let reason = format!("{} does not say what it is signed by: {e}", peer.node);
-            Error::new(ErrorKind::NotFound, digest.to_string(), reason)
-        })?;
-        Ok(Box::new(Cursor::new(bytes)))
+        loop {
+            let peer = self.inner.peer()?;
+            match self.inner.small(&peer, path) {
+                Ok(bytes) => return Ok(Box::new(Cursor::new(bytes))),
+                // What it says itself, and not its connection.
+                Err(e) if e.kind() == io::ErrorKind::Other => {
+                    let reason = format!("{} does not say what it is signed by: {e}", peer.node);
+                    return Err(Error::new(ErrorKind::NotFound, digest.to_string(), reason));
+                }
+                Err(e) => self.inner.fail(&peer, &e.to_string()),
+            }
+        }
     }
 }
 
