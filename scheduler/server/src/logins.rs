@@ -179,4 +179,27 @@ mod tests {
         assert_eq!(of("docker://bob@build#app").as_deref(), Some("build"));
         assert_eq!((of("oci:/r.io/app"), of("docker://r.io")), (None, None));
     }
+
+    #[test]
+    fn a_login_goes_with_images_of_its_registry_and_with_names_that_are_looked_up_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let logins = Logins::open(&dir.path().join("login.key")).unwrap();
+        let sealed = berth_seal::seal(&logins.public(), 7, "r.io", b"secret").unwrap();
+        let login = SealedLogin { registry: "r.io".into(), sealed: sealed.into() };
+        let pull = |source: &str| {
+            let (source, digest) = (source.to_string(), String::new());
+            let image =
+                ResolvedImage::Manifest { source, digest, insecure: false, indexes: Vec::new(), pin: None };
+            let login = Some(login.clone());
+            Request::PullImage { image: Box::new(image), nodes: Vec::new(), login }
+        };
+        logins.check(Uid(7), &pull("docker://r.io/x")).unwrap();
+        let elsewhere = logins.check(Uid(7), &pull("docker://evil.io/x")).unwrap_err();
+        let anothers = logins.check(Uid(8), &pull("docker://r.io/x")).unwrap_err();
+        assert_eq!((elsewhere.code, anothers.code), (RefusalCode::Invalid, RefusalCode::Denied));
+        let named = ContainerSpec::of(ImageRef { typed: "r.io/x".into(), resolved: None });
+        logins.check_one(Uid(7), Some(&login), Some(&named)).unwrap();
+        logins.check_one(Uid(8), Some(&login), Some(&named)).unwrap_err();
+        logins.check_one(Uid(7), Some(&login), None).unwrap_err();
+    }
 }
