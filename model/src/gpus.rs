@@ -11,6 +11,7 @@ pub const MPS_PIPES: &str = "/tmp/nvidia-mps";
 const MOST_OF_MPS: usize = 107 - "/control_privileged".len();
 /// Most minutes of a policy: a month.
 const MOST_MINUTES: u32 = 31 * 24 * 60;
+const MOST_MORE_SECONDS: u32 = MOST_MINUTES * 60;
 
 /// `[gpus]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,10 +21,14 @@ pub struct GpusConfig {
     pub sample_seconds: u32,
     /// Per cent of utilisation below which a GPU is idle.
     pub idle_percent: u32,
-    /// Minutes for which all GPUs of a job must be idle until its user is warned; 0 warns nobody.
+    /// Minutes for which all GPUs of a job must be idle until its user is warned; 0, without seconds either, warns nobody.
     pub idle_warn_minutes: u32,
-    /// Minutes after that warning until the job is ended, if its GPUs are idle all the time; 0 ends none.
+    /// Seconds more.
+    pub idle_warn_seconds: u32,
+    /// Minutes after that warning until the job is ended, if its GPUs are idle all the time; 0, without seconds either, ends none.
     pub idle_release_minutes: u32,
+    /// Seconds more.
+    pub idle_release_seconds: u32,
     /// Control groups that are not the agent's, such as `user.slice`: in these no device opens that jobs are given.
     pub kept_from: Vec<String>,
     /// Directory of the pipes of MPS's control daemon on the nodes; [`MPS_PIPES`] where it is not given.
@@ -37,7 +42,9 @@ impl Default for GpusConfig {
             sample_seconds: 10,
             idle_percent: 5,
             idle_warn_minutes: 0,
+            idle_warn_seconds: 0,
             idle_release_minutes: 0,
+            idle_release_seconds: 0,
             kept_from: Vec::new(),
             mps_pipe_directory: None,
         }
@@ -56,6 +63,18 @@ impl GpusConfig {
         }
     }
 
+    /// Seconds for which all GPUs of a job must be idle until its user is warned; 0 warns nobody.
+    #[must_use]
+    pub fn idle_warn(&self) -> u64 {
+        u64::from(self.idle_warn_minutes) * 60 + u64::from(self.idle_warn_seconds)
+    }
+
+    /// Seconds from that warning to the job's end; 0 ends none.
+    #[must_use]
+    pub fn idle_release(&self) -> u64 {
+        u64::from(self.idle_release_minutes) * 60 + u64::from(self.idle_release_seconds)
+    }
+
     /// Directory of the pipes of MPS's control daemon.
     pub fn mps_pipes(&self) -> &str {
         self.mps_pipe_directory.as_deref().unwrap_or(MPS_PIPES)
@@ -69,12 +88,14 @@ impl GpusConfig {
         if self.idle_percent == 0 || self.idle_percent > 100 {
             wrong("gpus.idle_percent".into(), "write per cent, 1 to 100".into());
         }
-        for (key, minutes) in [
-            ("idle_warn_minutes", self.idle_warn_minutes),
-            ("idle_release_minutes", self.idle_release_minutes),
+        for (key, value, unit, most) in [
+            ("idle_warn_minutes", self.idle_warn_minutes, "minutes", MOST_MINUTES),
+            ("idle_warn_seconds", self.idle_warn_seconds, "seconds", MOST_MORE_SECONDS),
+            ("idle_release_minutes", self.idle_release_minutes, "minutes", MOST_MINUTES),
+            ("idle_release_seconds", self.idle_release_seconds, "seconds", MOST_MORE_SECONDS),
         ] {
-            if minutes > MOST_MINUTES {
-                wrong(format!("gpus.{key}"), format!("write minutes, {MOST_MINUTES} at most; 0 is off"));
+            if value > most {
+                wrong(format!("gpus.{key}"), format!("write {unit}, {most} at most; 0 is off"));
             }
         }
         let is_part = |part: &str| !matches!(part, "" | "." | "..");
@@ -102,13 +123,16 @@ impl GpusConfig {
             );
             wrong("gpus.mps_pipe_directory".into(), why);
         }
-        if self.idle_release_minutes > 0 && self.idle_warn_minutes == 0 {
+        let key = |name: &str, minutes: u32| {
+            format!("gpus.idle_{name}_{}", if minutes > 0 { "minutes" } else { "seconds" })
+        };
+        if self.idle_release() > 0 && self.idle_warn() == 0 {
             let why = "nobody is ended without a warning: write idle_warn_minutes as well";
-            wrong("gpus.idle_release_minutes".into(), why.into());
+            wrong(key("release", self.idle_release_minutes), why.into());
         }
-        if self.idle_warn_minutes > 0 && self.sample_seconds == 0 {
+        if self.idle_warn() > 0 && self.sample_seconds == 0 {
             let why = "nobody looks at GPUs: write sample_seconds above 0 as well";
-            wrong("gpus.idle_warn_minutes".into(), why.into());
+            wrong(key("warn", self.idle_warn_minutes), why.into());
         }
     }
 }
@@ -129,6 +153,15 @@ mod tests {
         assert_eq!(keys(GpusConfig { idle_percent: 0, ..plain() }), ["gpus.idle_percent"]);
         assert_eq!(keys(GpusConfig { sample_seconds: 3601, ..plain() }), ["gpus.sample_seconds"]);
         assert_eq!(keys(GpusConfig { idle_release_minutes: 5, ..plain() }), ["gpus.idle_release_minutes"]);
+        assert_eq!(keys(GpusConfig { idle_release_seconds: 5, ..plain() }), ["gpus.idle_release_seconds"]);
+        let month = GpusConfig { idle_warn_seconds: 31 * 24 * 3600, idle_release_seconds: 5, ..plain() };
+        assert_eq!(keys(month.clone()), Vec::<String>::new());
+        let more = GpusConfig { idle_warn_seconds: month.idle_warn_seconds + 1, ..month };
+        assert_eq!(keys(more), ["gpus.idle_warn_seconds"]);
+        let both = GpusConfig { idle_warn_minutes: 2, idle_warn_seconds: 30, ..plain() };
+        assert_eq!((both.idle_warn(), both.idle_release(), keys(both.clone())), (150, 0, vec![]));
+        let blind = GpusConfig { sample_seconds: 0, idle_warn_seconds: 1, ..plain() };
+        assert_eq!(keys(blind), ["gpus.idle_warn_seconds"]);
         let blind = GpusConfig { sample_seconds: 0, idle_warn_minutes: 1, ..plain() };
         assert_eq!(keys(blind.clone()), ["gpus.idle_warn_minutes"]);
         assert_eq!(blind.for_agents(), GpusConfig { sample_seconds: 0, ..plain() });

@@ -1,6 +1,7 @@
 //! GPUs of a node from detection to the container: a library that stands in for NVIDIA's, recorded files, and real character devices
 //! made by the test.
 
+mod idle;
 mod imex;
 mod mps;
 mod parts;

@@ -1534,6 +1534,10 @@ pub struct GpusConfig {
     pub kept_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "270")]
     pub mps_pipe_directory: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "271")]
+    pub idle_warn_seconds: u32,
+    #[prost(uint32, tag = "272")]
+    pub idle_release_seconds: u32,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

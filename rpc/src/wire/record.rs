@@ -59,7 +59,8 @@ structs! {
     }
     LogsConfig { max_size, keep }
     GpusConfig {
-        sample_seconds, idle_percent, idle_warn_minutes, idle_release_minutes, kept_from, mps_pipe_directory,
+        sample_seconds, idle_percent, idle_warn_minutes, idle_warn_seconds, idle_release_minutes, idle_release_seconds, kept_from,
+        mps_pipe_directory,
     }
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }

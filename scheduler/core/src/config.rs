@@ -135,9 +135,9 @@ pub struct DeviceRule {
 }
 
 fn idle_rules(gpus: &GpusConfig) -> Option<IdleRules> {
-    let minutes = |n: u32| Some(Span::from_secs(i64::from(n) * 60)).filter(|span| span.0 > 0);
-    let warn = minutes(gpus.idle_warn_minutes)?;
-    Some(IdleRules { percent: gpus.idle_percent, warn, release: minutes(gpus.idle_release_minutes) })
+    let span = |seconds: u64| i64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Span::from_secs);
+    let warn = span(gpus.idle_warn())?;
+    Some(IdleRules { percent: gpus.idle_percent, warn, release: span(gpus.idle_release()) })
 }
 
 fn fence_rules(programs: &ProgramsConfig) -> Option<FenceRules> {

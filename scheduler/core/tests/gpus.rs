@@ -99,6 +99,40 @@ fn a_job_that_leaves_its_gpus_idle_is_warned_and_then_ended() {
 }
 
 #[test]
+fn a_policy_in_seconds_is_kept_to_the_second() {
+    let gpus = GpusConfig {
+        idle_warn_minutes: 1,
+        idle_warn_seconds: 30,
+        idle_release_seconds: 20,
+        ..GpusConfig::default()
+    };
+    let mut w = world(&Config { gpus, ..Config::default() }, &["n1"]);
+    let job = wants(&mut w, "a", 1);
+    w.phase("n1", batch_key(job, 0), StepPhase::Running);
+    said(&mut w);
+    let beat = |w: &mut World, times: u32| {
+        for _ in 0..times {
+            w.later(Span::from_secs(10));
+            beats(w, "n1", vec![], &[(job, 0)]);
+        }
+    };
+    // The first one begins the count.
+    beat(&mut w, 9);
+    assert_eq!(said(&mut w), []);
+    beat(&mut w, 1);
+    let lines = said(&mut w);
+    let for_long =
+        lines.len() == 1 && lines[0].1.contains("below 5% for 90 seconds; the job is ended in 20 seconds");
+    assert!(for_long, "{lines:?}");
+    beat(&mut w, 1);
+    assert_eq!((w.state(job), said(&mut w)), (JobState::Running, vec![]));
+    beat(&mut w, 1);
+    let lines = said(&mut w);
+    assert!(lines.len() == 1 && lines[0].1.contains("for 110 seconds"), "{lines:?}");
+    assert_eq!(w.state(job), JobState::Completing);
+}
+
+#[test]
 fn a_job_that_uses_its_gpus_in_between_is_counted_anew() {
     let mut w = world(&config(), &["n1"]);
     let job = wants(&mut w, "a", 1);

@@ -124,11 +124,11 @@ impl Cluster {
     }
 
     fn warn_of_idle(&mut self, id: JobId, rules: &IdleRules) {
-        let for_long = minutes(rules.warn);
+        let for_long = words(rules.warn);
         let mut text =
             format!("the GPUs of job {id} are idle: all of them below {}% for {for_long}", rules.percent);
         if let Some(release) = rules.release {
-            text.push_str(&format!("; the job is ended in {} unless it uses them", minutes(release)));
+            text.push_str(&format!("; the job is ended in {} unless it uses them", words(release)));
         }
         let said: Arc<str> = Arc::from(text);
         let now = self.clock;
@@ -143,7 +143,7 @@ impl Cluster {
         let text = format!(
             "*** job {id} is ended: its GPUs were idle, all of them below {}% for {} ***",
             rules.percent,
-            minutes(long)
+            words(long)
         );
         self.say_to_job(id, &text);
         let verdict =
@@ -236,9 +236,11 @@ fn lives_on(job: &Job, node: &NodeName) -> bool {
     lives.flat_map(|row| &row.nodes).any(|part| part.node == *node && part.exit.is_none())
 }
 
-fn minutes(span: Span) -> String {
-    match span.0 / 60_000_000 {
-        1 => "1 minute".to_string(),
-        n => format!("{n} minutes"),
-    }
+/// In minutes where these are whole.
+fn words(span: Span) -> String {
+    let (n, unit) = match span.0 / 1_000_000 {
+        seconds if seconds % 60 == 0 => (seconds / 60, "minute"),
+        seconds => (seconds, "second"),
+    };
+    format!("{n} {unit}{}", if n == 1 { "" } else { "s" })
 }
