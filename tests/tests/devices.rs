@@ -1,7 +1,7 @@
 //! Devices are given once: real character devices, made by the test, that jobs and steps get apart from one another, and attacks on
 //! those of others.
 
-use berth_tests::{Cmd, Registry, Sandbox, Who, images, sandbox};
+use berth_tests::{Cmd, Registry, Sandbox, Who, images, machine, sandbox};
 use std::path::PathBuf;
 
 /// Devices of the kernel's that any program may open, under names of our own.
@@ -139,7 +139,7 @@ fn what_a_users_settings_start_to_fetch_an_image_has_the_devices_of_its_job_alon
 
 #[test]
 fn a_job_reaches_its_own_devices_and_no_others_as_root() {
-    if !berth_tests::machine::is_root() {
+    if !machine::is_root() {
         return;
     }
     let devices = Devices::make();
@@ -147,6 +147,11 @@ fn a_job_reaches_its_own_devices_and_no_others_as_root() {
     let user = Who::user();
     let image = format!("--container-image={}", images::debian().display());
     let (probe, all) = (devices.probe(), [0, 1, 2, 3]);
+    let script = format!("#!/bin/sh\n{probe}\nsrun sh -c '{}'\n", probe.replace('\'', ""));
+    let script = sandbox.write("probe.sh", script);
+    let theirs = sandbox.work().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    machine::give(&theirs, &user);
     // Somebody else has the first one, in a step in a container.
     let holder =
         sandbox.sbatch(&["--gres=gpu:toy:1", "--mem=50M", "-o", "held", &image], "#!/bin/sh\nsleep 600\n");
@@ -162,18 +167,15 @@ fn a_job_reaches_its_own_devices_and_no_others_as_root() {
                 Some(user) => sandbox.cmd_as(user, "srun").dir("/").args(&step).ok().text(),
             };
             let mut texts = vec![step];
-            if who.is_none() {
-                let mut words = vec!["--wait", "-o", "probe.out"];
-                words.extend(["--gpus=2", "--mem=50M"]);
-                words.extend(container);
-                sandbox.sbatch(
-                    &words,
-                    &format!("#!/bin/sh\n{probe}\nsrun sh -c '{}'\n", probe.replace('\'', "")),
-                );
-                let both = sandbox.read("probe.out");
-                let (script, step) = both.split_once("end\n").unwrap();
-                texts.extend([format!("{script}end\n"), step.to_string()]);
-            }
+            // The script of a batch job, and a step of it.
+            let mut words = vec!["--wait", "-o", "probe.out", "--gpus=2", "--mem=50M"];
+            words.extend(container);
+            let dir = who.map_or(sandbox.work(), |_| theirs.clone());
+            let batch = sandbox.cmd_as(who.unwrap_or(sandbox.who()), "sbatch");
+            batch.dir(&dir).args(&words).arg(&script).ok();
+            let both = std::fs::read_to_string(dir.join("probe.out")).unwrap();
+            let (batch, step) = both.split_once("end\n").unwrap();
+            texts.extend([format!("{batch}end\n"), step.to_string()]);
             for text in texts {
                 assert_eq!(of("file", &text), [1, 2], "{what}: {text}");
                 let others: Vec<u32> = all.into_iter().filter(|at| of("made", &text).contains(at)).collect();
@@ -195,8 +197,77 @@ fn a_job_reaches_its_own_devices_and_no_others_as_root() {
 }
 
 #[test]
+fn jobs_share_a_device_by_its_shards_until_these_are_gone_as_root() {
+    if !machine::is_root() {
+        return;
+    }
+    let devices = Devices::make();
+    let device = |at: u32, kind: &str, more: &str| {
+        let file = format!("{}/acc{at}", devices.0.display());
+        format!("[[node.gres]]\nname = \"gpu\"\ntype = \"{kind}\"\nfiles = [\"{file}\"]\n{more}")
+    };
+    let config = format!(
+        "[[node]]\nname = \"ALL\"\n{}{}",
+        device(0, "shared", "shards = 4\n"),
+        device(1, "whole", "")
+    );
+    let sandbox = Sandbox::with_config(Who::root(), &config);
+    let image = format!("--container-image={}", images::debian().display());
+    let tell = format!("echo shards $SLURM_SHARDS_ON_NODE; {}", devices.probe());
+    let script = format!("#!/bin/sh\n{tell}\nsleep 600\n");
+    let holds = |name: &str, more: &[&str]| {
+        let words = [&["--gres=shard:2", "-n1", "--mem=50M", "-o", name][..], more].concat();
+        let job = sandbox.sbatch(&words, &script);
+        sandbox.wait_file(name, "end\n", 30);
+        job
+    };
+    // Two at once, the second one in a container.
+    let (first, second) = (holds("first", &[]), holds("second", &[&image]));
+    let own = |text: &str, shards: u32| {
+        assert!(text.starts_with(&format!("shards {shards}\n")), "{text}");
+        let opened: Vec<u32> = [of("file", text), of("made", text)].concat();
+        assert!(opened.contains(&0) && !opened.contains(&1), "{text}");
+    };
+    ["first", "second"].iter().for_each(|name| own(&sandbox.read(name), 2));
+    for wish in ["--gres=shard:1", "--gres=gpu:shared:1"] {
+        sandbox.srun(["--immediate", wish, "-n1", "--mem=50M", "true"]).fails();
+    }
+    // With a processor to spare it is the shards that are waited for.
+    sandbox.cmd("scancel").arg(second.to_string()).ok();
+    sandbox.wait_state(second, "CANCELLED", 30);
+    let free = || {
+        let left = || sandbox.cmd("squeue").args(["-h", "-t", "completing"]).ok().text();
+        assert!(sandbox::wait(30, || left().is_empty().then_some(())).is_some(), "{}", left());
+    };
+    free();
+    sandbox.srun(["--immediate", "--gres=shard:2", "-n1", "--mem=50M", "true"]).ok();
+    free();
+    for wish in ["--gres=shard:3", "--gres=gpu:shared:1"] {
+        sandbox.srun(["--immediate", wish, "-n1", "--mem=50M", "true"]).fails();
+    }
+    let third = sandbox
+        .sbatch(&["--gres=shard:3", "-n1", "--mem=50M", "-o", "third"], &format!("#!/bin/sh\n{tell}\n"));
+    let shown = || sandbox.cmd("squeue").args(["-h", "-j", &third.to_string(), "-o", "%T %r"]).ok().text();
+    let waits = sandbox::wait(30, || (shown() == "PENDING Resources").then_some(()));
+    assert!(waits.is_some(), "{}", shown());
+    sandbox.cmd("scancel").arg(first.to_string()).ok();
+    sandbox.wait_state(third, "COMPLETED", 30);
+    own(&sandbox.read("third"), 3);
+    free();
+    // Nobody shares what somebody has whole, and a device without shards has none.
+    let words = ["--gres=gpu:shared:1", "-n1", "--mem=50M", "-o", "whole"];
+    let whole = sandbox.sbatch(&words, &format!("#!/bin/sh\n{tell}\nsleep 600\n"));
+    sandbox.wait_file("whole", "end\n", 30);
+    assert!(sandbox.read("whole").starts_with("shards\n"), "{}", sandbox.read("whole"));
+    sandbox.srun(["--immediate", "--gres=shard:1", "-n1", "--mem=50M", "true"]).fails();
+    sandbox.srun(["--immediate", "--gres=gpu:whole:1", "-n1", "--mem=50M", "true"]).ok();
+    sandbox.cmd("scancel").arg(whole.to_string()).ok();
+    sandbox.wait_state(whole, "CANCELLED", 30);
+}
+
+#[test]
 fn steps_and_tasks_have_their_part_of_the_jobs_devices_as_root() {
-    if !berth_tests::machine::is_root() {
+    if !machine::is_root() {
         return;
     }
     let devices = Devices::make();
@@ -341,7 +412,7 @@ fn a_device_that_comes_while_steps_run_opens_in_none_of_them_as_root() {
 
 #[test]
 fn jobs_and_tasks_have_the_devices_near_their_cores_as_root() {
-    if !berth_tests::machine::is_root() {
+    if !machine::is_root() {
         return;
     }
     let devices = Devices::make();
@@ -471,7 +542,7 @@ impl Drop for Slice {
 
 #[test]
 fn sessions_outside_of_jobs_open_no_devices_where_the_administrator_says_so_as_root() {
-    if !berth_tests::machine::is_root() {
+    if !machine::is_root() {
         return;
     }
     let devices = Devices::make();
@@ -551,7 +622,7 @@ impl Drop for CdiFile {
 
 #[test]
 fn a_job_has_what_the_administrators_file_says_of_its_devices_and_nothing_of_others_as_root() {
-    if !berth_tests::machine::is_root() {
+    if !machine::is_root() {
         return;
     }
     let devices = Devices::make();
@@ -631,7 +702,7 @@ fn a_job_has_what_the_administrators_file_says_of_its_devices_and_nothing_of_oth
 
 #[test]
 fn a_device_that_two_lines_name_is_given_once_and_the_other_is_shown_with_the_reason_as_root() {
-    if !berth_tests::machine::is_root() {
+    if !machine::is_root() {
         return;
     }
     let devices = Devices::make();

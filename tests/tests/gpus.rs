@@ -1,8 +1,10 @@
 //! GPUs of a node from detection to the container: a library that stands in for NVIDIA's, recorded files, and real character devices
 //! made by the test.
 
+mod environment;
 mod idle;
 mod imex;
+mod makers;
 mod mps;
 mod parts;
 mod xids;

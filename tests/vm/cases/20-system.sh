@@ -166,21 +166,46 @@ case_login_sessions_open_no_devices_where_the_administrator_says_so() {
     chmod "$mode" /dev/loop-control
 }
 
+case_tasks_have_devices_of_their_own_and_reach_no_others() {
+    # What opens, and what of the same numbers opens that it made itself: by a program that the task starts.
+    cat > /srv/task.sh <<'END'
+cd /tmp; for d in "loop-control 237" "fuse 229"; do set -- $d
+(exec 3< /dev/$1) 2> /dev/null && echo "opens $1" || echo "refused $1"
+f=own.$SLURM_PROCID; rm -f $f; mknod $f c 10 $2 2> /dev/null && (exec 3< $f) 2> /dev/null && echo "made $1"; rm -f $f; done
+echo end
+END
+    for where in host: /srv/image; do
+        rm -f /srv/task.0 /srv/task.1
+        srun -n2 -c1 --mem=64M --gpus-per-task=1 --container-image=$where -o /srv/task.%t sh -c "sh -c '$(cat /srv/task.sh)'; true"
+        for task in 0 1; do
+            [ $task = 0 ] && own=loop-control other=fuse || own=fuse other=loop-control
+            same "task $task in $where" "end opens $own refused $other" \
+                "$(grep -v "^made $own\$" /srv/task.$task | sort | xargs)"
+        done
+    done
+}
+
 case_a_daemon_reload_takes_no_device_away() {
-    job=$(sbatch --parsable -c1 --gres=gpu:2 -o /srv/reload --wrap 'for i in $(seq 2000); do for d in /dev/loop-control /dev/fuse; do (exec 3<$d) && echo opens || echo refused; done; sleep 0.5; done')
-    within 60 is_state "$job" RUNNING
-    within 60 grep -q opens /srv/reload
-    systemctl daemon-reload
-    before=$(wc -l < /srv/reload)
-    within 60 bash -c "[ \$(wc -l < /srv/reload) -gt $((before + 8)) ]"
-    systemctl daemon-reexec
-    before=$(wc -l < /srv/reload)
-    within 60 bash -c "[ \$(wc -l < /srv/reload) -gt $((before + 8)) ]"
-    ! grep -q refused /srv/reload || fail "devices went: $(tail -4 /srv/reload)"
-    # Nor limits.
-    text=$(cat /sys/fs/cgroup/system.slice/berth-*.scope/berth-*/job_"$job"/cpuset.cpus)
-    [[ $text =~ ^[01]$ ]] || fail "cpuset $text"
-    scancel "$job"
+    for where in host: /srv/image; do
+        rm -f /srv/reload
+        job=$(sbatch --parsable -c1 --gres=gpu:2 --container-image=$where -o /srv/reload --wrap 'for i in $(seq 2000); do for d in /dev/loop-control /dev/fuse; do (exec 3<$d) && echo opens || echo refused; done; sleep 0.5; done')
+        within 60 is_state "$job" RUNNING
+        within 60 grep -q opens /srv/reload
+        systemctl daemon-reload
+        before=$(wc -l < /srv/reload)
+        within 60 bash -c "[ \$(wc -l < /srv/reload) -gt $((before + 8)) ]"
+        systemctl daemon-reexec
+        before=$(wc -l < /srv/reload)
+        within 60 bash -c "[ \$(wc -l < /srv/reload) -gt $((before + 8)) ]"
+        ! grep -q refused /srv/reload || fail "devices went in $where: $(tail -4 /srv/reload)"
+        # Nor limits.
+        text=$(cat /sys/fs/cgroup/system.slice/berth-*.scope/berth-*/job_"$job"/cpuset.cpus)
+        [[ $text =~ ^[01]$ ]] || fail "cpuset $text in $where"
+        # What is not the job's does not begin to open either.
+        same "another's in $where" end "$(srun -c1 --container-image=$where sh -c 'for d in /dev/loop-control /dev/fuse; do (exec 3<$d) 2>/dev/null && echo opens; done; echo end')"
+        scancel "$job"
+        within 60 is_state "$job" CANCELLED
+    done
 }
 
 case_a_start_writes_to_no_cgroup_procs() {
