@@ -75,6 +75,33 @@ each_user! {
         sandbox.srun(["--mem-bind=verbose,map_mem:0", "true"]).ok().says(&["mem-bind=map - ", "mask 0x1 set"]);
     }
 
+    fn masks_of_memory_are_what_the_kernel_has_of_the_tasks(who) {
+        // What is bound could not be seen otherwise, and nothing would be shown here.
+        let seen = std::path::Path::new("/proc/self/numa_maps").exists();
+        assert!(seen, "this kernel does not say what memory is bound to: it is made without CONFIG_NUMA");
+        let sandbox = Sandbox::start(who);
+        let host: &[String] = &[];
+        let bound = |policy: &str, text: &str| {
+            let stacks: Vec<&str> = text.lines().filter(|line| line.contains("stack")).collect();
+            stacks.len() == 2 && stacks.iter().all(|line| line.contains(policy))
+        };
+        for image in [host, &[format!("--container-image={}", images::busybox().display())]] {
+            for (bind, policy) in [
+                ("--mem-bind=mask_mem:0x1", " bind:0 "),
+                ("--mem-bind=mask_mem:0x1,0x1", " bind:0 "),
+                ("--mem-bind=prefer,mask_mem:0x1", " prefer"),
+                ("--mem-bind=none", " default "),
+            ] {
+                // A stack that is touched has the policy of its process, also of one that the task starts.
+                let look = "grep stack /proc/self/numa_maps; true";
+                let text = sandbox.srun(image).args(["-N1", "-n2", bind, "sh", "-c", look]).ok().text();
+                assert!(bound(policy, &text), "{bind}: {text}");
+            }
+        }
+        let loud = sandbox.srun(["--mem-bind=verbose,mask_mem:0x1", "true"]).ok();
+        loud.says(&["mem-bind=mask - ", "mask 0x1 set"]);
+    }
+
     fn more_tasks_than_cpus(who) {
         let sandbox = Sandbox::start(who);
         let many = (own_cpus().len() * 3).to_string();

@@ -151,24 +151,21 @@ fn srun_and_salloc_make_components_and_one_world_of_mpi_as_root() {
     let line = ["-w", "n1", "-N1", ":", "-w", "n[2-3]", "-N2", "sh", "-c", script];
     let told = hosts.cmd("n1", "salloc").args(line).limit(60).ok();
     assert_eq!(told.text(), "0: n1\n1: n2\n2: n3\n2 n[2-3]");
-    // Ranks go on over the components, in a container or not.
+    // Ranks go on over the components. That of Debian 12 hangs now and then by its own fault, and this one has no such fault
+    // (`mpi::ranks_on_several_nodes_find_one_another_as_root`): no run is tried again, and each has to end.
     let ring = hosts.work().join("ring");
     let source = machine::workspace().join("tests/mpi/ring.c");
     Cmd::new("mpicc.mpich").arg("-o").arg(&ring).arg(source).ok();
     let mounts = format!("--container-mounts={}", hosts.work().display());
-    let image = format!("--container-image={}", images::mpich().display());
-    for inside in [&[][..], &[image.as_str(), mounts.as_str()]] {
-        // MPICH itself waits for ever in MPI_Finalize now and then: see `mpi::ranks_on_several_nodes_find_one_another_as_root`.
-        let once = || {
-            let cmd =
-                hosts.cmd("n1", "timeout").args(["10", "srun", "-w", "n1", "-n1", "--mem=300"]).args(inside);
-            let cmd = cmd.args([":", "-w", "n[2-3]", "-N2", "-n2", "--mem=300"]).args(inside).arg(&ring);
-            cmd.env("UCX_TLS", "tcp,self").limit(60).run()
-        };
-        let told = (0..10).map(|_| once()).find(|told| told.rc != 124).expect("ten runs did not end");
-        assert_eq!((told.rc, told.text().as_str()), (0, "ranks 3 token 3 sum 6 here 1"), "{told}");
+    let image = format!("--container-image={}", images::newer_mpich().display());
+    let inside = [image.as_str(), mounts.as_str()];
+    for _ in 0..3 {
+        let cmd = hosts.cmd("n1", "srun").args(["-w", "n1", "-n1", "--mem=300"]).args(inside);
+        let cmd = cmd.args([":", "-w", "n[2-3]", "-N2", "-n2", "--mem=300"]).args(inside).arg(&ring);
+        let told = cmd.env("UCX_TLS", "tcp,self").limit(60).ok();
+        assert_eq!(told.text(), "ranks 3 token 3 sum 6 here 1", "{told}");
     }
-    // By PMIx as well, which knows the whole under the first one's id.
+    // On the nodes' own filesystem by PMIx, which knows the whole under the first one's id.
     let open = hosts.work().join("open");
     Cmd::new("mpicc.openmpi").arg("-o").arg(&open).arg(machine::workspace().join("tests/mpi/ring.c")).ok();
     let cmd =

@@ -7,6 +7,8 @@ use berth_tests::{Cmd, Hanging, Hosts, Output, Registry, images, leftovers};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -418,7 +420,19 @@ fn an_image_file_that_hangs_on_a_node_is_given_up_in_time_with_what_it_waits_for
 
 #[test]
 fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left_as_root() {
-    let hosts = eight(|_| "node_timeout_seconds = 5\n".into());
+    let mut refuses = PathBuf::new();
+    let mut prolog = PathBuf::new();
+    let hosts = eight(|hosts| {
+        let place = hosts.state("n1");
+        (refuses, prolog) = (place.join("n4-refuses"), place.join("prolog"));
+        let lines = format!(
+            "#!/bin/sh\n[ \"$SLURMD_NODENAME\" = n4 ] && [ -e {} ] || exit 0\necho no disk left\nexit 3\n",
+            refuses.display()
+        );
+        std::fs::write(&prolog, lines).unwrap();
+        std::fs::set_permissions(&prolog, Permissions::from_mode(0o755)).unwrap();
+        format!("node_timeout_seconds = 5\n[programs]\nprolog = {prolog:?}\n")
+    });
     // One hangs as the step begins, one is killed before it has done its part, one is cut off: nobody knows how they are, and the step
     // does not wait for them.
     let agent = |name: &str| Pid::from_raw(hosts.pid(name, "agent"));
@@ -456,6 +470,23 @@ fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left
         hosts.root(name, "berth").args(["up", "--detach"]).limit(60).ok();
         hosts.wait_node(name, "idle", 60);
     }
+    // One that refuses: nothing begins there, and the step of the others ends. It alone takes no more jobs until somebody has looked.
+    std::fs::write(&refuses, "").unwrap();
+    let told = hosts.cmd("n1", "srun").args(words).limit(60).fails();
+    let why = format!(
+        "node n4 could not begin the job and was drained: prolog {} failed: exit code 3: no disk left",
+        prolog.display()
+    );
+    let told = told.says(&[&why]);
+    let others = (1..=8).filter(|n| *n != 4).any(|n| told.err().contains(&format!("node n{n}")));
+    assert!(!others && !told.text().lines().any(|line| line == "n4"), "{told}");
+    let drained = hosts.root("n1", "sinfo").args(["-h", "-R", "-o", "%N"]).ok().text();
+    assert_eq!(drained.trim(), "n4");
+    std::fs::remove_file(&refuses).unwrap();
+    hosts.root("n1", "scontrol").args(["update", "nodename=n4", "state=resume"]).ok();
+    idle(&hosts, 8);
+    let told = hosts.cmd("n1", "srun").args(["-N8", "hostname"]).limit(60).ok();
+    assert_eq!(told.text().lines().count(), 8, "{told}");
 }
 
 #[test]

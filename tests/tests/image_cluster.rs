@@ -72,9 +72,42 @@ fn images_of_all_nodes_are_looked_after_from_one_as_root() {
     // A user gives back on one node what they have there, and it stays elsewhere.
     let digest =
         answers(&hosts, false, &["ls"])[0]["answer"]["images"][0]["digest"].as_str().unwrap().to_string();
-    answers(&hosts, false, &["rm", "-w", "n2", &digest]);
+    // They read it as tables and lines, by nodes.
+    let said = |words: &[&str]| {
+        let cmd = hosts.cmd("n1", "berth").arg("image").args(words).arg("--cluster").limit(60).ok();
+        let cells = |line: &str| line.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+        cmd.text().lines().map(cells).collect::<Vec<_>>()
+    };
+    let told = said(&["ls"]);
+    assert_eq!(told[0], ["NODE", "NAME", "DIGEST", "SIZE", "LAYERS"]);
+    let is_listed = |row: &Vec<String>| row[1].contains(&name) && digest.contains(&row[2]);
+    assert!(told.len() == 4 && told[1..].iter().all(is_listed), "{told:?}");
+    assert!(told[1..].iter().map(|row| row[0].as_str()).eq(["n1", "n2", "n3"]), "{told:?}");
+    let told = said(&["df"]);
+    assert_eq!(told[0], ["NODE", "IMAGES", "LAYERS", "SIZE", "QUOTA"]);
+    // Nobody has a quota here.
+    let is_counted =
+        |row: &Vec<String>| row[1] == "1" && row[2] != "0" && row.last().is_some_and(|q| q == "-");
+    assert!(told.len() == 4 && told[1..].iter().all(is_counted), "{told:?}");
+    assert!(told[1..].iter().map(|row| row[0].as_str()).eq(["n1", "n2", "n3"]), "{told:?}");
+    let removed = |node: &str| vec![format!("{node}:"), "removed".to_string(), digest.clone()];
+    let is_less = |row: &Vec<String>, node: &str| {
+        row[0] == format!("{node}:") && row.last().is_some_and(|word| word == "less")
+    };
+    let told = said(&["rm", "-w", "n2", &digest]);
+    assert!(told.len() == 2 && told[0] == removed("n2") && is_less(&told[1], "n2"), "{told:?}");
     assert_eq!(counts(&hosts, false), [1, 0, 1]);
     removals(&hosts, 0);
+    let over = || hosts.cmd("n1", "squeue").arg("-h").run().text().is_empty().then_some(());
+    assert!(wait(30, over).is_some(), "a job is left, which needs the image");
+    // What is not theirs any more is no error of a node's, and what another has stays the other's.
+    let told = said(&["prune", "--all"]);
+    let (n1, n3) = (told.contains(&removed("n1")), told.contains(&removed("n3")));
+    let all = ["n1", "n2", "n3"].iter().all(|node| told.iter().any(|row| is_less(row, node)));
+    assert!(n1 && n3 && all && told.len() == 5, "{told:?}");
+    assert_eq!(counts(&hosts, false), [0, 0, 0]);
+    assert_eq!(counts(&hosts, true)[0], 1);
+    answers(&hosts, false, &["pull", "-w", "n1", &name]);
     // A node that does not answer is named, and the others' answers are there.
     hosts.kill_9("n3", "agent");
     let failed = hosts.root("n1", "berth").args(["image", "ls", "--cluster"]).limit(60).run();

@@ -15,7 +15,12 @@ fn programs(to: &Path) -> (PathBuf, PathBuf) {
 
 /// How often each MPI program is run in each way: tests/mpi.sh says more.
 fn runs() -> usize {
-    std::env::var("BERTH_MPI_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+    runs_or(2)
+}
+
+/// The same, where the suite has another number of them.
+fn runs_or(usual: usize) -> usize {
+    std::env::var("BERTH_MPI_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 
 /// What makes a step run in the image, with the programs in sight.
@@ -377,6 +382,25 @@ fn ranks_on_several_nodes_find_one_another_as_root() {
         let left = run(&["-w", "n[1-2]", "-n2"]).arg(&ring).args(["leave", "1"]).run();
         assert!(left.rc != 0, "{left}");
         left.says(&["the PMI barrier at which the tasks of n1 wait will not be reached by task 1 of n2"]);
+    }
+}
+
+/// Of both kinds, each with what it finds the others by, in images of their own. No run is tried again: each has to end.
+#[test]
+fn ranks_on_eight_nodes_find_one_another_in_containers_as_root() {
+    let hosts = Hosts::cluster(8, "kill_wait_seconds = 2\n");
+    let (mpich, _) = programs(&hosts.work());
+    let open = open_mpis(&hosts.work());
+    let of_mpich = contained_in(&images::newer_mpich(), &hosts.work());
+    let of_open = contained(&hosts.work());
+    let kinds = [("UCX_TLS=tcp,self", &mpich, &of_mpich), ("SLURM_MPI_TYPE=pmix", &open, &of_open)];
+    for turn in 0..runs_or(1) {
+        for (said, ring, inside) in kinds {
+            let (name, value) = said.split_once('=').unwrap();
+            let cmd = hosts.cmd("n1", "srun").args(inside).args(["-N8", "-n8", "--mem=200"]).arg(ring);
+            let told = cmd.env(name, value).limit(90).ok();
+            assert_eq!(told.text(), "ranks 8 token 8 sum 36 here 1", "turn {turn}: {told}");
+        }
     }
 }
 
