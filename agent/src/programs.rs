@@ -5,8 +5,19 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-const NAMES: [&str; 10] =
-    ["srun", "sbatch", "salloc", "sattach", "sbcast", "squeue", "sinfo", "scancel", "scontrol", "sacct"];
+const NAMES: [&str; 11] = [
+    "srun",
+    "sbatch",
+    "salloc",
+    "sattach",
+    "sbcast",
+    "squeue",
+    "sinfo",
+    "scancel",
+    "scontrol",
+    "sacct",
+    "berth-rsh",
+];
 
 /// Makes the directory, or replaces what is in it when the program changed. The directory itself stays: containers have it mounted, and
 /// what they start after an upgrade is what the node has by then.

@@ -453,7 +453,10 @@ fn mpirun_in_a_container_starts_its_processes_in_the_image_on_all_nodes_by_our_s
     // Whose MPICH waits for nobody at the end, see above.
     let with_mpich =
         (hydra.as_str(), &mpich, "hydra_pmi", contained_in(&images::newer_mpich(), &hosts.work()));
-    for (mpirun, ring, starter, container) in [with_open_mpi, with_mpich] {
+    // As one that was made without Slurm: it starts its daemons by what stands there for ssh.
+    let unaware = "env OMPI_MCA_plm=^slurm OMPI_MCA_ras=^slurm mpirun.openmpi -H n1,n2 -n 2";
+    let without_slurm = (unaware, &open, "sh", contained(&hosts.work()));
+    for (mpirun, ring, starter, container) in [with_open_mpi, with_mpich, without_slurm] {
         let script = format!("#!/bin/sh\n{mpirun} {inside}\n{mpirun} {}\n", ring.display());
         std::fs::write(hosts.work().join("job.sh"), script).unwrap();
         let options = ["--parsable", "--wait", "-N2", "-n2", "--mem=500", "-o", "out", "-e", "err"];

@@ -19,6 +19,7 @@ mod image;
 pub mod kept;
 mod local_names;
 pub mod out;
+mod rsh;
 pub mod site;
 pub mod step;
 pub mod submit;
@@ -134,6 +135,16 @@ pub fn run(argv: Vec<OsString>, state: Option<PathBuf>, resolver: Option<&dyn Im
     let mut args = argv.into_iter();
     let first = PathBuf::from(args.next().unwrap_or_default());
     let name = first.file_name().unwrap_or_default();
+    if name == rsh::NAME {
+        return match rsh::to_srun(args.collect(), std::env::var_os("SLURM_JOB_ID").is_some()) {
+            Ok(words) => run(words, state, resolver),
+            Err(why) => {
+                out::complain(&format!("{}: error: {why}", rsh::NAME));
+                // As ssh ends where it does not come to the command.
+                ExitCode::from(255)
+            }
+        };
+    }
     let Some(command) = command(name) else {
         let known: Vec<&str> = COMMANDS.iter().map(|c| c.name).collect();
         out::complain(&format!(
