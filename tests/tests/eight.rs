@@ -473,15 +473,14 @@ fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left
     // One that refuses: nothing begins there, and the step of the others ends. It alone takes no more jobs until somebody has looked.
     std::fs::write(&refuses, "").unwrap();
     let told = hosts.cmd("n1", "srun").args(words).limit(60).fails();
-    let why = format!(
-        "node n4 could not begin the job and was drained: prolog {} failed: exit code 3: no disk left",
-        prolog.display()
-    );
-    let told = told.says(&[&why]);
-    let others = (1..=8).filter(|n| *n != 4).any(|n| told.err().contains(&format!("node n{n}")));
-    assert!(!others && !told.text().lines().any(|line| line == "n4"), "{told}");
-    let drained = hosts.root("n1", "sinfo").args(["-h", "-R", "-o", "%N"]).ok().text();
-    assert_eq!(drained.trim(), "n4");
+    let why = format!("prolog {} failed: exit code 3: no disk left", prolog.display());
+    let told = told.says(&["n4: ", &why]);
+    let named =
+        |n: &u32| told.err().lines().any(|line| line.contains(&format!("n{n}: ")) && line.contains(&why));
+    assert_eq!((1..=8).filter(named).collect::<Vec<u32>>(), [4], "{told}");
+    assert!(!told.text().lines().any(|line| line == "n4"), "{told}");
+    let drained = hosts.root("n1", "sinfo").args(["-h", "-R", "-o", "%N %E"]).ok().text();
+    assert_eq!(drained.trim(), format!("n4 {why}"));
     std::fs::remove_file(&refuses).unwrap();
     hosts.root("n1", "scontrol").args(["update", "nodename=n4", "state=resume"]).ok();
     idle(&hosts, 8);
