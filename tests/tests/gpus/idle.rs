@@ -13,9 +13,10 @@ fn a_job_that_leaves_its_gpu_idle_reads_a_warning_and_is_cancelled_and_one_that_
     let start = |name: &str| {
         let (out, err) = (format!("{name}.out"), format!("{name}.err"));
         let words = ["--gres=gpu:1", "-n1", "--mem=50M", "-o", &out, "-e", &err];
-        let job = node
-            .sandbox
-            .sbatch(&words, "#!/bin/sh\necho \"gpu $SLURM_JOB_GPUS.\" | tee /dev/stderr\nsleep 600\n");
+        let job = node.sandbox.sbatch(
+            &words,
+            "#!/bin/sh\necho \"gpu $SLURM_JOB_GPUS.\"; echo \"gpu $SLURM_JOB_GPUS.\" >&2\nsleep 600\n",
+        );
         node.sandbox.wait_file(&out, ".", 30);
         // GPUs are in the order of their addresses, and the library's in the other one.
         let at = match node.sandbox.read(&out).trim() {
