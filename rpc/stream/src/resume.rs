@@ -24,13 +24,19 @@ pub struct Resume {
     pub heard: u64,
 }
 
-/// Encoded frames that the other side may not have heard.
-#[derive(Debug, Default)]
-pub struct Outbox {
+/// Encoded frames that the other side may not have heard: each as its bytes, or as something that has them.
+#[derive(Debug)]
+pub struct Outbox<F = Vec<u8>> {
     /// How many it has heard.
     heard: u64,
-    frames: VecDeque<Vec<u8>>,
+    frames: VecDeque<F>,
     bytes: usize,
+}
+
+impl<F> Default for Outbox<F> {
+    fn default() -> Outbox<F> {
+        Outbox { heard: 0, frames: VecDeque::new(), bytes: 0 }
+    }
 }
 
 /// The other side claims to have heard what was not sent, or what is not kept any more.
@@ -42,10 +48,10 @@ pub struct NotKept {
     known: u64,
 }
 
-impl Outbox {
+impl<F: AsRef<[u8]>> Outbox<F> {
     /// Keeps a frame that is sent.
-    pub fn push(&mut self, frame: Vec<u8>) {
-        self.bytes += frame.len() + BESIDE;
+    pub fn push(&mut self, frame: F) {
+        self.bytes += frame.as_ref().len() + BESIDE;
         self.frames.push_back(frame);
     }
 
@@ -61,7 +67,7 @@ impl Outbox {
         while self.heard < count
             && let Some(frame) = self.frames.pop_front()
         {
-            self.bytes -= frame.len() + BESIDE;
+            self.bytes -= frame.as_ref().len() + BESIDE;
             self.heard += 1;
         }
         Ok(())
@@ -69,7 +75,17 @@ impl Outbox {
 
     /// What the other side has not heard, in order.
     pub fn rest(&self) -> impl Iterator<Item = &[u8]> {
-        self.frames.iter().map(Vec::as_slice)
+        self.frames.iter().map(AsRef::as_ref)
+    }
+
+    /// The same, as they are kept.
+    pub fn frames(&self) -> impl Iterator<Item = &F> {
+        self.frames.iter()
+    }
+
+    /// How many bytes that takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether the other side has heard all.
@@ -131,8 +147,8 @@ mod tests {
     #[test]
     fn nobody_hears_what_was_not_sent_or_forgets_what_was_heard() {
         let mut out = Outbox::default();
-        out.push(vec![1]);
-        out.push(vec![2]);
+        out.push(vec![1u8]);
+        out.push(vec![2u8]);
         assert!(out.heard(3).is_err());
         assert!(out.heard(u64::MAX).is_err());
         out.heard(1).unwrap();
@@ -146,7 +162,7 @@ mod tests {
     #[test]
     fn a_full_window_is_always_said_to_be_heard() {
         for size in [0, 1, 40, 5000, crate::MAX_PAYLOAD] {
-            let (mut out, mut hearing, mut said) = (Outbox::default(), Hearing::default(), false);
+            let (mut out, mut hearing, mut said) = (Outbox::<Vec<u8>>::default(), Hearing::default(), false);
             for heard in 1.. {
                 out.push(vec![0; size]);
                 said |= hearing.came(size, heard);

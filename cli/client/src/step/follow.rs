@@ -223,13 +223,13 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
         exchange,
         display,
     };
-    me.begin_input().await;
+    me.begin_input();
     let (mut raw, mut prolog) = (None, None);
     match around.filter(|around| around.has_prolog()).map(Around::begin) {
         None => raw = me.raw(),
-        Some(Ok(None)) => raw = me.begin().await,
+        Some(Ok(None)) => raw = me.begin(),
         Some(Ok(Some(running))) => prolog = Some(running),
-        Some(Err(why)) => me.not_begun(&why).await,
+        Some(Err(why)) => me.not_begun(&why),
     }
     // When the record says that the step is over: its streams get a moment for the last word.
     let mut patience: Option<Instant> = None;
@@ -258,12 +258,12 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
                 Some((at, Event::Attached(..))) if me.nodes.has_ended(at) => me.nodes.left(at),
                 Some((at, Event::Attached(stream, taken))) => {
                     let (reader, writer) = stream.into_split();
-                    let heard = me.nodes.opened(at, writer, taken).await;
+                    let heard = me.nodes.opened(at, writer, taken);
                     let again = if me.nodes.goes_on(at) { None } else { me.reopened(at) };
-                    output.pump((at, step_nodes), reader, events_in.clone(), heard);
+                    output.pump((at, step_nodes), reader, events_in.clone(), heard, me.nodes.rooms());
                     if let Some(frame) = again {
                         for other in (0..step_nodes).filter(|other| *other != at) {
-                            me.nodes.send(To::Node(other), frame.clone()).await;
+                            me.nodes.send(To::Node(other), &frame);
                         }
                     }
                 }
@@ -276,7 +276,8 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
                 }
                 None => return Err(Failure::new(Kind::Internal, "the connections to the step ended in a fault")),
             },
-            chunk = next(&mut input), if room => me.input(chunk, &mut input).await,
+            () = me.nodes.flush(), if me.nodes.is_waiting() => {}
+            chunk = next(&mut input), if room => me.input(chunk, &mut input),
             number = signals.next() => match &mut prolog {
                 Some(running) if around::ends(number) => running.signal(number),
                 _ if leaving.is_some() && around::ends(number) => break None,
@@ -285,8 +286,8 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
             ended = around::ended(&mut prolog), if prolog.is_some() => {
                 prolog = None;
                 match ended {
-                    Ok(()) => raw = me.begin().await,
-                    Err(why) => me.not_begun(&why).await,
+                    Ok(()) => raw = me.begin(),
+                    Err(why) => me.not_begun(&why),
                 }
             }
             changed = records.changed(), if watched => {
@@ -303,11 +304,12 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
             () = until(me.give_up) => me.give_up_beginnings().await,
             () = until(me.deadline) => {
                 me.deadline = None;
-                me.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
+                me.nodes.send(To::All, &Frame::Signal(SIGKILL));
             }
             () = until(leaving) => break None,
             () = until(patience), if leaving.is_none() => {
                 patience = None;
+                me.nodes.let_go();
                 if !me.nodes.any_open() && let Some(code) = me.recorded_code(&mut records, None).await? {
                     let away = [me.nodes.never_met(), me.nodes.lost()].concat();
                     if !away.is_empty() && !me.failed_to_start(&records) {
@@ -390,16 +392,16 @@ impl Follower {
     }
 
     /// What ran before the tasks has ended: they begin.
-    async fn begin(&mut self) -> Option<terminal::Raw> {
-        self.nodes.send(To::All, Frame::Begin).await;
+    fn begin(&mut self) -> Option<terminal::Raw> {
+        self.nodes.send(To::All, &Frame::Begin);
         self.raw()
     }
 
     /// What was to run before the tasks failed: they do not begin.
-    async fn not_begun(&mut self, why: &str) {
+    fn not_begun(&mut self, why: &str) {
         out::complain(&format!("srun: error: {why}; the step is not run"));
         self.heard.push_str(ENDED_BEFORE);
-        self.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
+        self.nodes.send(To::All, &Frame::Signal(SIGKILL));
         self.give_up_beginnings_soon();
     }
 
@@ -417,15 +419,15 @@ impl Follower {
     }
 
     /// Ends the input of tasks that get none of ours.
-    async fn begin_input(&mut self) {
+    fn begin_input(&mut self) {
         match self.step.input {
-            None => self.nodes.send(To::All, Frame::StdinEof { task: ALL_TASKS }).await,
+            None => self.nodes.send(To::All, &Frame::StdinEof { task: ALL_TASKS }),
             Some(ALL_TASKS) => {}
             // Our input is one task's; that of the others ends at once, or they would wait for it for ever.
             Some(task) => {
                 let all: Vec<u32> = self.nodes.layout().tasks.iter().flatten().copied().collect();
                 for other in all.into_iter().filter(|other| *other != task) {
-                    self.nodes.send(To::Task(other), Frame::StdinEof { task: other }).await;
+                    self.nodes.send(To::Task(other), &Frame::StdinEof { task: other });
                 }
             }
         }
@@ -452,7 +454,7 @@ impl Follower {
             }
             Event::Frame(Frame::StepExit(exit)) => {
                 // With that the supervisor knows that it may go.
-                self.nodes.say_heard(at).await;
+                self.nodes.say_heard(at);
                 self.exits.extend(exit.tasks.iter().copied());
                 if self.nodes.layout().nodes.len() > 1
                     && let Some(why) = &exit.launch_error
@@ -465,7 +467,7 @@ impl Follower {
                 self.display.ended(at);
                 self.nodes.ended(at, *exit);
             }
-            Event::Heard(_) => self.nodes.say_heard(at).await,
+            Event::Heard(_) => self.nodes.say_heard(at),
             Event::Frame(Frame::Heard(count)) => self.nodes.was_heard(at, count),
             Event::Frame(Frame::Started) => self.nodes.started(at),
             Event::Frame(Frame::Credit(n)) => self.nodes.credit(at, n),
@@ -485,7 +487,7 @@ impl Follower {
             Event::Frame(Frame::Fence { number, last, data }) => self.fence(at, number, last, &data).await,
             Event::Frame(Frame::Peer { node, last, data }) => match self.exchange.carry(at, node, last, data)
             {
-                Ok((to, frame)) => self.nodes.send(To::Node(to), frame).await,
+                Ok((to, frame)) => self.nodes.send(To::Node(to), &frame),
                 Err(why) => {
                     let text = format!("{}: {why}", self.nodes.name(at));
                     self.give_up(&text).await;
@@ -493,7 +495,7 @@ impl Follower {
             },
             Event::Frame(Frame::Aborted(code)) if self.aborted.is_none() => {
                 self.aborted = Some(code);
-                self.nodes.send(To::All, Frame::Aborted(code)).await;
+                self.nodes.send(To::All, &Frame::Aborted(code));
             }
             Event::Frame(
                 frame @ (Frame::DisplayOpen { .. }
@@ -502,12 +504,12 @@ impl Follower {
                 | Frame::DisplayEnd { .. }),
             ) if self.nodes.is_open(at) => {
                 if let Some(answer) = self.display.hear(at, frame).await {
-                    self.tell_of_display(at, answer).await;
+                    self.tell_of_display(at, answer);
                 }
             }
             Event::Display(frame) => {
                 if let Some(frame) = self.display.said(at, frame) {
-                    self.tell_of_display(at, frame).await;
+                    self.tell_of_display(at, frame);
                 }
             }
             Event::Frame(_) | Event::Attached(..) => {}
@@ -517,14 +519,14 @@ impl Follower {
             }
             Event::Closed => self.nodes.closed(at),
             Event::OutputGone => {
-                self.nodes.send(To::All, Frame::Signal(libc_signal(SignalKind::pipe()))).await;
+                self.nodes.send(To::All, &Frame::Signal(libc_signal(SignalKind::pipe())));
             }
         }
     }
 
     /// Tells a node of a connection to our display, unless it takes nothing: it has none then.
-    async fn tell_of_display(&mut self, at: usize, frame: Frame) {
-        self.nodes.send(To::Node(at), frame).await;
+    fn tell_of_display(&mut self, at: usize, frame: Frame) {
+        self.nodes.send(To::Node(at), &frame);
         if self.nodes.refuses(at) {
             self.display.reopened(at);
         }
@@ -548,7 +550,7 @@ impl Follower {
             }
         };
         for frame in frames {
-            self.nodes.send(to, frame).await;
+            self.nodes.send(to, &frame);
         }
     }
 
@@ -636,19 +638,20 @@ impl Follower {
     /// Ends what is left of the step: with this signal, and without regard when the cluster's time for it is over.
     async fn end(&mut self, number: i32) {
         let asked = Instant::now();
-        self.nodes.send(To::All, Frame::Signal(nix::sys::signal::Signal::SIGCONT as i32)).await;
-        self.nodes.send(To::All, Frame::Signal(number)).await;
+        self.nodes.let_go();
+        self.nodes.send(To::All, &Frame::Signal(nix::sys::signal::Signal::SIGCONT as i32));
+        self.nodes.send(To::All, &Frame::Signal(number));
         self.give_up_beginnings_soon();
         self.deadline = Some(asked + kill_wait(&self.step.client).await);
     }
 
-    async fn input(&mut self, chunk: Option<Vec<u8>>, input: &mut Option<mpsc::Receiver<Vec<u8>>>) {
+    fn input(&mut self, chunk: Option<Vec<u8>>, input: &mut Option<mpsc::Receiver<Vec<u8>>>) {
         let task = self.step.input.unwrap_or(ALL_TASKS);
         match chunk {
-            Some(data) => self.nodes.send(To::Task(task), Frame::Stdin { task, data }).await,
+            Some(data) => self.nodes.send(To::Task(task), &Frame::Stdin { task, data }),
             None => {
                 *input = None;
-                self.nodes.send(To::Task(task), Frame::StdinEof { task }).await;
+                self.nodes.send(To::Task(task), &Frame::StdinEof { task });
             }
         }
     }
@@ -658,7 +661,7 @@ impl Follower {
         let exec = self.step.voice != Voice::Srun;
         if number == libc_signal(SignalKind::window_change()) {
             if let Some(size) = terminal::size().filter(|_| self.step.pty) {
-                self.nodes.send(To::Task(0), Frame::Winch(size)).await;
+                self.nodes.send(To::Task(0), &Frame::Winch(size));
             }
         } else if number == libc_signal(SignalKind::interrupt()) && !exec {
             match self.presses.press(Instant::now()) {
@@ -668,11 +671,12 @@ impl Follower {
                 }
                 Press::Interrupt => {
                     out::complain(&format!("srun: sending Ctrl-C to StepId={id}"));
-                    self.nodes.send(To::All, Frame::Signal(number)).await;
+                    self.nodes.send(To::All, &Frame::Signal(number));
                 }
                 Press::Kill => {
                     out::complain("srun: forcing job termination");
-                    self.nodes.send(To::All, Frame::Signal(SIGKILL)).await;
+                    self.nodes.let_go();
+                    self.nodes.send(To::All, &Frame::Signal(SIGKILL));
                     self.give_up_beginnings_soon();
                 }
             }
@@ -690,7 +694,7 @@ impl Follower {
             }
             self.end(number).await;
         } else {
-            self.nodes.send(To::All, Frame::Signal(number)).await;
+            self.nodes.send(To::All, &Frame::Signal(number));
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod interrupt;
 pub mod labels;
 pub mod making;
 pub mod nodes;
+mod queue;
 pub mod signals;
 pub mod sinks;
 pub mod stream;

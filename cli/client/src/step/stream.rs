@@ -2,6 +2,7 @@
 //! holding up anything else: one reads stdin, one writes stdout and stderr.
 
 use super::labels::Labels;
+use super::queue::Rooms;
 use super::sinks::{Lost, Sinks};
 use berth_model::effective::Effective;
 use berth_model::{NodeName, StepKey};
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
 
 /// Chunks of output that may wait for a slow reader: 64 of 64 KiB at most.
@@ -140,13 +141,15 @@ impl Output {
     }
 
     /// Follows the connection to a node until its end; output goes to the writer, the rest becomes events of that node.
-    /// `among`: how many connections there are. `heard`: counts the frames, where the supervisor does.
+    /// `among`: how many connections there are. `heard`: counts the frames, where the supervisor does. `rooms`: what it has for another node
+    /// waits until there is room for it; what is behind that waits at the node.
     pub fn pump(
         &self,
         (node, among): (usize, usize),
         reader: OwnedReadHalf,
         events: mpsc::Sender<(usize, Event)>,
         heard: Option<Arc<AtomicU64>>,
+        rooms: Rooms,
     ) {
         let (pieces, wanted) = (self.pieces.clone(), self.wanted);
         let ahead = (READ_AHEAD / among.max(1)).clamp(4096, READ_AHEAD_OF_ONE);
@@ -181,6 +184,12 @@ impl Output {
                     Frame::Stdout { task, data } => Some(Piece { stderr: false, task, data }),
                     Frame::Stderr { task, data } => Some(Piece { stderr: true, task, data }),
                     frame => {
+                        if let Frame::Peer { node: to, data, .. } = &frame {
+                            tokio::select! {
+                                () = rooms.take(*to, data.len()) => {}
+                                () = events.closed() => return,
+                            }
+                        }
                         // What goes on where it broke has an answer to our having heard it.
                         let last = heard.is_none() && matches!(frame, Frame::StepExit(_));
                         if events.send((node, Event::Frame(frame))).await.is_err() || last {
@@ -262,11 +271,6 @@ pub fn read_stdin() -> io::Result<mpsc::Receiver<Vec<u8>>> {
     Ok(queue)
 }
 
-/// Sends a frame; a connection that is gone is told by its reader.
-pub async fn send(writer: &mut OwnedWriteHalf, frame: &Frame) {
-    let _ = write_frame(writer, frame).await;
-}
-
 /// Prints a line to stderr, past the writer: messages are not output of tasks.
 pub fn message(text: &str) {
     // By one call: tasks' own words come in between otherwise.
@@ -285,7 +289,7 @@ mod tests {
         for node in 0..3 {
             let (ours, other) = UnixStream::pair().unwrap();
             theirs.push(other);
-            output.pump((node, 3), ours.into_split().0, events.clone(), Some(Arc::default()));
+            output.pump((node, 3), ours.into_split().0, events.clone(), Some(Arc::default()), Rooms::new(3));
         }
         // Two of them are closed, and there is room to tell of one.
         theirs.truncate(1);

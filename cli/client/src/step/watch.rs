@@ -120,8 +120,8 @@ pub async fn watch(step: Watched) -> Outcome {
                     if taken.is_none() && me.nodes.goes_on(at) {
                         me.complain_of_loss(at, "the connection was lost for too long: what its tasks said meanwhile is not seen here");
                     }
-                    let heard = me.nodes.opened(at, writer, taken).await;
-                    output.pump((at, among), reader, events_in.clone(), heard);
+                    let heard = me.nodes.opened(at, writer, taken);
+                    output.pump((at, among), reader, events_in.clone(), heard, me.nodes.rooms());
                     if me.step.verbose {
                         out::complain(&format!("sattach: hearing StepId={} on {}", me.step.key, me.nodes.name(at)));
                     }
@@ -134,10 +134,11 @@ pub async fn watch(step: Watched) -> Outcome {
                 Some((at, event)) => me.event(at, event).await,
                 None => return Err(Failure::new(Kind::Internal, "the connections to the step ended in a fault")),
             },
+            () = me.nodes.flush(), if me.nodes.is_waiting() => {}
             chunk = next(&mut input), if room => match chunk {
                 Some(data) => {
                     let task = me.step.input;
-                    me.nodes.send(To::Task(task), Frame::Stdin { task, data }).await;
+                    me.nodes.send(To::Task(task), &Frame::Stdin { task, data });
                 }
                 // The end of our input is not that of the tasks'.
                 None => input = None,
@@ -206,8 +207,14 @@ async fn next(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
 impl Watcher {
     /// Says that we go, so that nothing is kept for us.
     async fn leave(&mut self) {
+        self.nodes.send(To::All, &Frame::Detach);
         // Nobody waits for a node that does not take it.
-        let _ = tokio::time::timeout(GATHER, self.nodes.send(To::All, Frame::Detach)).await;
+        let all_told = async {
+            while self.nodes.is_waiting() {
+                self.nodes.flush().await;
+            }
+        };
+        let _ = tokio::time::timeout(GATHER, all_told).await;
     }
 
     fn complain_of_loss(&self, at: usize, what: &str) {
@@ -224,11 +231,11 @@ impl Watcher {
             }
             Event::Frame(Frame::StepExit(exit)) => {
                 // With that the supervisor knows that it may go.
-                self.nodes.say_heard(at).await;
+                self.nodes.say_heard(at);
                 self.exits.extend(exit.tasks.iter().copied());
                 self.nodes.ended(at, *exit);
             }
-            Event::Heard(_) => self.nodes.say_heard(at).await,
+            Event::Heard(_) => self.nodes.say_heard(at),
             Event::Frame(Frame::Heard(count)) => self.nodes.was_heard(at, count),
             Event::Frame(Frame::Started) => self.nodes.started(at),
             Event::Frame(Frame::Credit(n)) => self.nodes.credit(at, n),
