@@ -1,10 +1,11 @@
 //! Programs that `srun` runs where it is itself, around a step: the site's and the user's, and those that fail or hang.
 
-use berth_tests::{Hosts, Sandbox, Who, each_user, machine, sandbox};
+use berth_tests::{Hosts, Sandbox, Who, each_user, leftovers, machine, sandbox};
 use nix::sys::signal::Signal;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// A cluster whose programs of `srun` are these lines of shell.
 fn site(who: Who, prolog: &str, epilog: &str, seconds: u32) -> Sandbox {
@@ -162,4 +163,40 @@ fn the_tasks_on_all_nodes_wait_for_the_prolog_where_srun_is_as_root() {
     let mut told: Vec<String> = output.text().lines().map(str::to_string).collect();
     told.sort();
     assert_eq!(told, ["0: head n[1-2]", "1: head n[1-2]"], "{output}");
+}
+
+/// Its supervisor had taken srun: nothing else than srun itself would notice.
+#[test]
+fn a_node_that_is_lost_while_the_prolog_runs_is_named_and_the_step_ended_as_root() {
+    let hosts = Hosts::cluster(3, "node_timeout_seconds = 5\nkill_wait_seconds = 2\n");
+    let before = hosts.work().join("before");
+    fs::write(&before, "#!/bin/sh\necho x > begun\nexec sleep 600\n").unwrap();
+    fs::set_permissions(&before, Permissions::from_mode(0o755)).unwrap();
+    let words = ["-N3", "--prolog=./before", "sh", "-c", "echo ran > ran"];
+    let step = hosts.cmd("n1", "srun").args(words).limit(120).spawn();
+    let supervised = |name: &str| {
+        let groups = leftovers::control_groups(&hosts.state(name));
+        groups.iter().any(|group| {
+            fs::read_to_string(group.join("supervisors/cgroup.procs"))
+                .is_ok_and(|pids| !pids.trim().is_empty())
+        })
+    };
+    for name in ["n1", "n2", "n3"] {
+        assert!(sandbox::wait(30, || supervised(name).then_some(())).is_some(), "{name} has no supervisor");
+    }
+    assert!(sandbox::wait(30, || hosts.work().join("begun").exists().then_some(())).is_some());
+    // The connections come within a second.
+    std::thread::sleep(Duration::from_secs(3));
+    hosts.link("n3", false);
+    let told = step.finish();
+    hosts.link("n3", true);
+    assert!(told.rc != 0, "{told}");
+    let told = told
+        .says(&["n3: the node was lost before the tasks of its part of the step began", "ending the prolog"]);
+    assert!(!told.err().contains("n2: "), "{told}");
+    assert!(!hosts.work().join("ran").exists());
+    for name in ["n1", "n2", "n3"] {
+        // A supervisor that has something to tell keeps it for a minute.
+        hosts.wait_node(name, "idle", 120);
+    }
 }

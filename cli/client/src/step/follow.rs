@@ -19,6 +19,7 @@ use crate::out;
 use crate::x11::Carrier;
 use berth_model::StepKey;
 use berth_model::hostlist;
+use berth_model::ids::NodeName;
 use berth_model::launch::Layout;
 use berth_model::record::JobInfo;
 use berth_model::request::CancelRequest;
@@ -413,7 +414,7 @@ impl Follower {
     /// controller at once.
     async fn give_up_beginnings(&mut self) {
         self.give_up = None;
-        if !self.nodes.never_met().is_empty() {
+        if !self.nodes.never_met().is_empty() || !self.nodes.unheard().is_empty() {
             self.step.cancel(None).await;
         }
     }
@@ -517,7 +518,14 @@ impl Follower {
                 self.display.reopened(at);
                 self.nodes.refused(at, why);
             }
-            Event::Closed => self.nodes.closed(at),
+            Event::Closed => {
+                self.nodes.closed(at);
+                if self.nodes.is_unheard(at) && self.look.is_none() {
+                    // It was there: whether it still is has to be asked after anew.
+                    self.pause = hung::LOOK;
+                    self.look = Some(Instant::now() + self.pause);
+                }
+            }
             Event::OutputGone => {
                 self.nodes.send(To::All, &Frame::Signal(libc_signal(SignalKind::pipe())));
             }
@@ -611,27 +619,34 @@ impl Follower {
         }
     }
 
-    /// Gives up nodes that never answered, and with them the step: the others are ended, and the node is told when it is back.
+    /// Gives up nodes that never answered, or were lost before their tasks ran, and with them the step: the others are ended, and the node is
+    /// told when it is back.
     async fn look_for_silent(&mut self) {
-        let unheard = self.nodes.never_met();
+        let unheard = self.nodes.unheard();
         self.pause = (self.pause * 2).min(hung::LONGEST);
         self.look = (!unheard.is_empty()).then(|| Instant::now() + self.pause);
         if unheard.is_empty() {
             return;
         }
-        let silent = hung::silent(&self.step.client, &unheard).await;
-        let all = self.nodes.layout().nodes.iter().enumerate();
-        let silent: Vec<usize> = all.filter(|(_, name)| silent.contains(*name)).map(|(at, _)| at).collect();
+        let names: Vec<&str> = unheard.iter().map(|at| self.nodes.name(*at)).collect();
+        let silent = hung::silent(&self.step.client, &names).await;
+        let silent: Vec<usize> =
+            unheard.into_iter().filter(|at| silent.contains(&NodeName::from(self.nodes.name(*at)))).collect();
         for at in &silent {
-            let exit = hung::given_up();
+            let exit = hung::given_up(self.nodes.was_met(*at));
             self.complain_of_launch(*at, exit.launch_error.as_deref().unwrap_or_default());
             self.heard.push_str(exit.launch_error.as_deref().unwrap_or_default());
+            self.display.ended(*at);
             self.nodes.ended(*at, exit);
         }
-        if !silent.is_empty() && self.deadline.is_none() {
+        if !silent.is_empty() {
+            // The others hear nothing else than that.
+            self.heard.push_str(ENDED_BEFORE);
             // Of the node the controller alone can take care.
             self.step.cancel(None).await;
-            self.end(libc_signal(SignalKind::terminate())).await;
+            if self.deadline.is_none() {
+                self.end(libc_signal(SignalKind::terminate())).await;
+            }
         }
     }
 

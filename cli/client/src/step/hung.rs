@@ -1,4 +1,4 @@
-//! Nodes that say nothing as a step begins. A node that is silent may come back, and nothing restarts what runs there; but a step that
+//! Nodes that say nothing as a step begins, or are lost before its tasks run. A node that is silent may come back, and nothing restarts what runs there; but a step that
 //! waits for one that it never heard of waits for nothing. A node whose agent is well and whose part of the step does not start is its
 //! agent's affair, which gives that up (`start_timeout_seconds`).
 
@@ -24,16 +24,18 @@ pub(super) async fn silent(client: &Client, names: &[&str]) -> BTreeSet<NodeName
     silent.map(|node| node.name).filter(|name| names.contains(&name.0.as_str())).collect()
 }
 
-/// The end of a part that never began.
-pub(super) fn given_up() -> StepExit {
+/// The end of a part that never began. `met`: there was a connection to it once.
+pub(super) fn given_up(met: bool) -> StepExit {
+    let why = if met {
+        "the node was lost before the tasks of its part of the step began"
+    } else {
+        "the node has not answered since it was told to start its part of the step"
+    };
     StepExit {
         status: ExitStatus { code: 1, signal: 0 },
         tasks: Vec::new(),
         oom: false,
-        launch_error: Some(
-            "the node has not answered since it was told to start its part of the step: see 'sinfo -R', and 'berth status' there"
-                .to_string(),
-        ),
+        launch_error: Some(format!("{why}: see 'sinfo -R', and 'berth status' there")),
         ended_by: None,
         image: None,
         usage: Usage::default(),

@@ -500,6 +500,23 @@ impl Nodes {
         parts.filter(|(_, p)| !p.met && p.ended.is_none()).map(|(at, _)| self.name(at)).collect()
     }
 
+    /// Whether a node's tasks do not run yet, as far as we know, and there is no connection to it: nothing would tell us if it were gone.
+    pub fn is_unheard(&self, at: usize) -> bool {
+        self.parts
+            .get(at)
+            .is_some_and(|part| part.ended.is_none() && !part.started && matches!(part.link, Link::Trying(_)))
+    }
+
+    /// The nodes of which that is so.
+    pub fn unheard(&self) -> Vec<usize> {
+        (0..self.parts.len()).filter(|at| self.is_unheard(*at)).collect()
+    }
+
+    /// Whether there was a connection to a node once.
+    pub fn was_met(&self, at: usize) -> bool {
+        self.parts.get(at).is_some_and(|part| part.met)
+    }
+
     /// Nodes that keep for us what we have not heard, to which the connection is lost.
     pub fn lost(&self) -> Vec<&str> {
         let lost = |p: &Part| p.queue.resumed() && p.ended.is_none() && matches!(p.link, Link::Trying(_));
@@ -714,6 +731,27 @@ mod tests {
             nodes.refused(1, "no".into());
             let (at, why) = nodes.refusal().unwrap();
             assert!(at == 0 && why.contains("--x11"), "{at}: {why}");
+        });
+    }
+
+    #[test]
+    fn a_node_that_is_lost_before_its_tasks_run_is_looked_for_again() {
+        in_runtime(async {
+            let (mut nodes, [lost, _well], _held) = two(true);
+            assert!(nodes.unheard().is_empty() && nodes.never_met().is_empty());
+            drop(lost);
+            nodes.closed(0);
+            assert_eq!(nodes.unheard(), [0]);
+            assert!(nodes.was_met(0) && nodes.never_met().is_empty());
+            let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+            nodes.opened(0, ours.into_split().1, Some(0));
+            assert!(!nodes.is_unheard(0), "it is back");
+            nodes.started(0);
+            nodes.closed(0);
+            assert!(nodes.unheard().is_empty(), "its tasks run, whatever becomes of the connection");
+            nodes.closed(1);
+            nodes.ended(1, crate::step::hung::given_up(true));
+            assert!(nodes.unheard().is_empty(), "it is over");
         });
     }
 
