@@ -158,6 +158,24 @@ pub struct HetStep {
     pub layout: Layout,
     /// Where in the nodes of `layout` this part begins.
     pub first_node: u32,
+    /// Where each part begins; of steps that an earlier version made, nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begins: Vec<u32>,
+}
+
+impl HetStep {
+    /// The part that each of its nodes has; none where that is not known.
+    pub fn of_nodes(&self) -> Vec<StepKey> {
+        let parts: Vec<(StepKey, u32)> =
+            self.parts.iter().copied().zip(self.begins.iter().copied()).collect();
+        parts_of_nodes(&parts, self.layout.nodes.len())
+    }
+}
+
+/// The part that each of so many nodes has, where the first node of each part is known.
+pub fn parts_of_nodes(parts: &[(StepKey, u32)], nodes: usize) -> Vec<StepKey> {
+    let of = |node: usize| parts.iter().rev().find(|(_, first)| *first as usize <= node).map(|(key, _)| *key);
+    (0..nodes).filter_map(of).collect()
 }
 
 /// The parts of a step one behind the other: the tasks of each are numbered on from those before it. Also where the nodes
@@ -210,6 +228,7 @@ pub fn groups(text: &str) -> Result<Vec<u32>, crate::grammar::BadText> {
 mod tests {
     use super::*;
     use crate::grammar::soup;
+    use crate::ids::{Attempt, StepId};
     use proptest::prelude::*;
 
     fn layout(nodes: &[&str], tasks: &[&[u32]], cpus: &[u32]) -> Layout {
@@ -239,6 +258,10 @@ mod tests {
         let (whole, begins) = join(&parts);
         assert_eq!(whole, layout(&["a", "b", "a", "c"], &[&[0, 2], &[1], &[3, 4], &[5]], &[2, 1, 4, 1]));
         assert_eq!(begins, [0, 2, 3]);
+        let key = |job| StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Number(4) };
+        let step = HetStep { parts: [7, 8, 9].map(key).to_vec(), layout: whole, first_node: 2, begins };
+        assert_eq!(step.of_nodes(), [7, 7, 8, 9].map(key));
+        assert_eq!(HetStep { begins: Vec::new(), ..step }.of_nodes(), [], "of one of before");
     }
 
     #[test]

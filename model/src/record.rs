@@ -2,6 +2,7 @@
 
 use crate::bytes::ByteStr;
 use crate::hardware::{GresDevice, Hardware};
+use crate::het::HetStep;
 use crate::ids::{Attempt, JobId, NodeName, StepId};
 use crate::launch::{Layout, NodeShare, Usage};
 use crate::spec::{ArraySpec, Identity, JobSpec, TimeLimit};
@@ -168,6 +169,9 @@ pub struct StepInfo {
     /// Who cancelled it, by uid.
     #[serde(default)]
     pub cancelled_by: Option<crate::ids::Uid>,
+    /// While it runs, and is a part of a step in several components of a job: the whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub het: Option<HetStep>,
 }
 
 /// What making images present took, over all nodes of a step, or all steps of a job.

@@ -194,3 +194,33 @@ fn srun_and_salloc_make_components_and_one_world_of_mpi_as_root() {
     let idle = wait(20, || hosts.cmd("n1", "squeue").arg("-h").run().text().is_empty().then_some(()));
     assert!(idle.is_some(), "jobs are left");
 }
+
+/// Whichever component is named, a step over several is heard and spoken to whole, with its own ranks.
+#[test]
+fn sattach_hears_all_components_of_a_step_as_root() {
+    let hosts = nodes();
+    let says = "while read x; do echo $SLURM_PROCID got $x; [ \"$x\" = end ] && exit $SLURM_PROCID; done";
+    let line = ["-w", "n1", "-n1", ":", "-w", "n[2-3]", "-N2", "-n2", "sh", "-c", says];
+    let mut srun = hosts.cmd("n1", "srun").args(line).stdin_open().limit(120).spawn();
+    srun.write(b"one\n");
+    srun.wait_for("2 got one", 60);
+    let layout = hosts.cmd("n1", "sattach").args(["--layout", "1.0"]).ok().text();
+    for line in ["3 tasks, 3 nodes (n[1-3])", "Node 0 (n1), 1 task(s): 0", "Node 2 (n3), 1 task(s): 2"] {
+        assert!(layout.contains(line), "{layout}");
+    }
+    let mut all = hosts.cmd("n1", "sattach").args(["-l", "1.0"]).stdin_open().limit(60).spawn();
+    all.write(b"two\n");
+    let filters = ["--output-filter=2", "--input-filter=2", "1+1.0"];
+    let mut last = hosts.cmd("n1", "sattach").args(filters).stdin_open().limit(60).spawn();
+    for rank in 0..3 {
+        all.wait_for(&format!("{rank}: {rank} got two"), 30);
+        srun.wait_for(&format!("{rank} got two"), 30);
+    }
+    last.write(b"three\n");
+    last.wait_for("2 got three", 30);
+    srun.write(b"end\n");
+    let (all, last, srun) = (all.finish(), last.finish(), srun.finish());
+    assert_eq!((all.rc, last.rc, srun.rc), (2, 2, 2), "{all}{last}{srun}");
+    assert!(!last.text().contains("0 got") && !last.text().contains("1 got"), "{last}");
+    all.says(&["sattach: error: n2: task 1: exited with exit code 1", "n3: task 2: exited with exit code 2"]);
+}

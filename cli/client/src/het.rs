@@ -6,7 +6,7 @@ use crate::step::follow;
 use crate::step::making::{self, Ask};
 use crate::submit::{self, Records};
 use crate::{Invocation, image};
-use berth_model::het::{HetFacts, HetGroup};
+use berth_model::het::{HetFacts, HetGroup, parts_of_nodes};
 use berth_model::login::Login;
 use berth_model::options::{self, Command, Setting, SubmitOptions, Submitter, Words};
 use berth_model::query::JobQuery;
@@ -318,11 +318,7 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
         _ => return Err(unexpected()),
     };
     let Some((key, _)) = keys.first().copied() else { return Err(unexpected()) };
-    let mut of_nodes = Vec::with_capacity(layout.nodes.len());
-    for node in 0..layout.nodes.len() {
-        let begun = |(_, first): &&(StepKey, u32)| *first as usize <= node;
-        of_nodes.extend(keys.iter().rev().find(begun).map(|(key, _)| *key));
-    }
+    let of_nodes = parts_of_nodes(&keys, layout.nodes.len());
     let records = records(client, keys.iter().map(|(key, _)| *key).collect());
     let around = first.around(&site, key, (&layout.nodes, &layout), spec);
     let begun = first.begun(client, (key, of_nodes), layout, spec, around).await?;
@@ -365,7 +361,7 @@ fn records(client: &Client, keys: Vec<StepKey>) -> Records {
 }
 
 /// One record of all parts of a step: it is over when all of them are, and has failed as the first one that did.
-fn merge(keys: &[StepKey], jobs: &[Option<JobInfo>]) -> Option<JobInfo> {
+pub(crate) fn merge(keys: &[StepKey], jobs: &[Option<JobInfo>]) -> Option<JobInfo> {
     let jobs: Vec<&JobInfo> = jobs.iter().map(Option::as_ref).collect::<Option<_>>()?;
     let part = |key: &StepKey, job: &JobInfo| {
         job.steps.iter().find(|s| s.id == key.step && s.attempt == key.attempt).cloned()

@@ -1151,6 +1151,19 @@ pub struct StepInfo {
     pub digest: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "17")]
     pub pull: ::core::option::Option<PullInfo>,
+    #[prost(message, optional, tag = "18")]
+    pub het: ::core::option::Option<HetStep>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HetStep {
+    #[prost(message, repeated, tag = "1")]
+    pub parts: ::prost::alloc::vec::Vec<StepKey>,
+    #[prost(message, optional, tag = "2")]
+    pub layout: ::core::option::Option<Layout>,
+    #[prost(uint32, tag = "3")]
+    pub first_node: u32,
+    #[prost(uint32, repeated, tag = "4")]
+    pub begins: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullInfo {

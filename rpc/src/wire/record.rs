@@ -7,6 +7,7 @@ use berth_model::config::{
     NodeConfig, PartitionConfig, PartitionState,
 };
 use berth_model::gpus::GpusConfig;
+use berth_model::het::HetStep;
 use berth_model::listing::{JobList, Origin, WaitingJobs};
 use berth_model::programs::CheckedNodes;
 use berth_model::programs::ProgramsConfig;
@@ -24,8 +25,9 @@ enums! {
 structs! {
     StepInfo {
         id, name, attempt, state, image, allocated, layout, exit, message, started, ended, usage, time_limit,
-        work_dir, cancelled_by, digest, pull,
+        work_dir, cancelled_by, digest, pull, het,
     }
+    HetStep { parts, layout, first_node, begins }
     PullInfo { took, bytes, hit, gpu_wait }
     JobInfo {
         id, array, task, waiting, spec, identity, partition, time_limit, state, reason, attempt, priority,

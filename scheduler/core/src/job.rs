@@ -351,6 +351,7 @@ fn step_info(spec: &SpecRow, run: Option<&Run>, step: &StepRow) -> StepInfo {
         time_limit: step.time_limit,
         work_dir: step_work_dir(step, &spec.spec),
         cancelled_by: step.cancelled_by,
+        het: step.het.as_deref().filter(|_| step.result.is_none()).cloned(),
     }
 }
 

@@ -285,6 +285,24 @@ fn a_step_over_components_is_one_step() {
     assert_eq!(started.iter().map(|l| (l.key, l.node_index)).collect::<Vec<_>>(), made);
     assert!(started.iter().all(|l| *l.layout == layout));
     assert!(started.iter().all(|l| l.job.het.as_ref().unwrap().leader == ids[0]));
+    // Whoever comes to one of the parts is told of all.
+    let told = |w: &World, id: JobId| {
+        w.core
+            .snapshot()
+            .job(id)
+            .unwrap()
+            .steps
+            .iter()
+            .find(|s| s.id == StepId::Number(0))
+            .unwrap()
+            .het
+            .clone()
+    };
+    for (id, first_node) in ids.iter().zip(0..) {
+        let het = told(&w, *id).unwrap();
+        assert_eq!((het.of_nodes(), het.first_node), (vec![made[0].0, made[1].0], first_node));
+        assert_eq!(het.layout, layout);
+    }
     // The client that did not hear the answer asks again.
     let again = w.request(actor(1000), Request::CreateHetStep { parts }).unwrap();
     assert_eq!(again, answer);
@@ -295,6 +313,7 @@ fn a_step_over_components_is_one_step() {
     w.exited("n1", number(&ids, 0, 0), ExitStatus::OK);
     assert!(!w.replies.contains_key(&later));
     w.exited("n2", number(&ids, 1, 0), ExitStatus::OK);
+    assert!(told(&w, ids[0]).is_none(), "it is over");
     let Some(Ok(Response::HetStepCreated { parts, .. })) = w.replies.remove(&later) else { panic!() };
     assert_eq!(parts[1].0, number(&ids, 1, 1));
 }

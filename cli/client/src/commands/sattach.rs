@@ -2,10 +2,10 @@
 //! input goes to its tasks.
 //!
 //! The step is named as JOB.STEP (12.0, 12_3.1) and is one's own; root attaches to any. Ctrl-C ends sattach alone, and so does
-//! any other signal: the step goes on. When its input ends, that of the tasks does not. The exit code is the highest of the
-//! tasks', as srun's. When the connection to another machine breaks, sattach goes on where it was, and nothing is lost. One that
-//! does not read for 20 seconds while there is output for it, or is away for that long, is let go, so that it cannot hold the
-//! step up.
+//! any other signal: the step goes on. Of a step over several components of a job all are heard, whichever is named. When its
+//! input ends, that of the tasks does not. The exit code is the highest of the tasks', as srun's. When the connection to another
+//! machine breaks, sattach goes on where it was, and nothing is lost. One that does not read for 20 seconds while there is output
+//! for it, or is away for that long, is let go, so that it cannot hold the step up.
 
 use crate::error::{Failure, Outcome};
 use crate::getopt::{Arg, Opt, Parsed, Spec};
@@ -14,7 +14,7 @@ use crate::{Command, Invocation, block_on, enter, out};
 use berth_model::hostlist;
 use berth_model::launch::Layout;
 use berth_model::record::{JobInfo, StepInfo};
-use berth_model::{StepId, StepKey};
+use berth_model::{JobId, StepId, StepKey};
 use berth_stream::ALL_TASKS;
 use std::fmt::Write as _;
 
@@ -72,15 +72,17 @@ fn run(call: &Invocation<'_>) -> Outcome {
         let client = site.connect_patiently("sattach").await?;
         let job = enter::job(&client, &job).await?;
         let step = running(&job, step)?;
+        let (key, parts, whole) = whole(job.id, step);
         if parsed.has("layout") {
-            out::print(&layout(&step.layout))?;
+            out::print(&layout(&whole))?;
             return Ok(0);
         }
-        let only = |option| task(&parsed, option, &step.layout);
+        let only = |option| task(&parsed, option, &whole);
         let watched = watch::Watched {
             socket: site.attach.clone(),
-            key: StepKey { job: job.id, attempt: step.attempt, step: step.id },
-            layout: step.layout.clone(),
+            key,
+            parts,
+            layout: whole.clone(),
             label: parsed.has("label") && !pty,
             pty,
             input: if pty { 0 } else { only("input-filter")?.unwrap_or(ALL_TASKS) },
@@ -92,6 +94,18 @@ fn run(call: &Invocation<'_>) -> Outcome {
         };
         watch::watch(watched).await
     })
+}
+
+/// Which step that is, the part of it that each of its nodes has where it is in several components of a job, and its tasks: those of all parts.
+fn whole(job: JobId, step: &StepInfo) -> (StepKey, Vec<StepKey>, Layout) {
+    let parts = step.het.as_ref().map(|het| (het.of_nodes(), het));
+    match parts.as_ref().and_then(|(parts, het)| Some((*parts.first()?, parts, &het.layout))) {
+        Some((first, parts, layout)) => (first, parts.clone(), layout.clone()),
+        None => {
+            let key = StepKey { job, attempt: step.attempt, step: step.id };
+            (key, Vec::new(), step.layout.clone())
+        }
+    }
 }
 
 /// The step, if it runs.
@@ -146,6 +160,8 @@ fn layout(layout: &Layout) -> String {
 mod tests {
     use super::*;
     use crate::fmt::samples;
+    use berth_model::Attempt;
+    use berth_model::het::HetStep;
     use berth_model::state::{ExitStatus, JobState};
     use std::ffi::OsString;
 
@@ -159,6 +175,16 @@ mod tests {
             layout(&two()),
             "Job step layout:\n\t3 tasks, 2 nodes (n[1-2])\n\n\tNode 0 (n1), 2 task(s): 0 2 \n\tNode 1 (n2), 1 task(s): 1 \n"
         );
+    }
+
+    #[test]
+    fn a_step_over_components_has_the_tasks_of_all_of_them() {
+        let key = |job| StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Number(1) };
+        let mut step = samples::step(StepId::Number(1), "s", ExitStatus::OK);
+        assert_eq!(whole(JobId(8), &step), (key(8), Vec::new(), step.layout.clone()));
+        let parts = vec![key(7), key(8)];
+        step.het = Some(HetStep { parts, layout: two(), first_node: 1, begins: vec![0, 1] });
+        assert_eq!(whole(JobId(8), &step), (key(7), vec![key(7), key(8)], two()));
     }
 
     #[test]

@@ -148,6 +148,7 @@ pub fn step(id: StepId, name: &str, exit: ExitStatus) -> StepInfo {
         time_limit: None,
         work_dir: Default::default(),
         cancelled_by: None,
+        het: None,
     }
 }
 

@@ -8,12 +8,13 @@ use super::sinks::{Lost, Sinks};
 use super::stream::{self, Event, Output, Wanted};
 use super::{exits, terminal};
 use crate::error::{Failure, Kind, Outcome};
+use crate::het;
 use crate::out;
 use berth_model::StepKey;
 use berth_model::hostlist;
 use berth_model::launch::{Layout, StepExit};
 use berth_model::query::JobQuery;
-use berth_model::record::StepInfo;
+use berth_model::record::{JobInfo, StepInfo};
 use berth_model::state::ExitStatus;
 use berth_rpc::Client;
 use berth_stream::{Attach, Frame, Resume, Watch};
@@ -41,6 +42,8 @@ pub struct Watched {
     pub client: Client,
     /// Which.
     pub key: StepKey,
+    /// The part of it that each node has, where it is in several components of a job; empty otherwise.
+    pub parts: Vec<StepKey>,
     /// Its tasks.
     pub layout: Layout,
     /// Lines carry the number of their task.
@@ -87,14 +90,21 @@ pub async fn watch(step: Watched) -> Outcome {
     let mut input = Some(stream::read_stdin().map_err(|e| internal("start a thread for input", e))?);
     // By chance: the standard library's hashers have their keys from the kernel.
     let client = RandomState::new().build_hasher().finish();
-    let first = Frame::Watch(Watch {
-        step: Attach { resume: Some(Resume { client, heard: 0 }), ..Attach::from(step.key) },
-        stdout: step.stdout,
-        stderr: step.stderr,
-        terminal: step.pty,
-    });
+    let watch = |key: StepKey| {
+        Frame::Watch(Watch {
+            step: Attach { resume: Some(Resume { client, heard: 0 }), ..Attach::from(key) },
+            stdout: step.stdout,
+            stderr: step.stderr,
+            // It is the first part's.
+            terminal: step.pty && key == step.key,
+        })
+    };
+    let first = match step.parts.as_slice() {
+        [] => vec![watch(step.key)],
+        parts => parts.iter().map(|key| watch(*key)).collect(),
+    };
     let among = step.layout.nodes.len();
-    let nodes = Nodes::connect(step.socket.clone(), vec![first], step.layout.clone(), events_in.clone());
+    let nodes = Nodes::connect(step.socket.clone(), first, step.layout.clone(), events_in.clone());
     let (exits, told) = (BTreeMap::new(), BTreeMap::new());
     let mut me = Watcher { step, nodes, exits, told, gather: None, aborted: None };
     let mut look = Instant::now() + LOOK;
@@ -279,13 +289,21 @@ impl Watcher {
         self.aborted.unwrap_or(code)
     }
 
-    /// The step's record, if it is over.
+    /// The step's record, if it is over in all of its parts.
     async fn recorded(&self) -> Option<StepInfo> {
-        let StepKey { job, attempt, step } = self.step.key;
-        let query = JobQuery { ids: vec![job], include_finished: true, ..JobQuery::default() };
+        let mut keys = self.step.parts.clone();
+        keys.dedup();
+        if keys.is_empty() {
+            keys.push(self.step.key);
+        }
+        let ids = keys.iter().map(|key| key.job).collect();
+        let query = JobQuery { ids, include_finished: true, ..JobQuery::default() };
         let asked = tokio::time::timeout(LOOK, self.step.client.jobs(&query)).await;
-        let mut jobs = asked.ok()?.ok()?;
-        let steps = jobs.iter_mut().find(|j| j.id == job).map(|j| std::mem::take(&mut j.steps))?;
+        let jobs = asked.ok()?.ok()?;
+        let of_parts: Vec<Option<JobInfo>> =
+            keys.iter().map(|key| jobs.iter().find(|job| job.id == key.job).cloned()).collect();
+        let StepKey { attempt, step, .. } = *keys.first()?;
+        let steps = het::merge(&keys, &of_parts)?.steps;
         steps.into_iter().find(|s| s.id == step && s.attempt == attempt).filter(|s| s.ended.is_some())
     }
 }

@@ -499,7 +499,7 @@ impl Cluster {
             .iter()
             .filter_map(|(job, _)| Some(StepKey { job: *job, attempt: self.attempt_of(*job)?, step: id }))
             .collect();
-        let whole = HetStep { parts, layout, first_node: 0 };
+        let whole = HetStep { parts, layout, first_node: 0, begins: begins.clone() };
         for ((job, plan), first_node) in plans.into_iter().zip(begins) {
             let het = Some(Arc::new(HetStep { first_node, ..whole.clone() }));
             self.begin_step(job, id, Plan { het, ..plan });
