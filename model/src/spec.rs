@@ -593,6 +593,9 @@ pub struct StepSpec {
     pub tasks: Option<u32>,
     /// `-N`; absent means all nodes that the tasks need.
     pub nodes: Option<u32>,
+    /// The most of `-N1-4`: as many as the tasks need have them, from `nodes` on. Absent: as many as `nodes` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_nodes: Option<u32>,
     /// `--ntasks-per-node`.
     #[serde(default)]
     pub tasks_per_node: Option<u32>,

@@ -135,6 +135,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         name: NAME.to_string(),
         tasks: nodes,
         nodes,
+        max_nodes: None,
         tasks_per_node: Some(1),
         node_list: to.nodes,
         exclude: Vec::new(),

@@ -101,6 +101,7 @@ async fn create(
         name: enter.name.clone(),
         tasks: Some(1),
         nodes: None,
+        max_nodes: None,
         tasks_per_node: None,
         node_list: Vec::new(),
         exclude: Vec::new(),

@@ -67,6 +67,7 @@ pub fn step(submission: &str) -> StepSpec {
         name: "true".into(),
         tasks: None,
         nodes: None,
+        max_nodes: None,
         tasks_per_node: None,
         node_list: Vec::new(),
         exclude: Vec::new(),

@@ -224,7 +224,7 @@ impl SubmitOptions {
         let file = |option: &Option<ByteStr>| Stream::of(option.as_ref(), tasks).file();
         // A job of its own may have got more than the fewest nodes: the step has all of them.
         let nodes = self.nodes_for_tasks(asked.nodes, asked.ntasks, &mut notes);
-        let nodes = nodes.filter(|n| inside.is_some() || n.min == n.max).map(|n| n.min);
+        let nodes = nodes.filter(|n| listed.is_none() && (inside.is_some() || n.min == n.max));
         // A job's --ntasks-per-node, which its environment carries, yields to the step's own --ntasks.
         let tasks_per_node = asked.tasks_per_node.filter(|_| {
             let rank = |long| self.source(long).map(|source| source.rank());
@@ -243,7 +243,8 @@ impl SubmitOptions {
             submission: by.submission.clone(),
             name: own_name.unwrap_or_else(|| by.default_name.clone()),
             tasks: ntasks,
-            nodes: nodes.filter(|_| listed.is_none()),
+            nodes: nodes.map(|n| n.min),
+            max_nodes: nodes.filter(|n| n.max > n.min).map(|n| n.max),
             tasks_per_node,
             node_list: self.nodelist.clone(),
             exclude: self.exclude.clone(),

@@ -566,6 +566,13 @@ fn options_become_a_step() {
     let own = step("-n1 -J mine", &pairs).unwrap();
     assert_eq!((own.spec.name.as_str(), own.spec.nodes, own.spec.tasks_per_node), ("mine", Some(1), None));
     assert!(own.notes.is_empty(), "the environment's nodes yield silently");
+    let between = |words: &str| {
+        let spec = step(words, &pairs).unwrap().spec;
+        (spec.nodes, spec.max_nodes)
+    };
+    assert_eq!(between("-N1-2 -n4"), (Some(1), Some(2)));
+    assert_eq!(between("-N2-2 -n4"), (Some(2), None));
+    assert_eq!(between("-N3-8 -n2"), (Some(2), None), "as many as there are tasks");
     assert_eq!(step("", &[("SLURM_MEM_PER_NODE", "500")]).unwrap().spec.memory, MemoryRequest::Default);
     assert_eq!(
         step("--mem=100", &[("SLURM_MEM_PER_NODE", "500")]).unwrap().spec.memory,

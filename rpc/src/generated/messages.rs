@@ -699,6 +699,8 @@ pub struct StepSpec {
     pub gpu_bind: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(enumeration = "SrunProlog", optional, tag = "220")]
     pub prolog: ::core::option::Option<i32>,
+    #[prost(uint32, optional, tag = "221")]
+    pub max_nodes: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {

@@ -102,7 +102,7 @@ structs! {
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
         pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric, devices, gpu_bind,
-        prolog,
+        prolog, max_nodes,
     }
     SealedLogin { registry, sealed }
     RankProgram { ranks, argv }

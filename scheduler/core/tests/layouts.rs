@@ -41,7 +41,10 @@ fn spec(name: &str, words: &str) -> StepSpec {
         let number = || value.parse::<u32>().ok();
         match option {
             "-n" => spec.tasks = number(),
-            "-N" => spec.nodes = number(),
+            "-N" => {
+                let (least, most) = value.split_once('-').unwrap_or((value, ""));
+                (spec.nodes, spec.max_nodes) = (least.parse().ok(), most.parse().ok());
+            }
             "-t" => spec.tasks_per_node = number(),
             "-c" => spec.cpus_per_task = number(),
             "-r" => spec.relative = number(),
@@ -99,6 +102,16 @@ const BY_HAND: &[(&str, &str)] = &[
     ("-N2 -n5", "n1:0,1,2,3 n2:4"),
     ("-N1 -n4", "n1:0,1,2,3"),
     ("-mblock -n4", "n1:0,1 n2:2 n3:3"),
+    // As many of so many nodes as the tasks need.
+    ("-N1-2", "n1:0"),
+    ("-N1-2 -n4", "n1:0,1,2,3"),
+    ("-N1-2 -n5", "n1:0,1,2,3 n2:4"),
+    ("-N1-3 -n9", "n1:0,1,2,3 n2:4,5,6,7 n3:8"),
+    ("-N2-3 -n2", "n1:0 n2:1"),
+    ("-N1-99 -n10", "n1:0,1,2,3 n2:4,5,6,7 n3:8,9"),
+    ("-N1-2 -wn3 -n5", "n1:0,1,2,3 n3:4"),
+    ("-N1-2 -c4 -n2", "n1:0 n2:1"),
+    ("-N1-3 -mcyclic -n5", "n1:0,2,4 n2:1,3"),
     // In turns.
     ("-mcyclic", "n1:0 n2:1 n3:2"),
     ("-mcyclic -n5", "n1:0,3 n2:1,4 n3:2"),
@@ -146,6 +159,7 @@ const IMPOSSIBLE: &[(&str, &[&str])] = &[
     ("-N4", &["4 nodes", "the job has 3"]),
     ("-n11", &["11 tasks", "room for 10"]),
     ("-N1 -n5", &["5 tasks", "1 nodes"]),
+    ("-N1-2 -n9", &["9 tasks", "1-2 nodes", "room for 10"]),
     ("-c5", &["5 CPUs"]),
     ("-wn9", &["n9", "n[1-3]"]),
     ("-wn1,n2 -n1", &["1 tasks", "2 nodes"]),

@@ -567,6 +567,7 @@ impl World {
             name: "step".into(),
             tasks: self.rng.permille(400).then(|| self.rng.count(1, 3)),
             nodes: self.rng.permille(200).then(|| self.rng.count(1, 2)),
+            max_nodes: None,
             tasks_per_node: None,
             node_list: Vec::new(),
             exclude: Vec::new(),

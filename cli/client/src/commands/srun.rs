@@ -327,7 +327,8 @@ impl Run {
             path.push(copy);
         }
         let path = ByteStr::from(path.as_os_str());
-        let chosen = spec.nodes.is_none_or(|n| n as usize == spec.node_list.len());
+        let chosen =
+            spec.max_nodes.is_none() && spec.nodes.is_none_or(|n| n as usize == spec.node_list.len());
         let to = bcast::Target {
             job,
             step: None,

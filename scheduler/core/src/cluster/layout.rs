@@ -41,9 +41,11 @@ struct Asked<'a> {
     /// Those of them that it must have, ascending.
     listed: Vec<usize>,
     tasks: u32,
+    /// On so many nodes at least, and at most.
     nodes: usize,
+    most: usize,
     layout: &'a Distribution,
-    /// It is the job's whole, laid out like the job.
+    /// On all of its nodes it is the job's whole, laid out like the job.
     as_job: bool,
     /// Nodes take any number of tasks: each gets as many as the others.
     even: bool,
@@ -97,6 +99,9 @@ impl Asked<'_> {
             },
         };
         let nodes = asked.unwrap_or(open).max(listed.len()).min(tasks as usize);
+        // More than the fewest are taken where the tasks need them.
+        let most =
+            spec.max_nodes.map_or(nodes, |n| n as usize).min(allowed.len()).min(tasks as usize).max(nodes);
         let by_list = matches!(spec.distribution, Some(Distribution::Arbitrary(_)));
         if nodes < listed.len() && !by_list {
             return never(format!("{tasks} tasks cannot be on the {} nodes that were named", listed.len()));
@@ -110,16 +115,19 @@ impl Asked<'_> {
         let as_job = layout == of_job
             && !matches!(layout, Distribution::Arbitrary(_))
             && tasks == places.iter().map(|p| p.job).sum::<u32>()
-            && spec.tasks_per_node.is_none()
-            && nodes == places.len();
+            && spec.tasks_per_node.is_none();
         let even = spec.overcommit && *layout == Distribution::Block;
-        Ok(Asked { allowed, listed, tasks, nodes, layout, as_job, even })
+        Ok(Asked { allowed, listed, tasks, nodes, most, layout, as_job, even })
     }
 
     /// Nodes and tasks, where each node takes as many as `room` says.
     fn place(&self, places: &[Place<'_>], room: impl Fn(&Place<'_>) -> u32) -> Option<Vec<(usize, u32)>> {
         let room = |at: usize| places.get(at).map_or(0, &room);
-        if self.as_job && places.iter().enumerate().all(|(at, p)| p.job <= room(at) && p.job > 0) {
+        let nodes = self.fewest(room);
+        if self.as_job
+            && nodes == places.len()
+            && places.iter().enumerate().all(|(at, p)| p.job <= room(at) && p.job > 0)
+        {
             return Some(places.iter().map(|p| p.job).enumerate().collect());
         }
         let chosen: Vec<usize> = if let Distribution::Arbitrary(list) = self.layout {
@@ -137,10 +145,10 @@ impl Asked<'_> {
             let other = |at: &usize| self.listed.binary_search(at).is_err() && room(*at) > 0;
             let mut others: Vec<usize> = self.allowed.iter().copied().filter(other).collect();
             let with = |others: &[usize]| -> Vec<usize> {
-                self.listed.iter().chain(others).copied().take(self.nodes).collect()
+                self.listed.iter().chain(others).copied().take(nodes).collect()
             };
             let mut some = with(&others);
-            if some.len() < self.nodes {
+            if some.len() < nodes {
                 return None;
             }
             if some.iter().map(|at| u64::from(room(*at))).sum::<u64>() < u64::from(self.tasks) {
@@ -161,6 +169,27 @@ impl Asked<'_> {
         Some(chosen.into_iter().zip(counts).filter(|(_, tasks)| *tasks > 0).collect())
     }
 
+    /// The fewest nodes, from those that were asked for on, that take all tasks; the most, where none do.
+    fn fewest(&self, room: impl Fn(usize) -> u32) -> usize {
+        if self.nodes == self.most {
+            return self.nodes;
+        }
+        let (listed, others): (Vec<usize>, Vec<usize>) =
+            self.allowed.iter().partition(|at| self.listed.binary_search(at).is_ok());
+        let mut taken: u64 = listed.iter().map(|at| u64::from(room(*at))).sum();
+        let mut rooms: Vec<u32> = others.into_iter().map(&room).filter(|room| *room > 0).collect();
+        rooms.sort_unstable_by(|a, b| b.cmp(a));
+        let mut nodes = listed.len();
+        for (at, more) in rooms.into_iter().enumerate() {
+            if at + listed.len() >= self.nodes && taken >= u64::from(self.tasks) {
+                break;
+            }
+            taken += u64::from(more);
+            nodes += 1;
+        }
+        nodes.clamp(self.nodes, self.most)
+    }
+
     fn why_never(&self, spec: &StepSpec, places: &[Place<'_>]) -> String {
         if let Distribution::Arbitrary(list) = self.layout {
             let allowed: BTreeSet<&NodeName> = self.allowed.iter().map(|at| places[*at].name).collect();
@@ -170,9 +199,14 @@ impl Asked<'_> {
         }
         let each = spec.cpus_per_task.unwrap_or(1).max(1);
         let room: u64 = self.allowed.iter().map(|at| u64::from(places[*at].most)).sum();
+        let nodes = if self.most > self.nodes {
+            format!("{}-{}", self.nodes, self.most)
+        } else {
+            self.nodes.to_string()
+        };
         format!(
-            "{} tasks of {each} CPUs on {} nodes were asked for, the job's nodes have room for {room}",
-            self.tasks, self.nodes
+            "{} tasks of {each} CPUs on {nodes} nodes were asked for, the job's nodes have room for {room}",
+            self.tasks
         )
     }
 }
