@@ -261,7 +261,7 @@ mod tests {
         let key = |job| StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Number(4) };
         let step = HetStep { parts: [7, 8, 9].map(key).to_vec(), layout: whole, first_node: 2, begins };
         assert_eq!(step.of_nodes(), [7, 7, 8, 9].map(key));
-        assert_eq!(HetStep { begins: Vec::new(), ..step }.of_nodes(), [], "of one of before");
+        assert!(HetStep { begins: Vec::new(), ..step }.of_nodes().is_empty(), "of one of before");
     }
 
     #[test]

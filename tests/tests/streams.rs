@@ -27,6 +27,25 @@ each_user! {
         step.finish();
     }
 
+    fn what_has_no_line_feed_yet_is_seen_under_its_label_where_that_is_asked_for(who) {
+        let sandbox = Sandbox::start(who);
+        let words = "printf 'name? '; read x; printf $x; read x; echo $x";
+        let mut step = sandbox.srun(["-l", "-u", "sh", "-c", words]).stdin_open().spawn();
+        step.wait_for("0: name? ", 30);
+        step.write(b"one\n");
+        step.wait_for("0: name? one", 30);
+        step.write(b"two\n");
+        let output = step.finish();
+        assert_eq!((output.rc, output.text().as_str()), (0, "0: name? onetwo"), "{output}");
+        // A long line is one, with a label and without line feeds of ours.
+        let words = "head -c 300000 /dev/zero | tr '\\0' x; echo; echo end";
+        let output = sandbox.srun(["-l", "sh", "-c", words]).ok();
+        let text = output.text();
+        let mut lines = text.lines();
+        assert_eq!(lines.next().map(|line| (line.len(), line.starts_with("0: xxx"))), Some((300_003, true)));
+        assert_eq!((lines.next(), lines.next()), (Some("0: end"), None));
+    }
+
     fn input_is_interactive(who) {
         let sandbox = Sandbox::start(who);
         let mut step = sandbox.srun_in(images::busybox(), ["sh", "-c", "while read x; do echo got $x; done; echo end"]).stdin_open().spawn();

@@ -195,6 +195,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         parts: Vec::new(),
         layout,
         label: false,
+        unbuffered: false,
         pty: false,
         input: Some(ALL_TASKS),
         feed: Some(feed),

@@ -73,6 +73,7 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
             parts: Vec::new(),
             layout,
             label: false,
+            unbuffered: false,
             pty: enter.terminal,
             input: Some(0),
             feed: None,

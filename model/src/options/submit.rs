@@ -192,6 +192,7 @@ pub struct SubmitOptions {
     pub task_epilog: ByteStr,
     pub test_only: bool,
     pub time: Option<TimeLimit>,
+    pub unbuffered: bool,
     pub verbose: u32,
     /// `sbatch --wait`.
     pub wait: bool,
@@ -278,6 +279,7 @@ impl SubmitOptions {
             task_epilog: ByteStr::default(),
             test_only: false,
             time: None,
+            unbuffered: false,
             verbose: 0,
             wait: false,
             wait_seconds: None,

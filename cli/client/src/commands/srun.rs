@@ -623,6 +623,7 @@ impl Run {
             parts: Vec::new(),
             layout,
             label: self.options.label && !self.options.pty,
+            unbuffered: self.options.unbuffered,
             pty: self.options.pty,
             input,
             feed: None,

@@ -93,6 +93,8 @@ pub struct Step {
     pub layout: Layout,
     /// `--label`.
     pub label: bool,
+    /// `--unbuffered`: of lines with labels also what has no line feed yet.
+    pub unbuffered: bool,
     /// `--pty`.
     pub pty: bool,
     /// The task that reads our stdin, [`ALL_TASKS`], or none.
@@ -182,7 +184,8 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
     let internal =
         |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
     let (events_in, mut events) = mpsc::channel(256);
-    let labels = step.label.then(|| Labels::new(u32::try_from(tasks(&step.layout)).unwrap_or(u32::MAX)));
+    let count = u32::try_from(tasks(&step.layout)).unwrap_or(u32::MAX);
+    let labels = step.label.then(|| Labels::new(count, step.unbuffered, step.sinks.are_one()));
     let name = step.voice.name();
     let wanted = Wanted { stdout: step.only_stdout, stderr: step.only_stderr };
     let output = Output::start(labels, wanted, std::mem::take(&mut step.sinks), events_in.clone())

@@ -98,6 +98,17 @@ impl Sinks {
         Ok(sinks)
     }
 
+    /// Whether output and error output come to one place: a file, or a terminal.
+    pub fn are_one(&self) -> bool {
+        let [output, error] = self.of;
+        let ours = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        let same = || {
+            let output = ours(rustix::stdio::stdout());
+            output.is_some() && output == ours(rustix::stdio::stderr())
+        };
+        output == error || ([output, error] == [0, 1] && same())
+    }
+
     /// Writes what came of one of both. What is lost is told once; of our own error output it is not.
     pub fn write(&mut self, stderr: bool, bytes: &[u8]) -> Option<Lost> {
         let at = self.of[usize::from(stderr)];

@@ -81,7 +81,8 @@ pub async fn watch(step: Watched) -> Outcome {
         |what: &str, e: std::io::Error| Failure::new(Kind::Internal, format!("cannot {what}: {e}"));
     let (events_in, mut events) = mpsc::channel(256);
     let tasks = step.layout.tasks.iter().map(Vec::len).sum::<usize>();
-    let labels = step.label.then(|| Labels::new(u32::try_from(tasks).unwrap_or(u32::MAX)));
+    let tasks = u32::try_from(tasks).unwrap_or(u32::MAX);
+    let labels = step.label.then(|| Labels::new(tasks, false, Sinks::default().are_one()));
     let wanted = Wanted { stdout: step.stdout, stderr: step.stderr };
     let output = Output::start(labels, wanted, Sinks::default(), events_in.clone())
         .map_err(|e| internal("start a thread for output", e))?;

@@ -98,7 +98,10 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("label", Commands::R)
         .short(b'l')
         .env(&["SLURM_LABELIO"])
-        .help("Begin each line of output with the number of its task.")
+        .help(
+            "Begin each line of output with the number of its task: '3: '. A line of 64 KiB and more (with -u any without \
+             a line feed) goes out in pieces; where another task wrote in between, it goes on behind '3> '.",
+        )
         .set(|o, _| {
             o.label = true;
             Ok(())

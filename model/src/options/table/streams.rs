@@ -119,8 +119,15 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("unbuffered", Commands::R)
         .short(b'u')
         .env(&["SLURM_UNBUFFEREDIO"])
-        .help("Pass output on as it comes. Streams are never held back, with or without this option.")
-        .set(|_, _| Ok(())),
+        .help(
+            "With --label, pass on what has no line feed yet as well: the label once, and the rest as it comes. Without \
+             --label that is always so. What a program itself holds back it holds back with and without this option \
+             (stdbuf -o0 PROGRAM; --pty).",
+        )
+        .set(|o, _| {
+            o.unbuffered = true;
+            Ok(())
+        }),
 ];
 
 fn propagate(text: &str) -> Result<Propagate, Bad> {
