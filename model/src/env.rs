@@ -5,7 +5,7 @@ pub mod gpus;
 use crate::bytes::ByteStr;
 use crate::devices::parse_per_task;
 use crate::distribution::Distribution;
-use crate::ids::{NodeName, StepId, StepKey};
+use crate::ids::{JobId, NodeName, StepId, StepKey};
 use crate::launch::{Layout, StepLaunch};
 use crate::{hostlist, runs};
 
@@ -82,16 +82,23 @@ fn pytorch(env: &mut Env, launch: &StepLaunch, global: u32, local: u32, here: us
         _ => 0,
     };
     let job = launch.job.het.as_ref().map_or(launch.key.job, |het| het.leader);
-    // Below the ports that systems give out themselves, and another one for each step of a job.
-    let port = 15_000 + (u64::from(job.0) * 37 + u64::from(step)) % 15_000;
     let all: usize = launch.layout.tasks.iter().map(Vec::len).sum();
     env.set("MASTER_ADDR", master(launch));
-    env.set("MASTER_PORT", port.to_string());
+    env.set("MASTER_PORT", master_port(job, step).to_string());
     env.set("RANK", global.to_string());
     env.set("LOCAL_RANK", local.to_string());
     env.set("GROUP_RANK", launch.node_index.to_string());
     env.set("WORLD_SIZE", all.to_string());
     env.set("LOCAL_WORLD_SIZE", here.to_string());
+}
+
+/// At which port they do: below those that systems give out themselves. All nodes come to the same one by themselves, and nobody reserves it. Steps
+/// of jobs whose ids are less than 100 apart have the same only where their numbers are 95 apart or more: multiples of the golden section of a circle stay
+/// away from one another.
+fn master_port(job: JobId, step: u32) -> u64 {
+    const PORTS: u64 = 15_000;
+    const SECTION: u64 = 9_271;
+    PORTS + (u64::from(job.0) * SECTION + u64::from(step)) % PORTS
 }
 
 /// Where tasks find the first one. Names of nodes are not known to every name service, and least of all to those of containers: so it is an
@@ -279,7 +286,10 @@ fn job(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURMD_NODENAME", launch.node.0.as_str());
     env.set("SLURM_TOPOLOGY_ADDR", launch.node.0.as_str());
     env.set("SLURM_TOPOLOGY_ADDR_PATTERN", "node");
-    env.set("SLURM_PRIO_PROCESS", "0");
+    // That of the command which sent it comes with its environment, where it has one.
+    if !has(launch, "SLURM_PRIO_PROCESS") {
+        env.set("SLURM_PRIO_PROCESS", "0");
+    }
     env.set("SLURM_OOM_KILL_STEP", "0");
     env.set("SLURM_CPUS_ON_NODE", launch.share.cpus.len().to_string());
     let per_task = match launch.key.step {
@@ -624,8 +634,27 @@ mod tests {
         launch.pytorch = true;
         expect(
             &map(&launch, 1),
-            "MASTER_ADDR=127.0.0.1 MASTER_PORT=28136 RANK=1 LOCAL_RANK=1 GROUP_RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2",
+            "MASTER_ADDR=127.0.0.1 MASTER_PORT=21206 RANK=1 LOCAL_RANK=1 GROUP_RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2",
         );
+    }
+
+    #[test]
+    fn steps_of_jobs_with_near_ids_have_ports_of_their_own() {
+        for first in [1, 12_345, u32::MAX - 100] {
+            let mut of = BTreeMap::new();
+            for (job, step) in
+                (first..first + 100).flat_map(|job| (0..95).map(move |step| (JobId(job), step)))
+            {
+                let port = master_port(job, step);
+                assert!((15_000..30_000).contains(&port));
+                let other = of.insert(port, (job, step));
+                assert_eq!(other, None, "{job}.{step} has the port {port}, too");
+            }
+        }
+        // All steps of one job, as long as there are ports.
+        let ports: std::collections::BTreeSet<u64> =
+            (0..15_000).map(|step| master_port(JobId(7), step)).collect();
+        assert_eq!(ports.len(), 15_000);
     }
 
     #[test]
@@ -650,7 +679,10 @@ mod tests {
         let mut launch = minimal();
         launch.env =
             vec!["TMPDIR=/scratch".into(), "SLURM_SUBMIT_DIR=/from".into(), "SLURM_JOB_NAME=sname".into()];
+        assert_eq!(map(&launch, 0)["SLURM_PRIO_PROCESS"], "0");
+        launch.env.push("SLURM_PRIO_PROCESS=5".into());
         let script = map(&launch, 0);
+        assert!(!script.contains_key("SLURM_PRIO_PROCESS"), "the one that was sent stays");
         assert!(!script.contains_key("TMPDIR") && !script.contains_key("SLURM_SUBMIT_DIR"));
         assert_eq!(script["SLURM_JOB_NAME"], "envbatch.sh");
         launch.key.step = StepId::Number(0);

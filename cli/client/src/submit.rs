@@ -157,6 +157,7 @@ pub fn submitter(
         default_name,
         cwd: ByteStr::from(cwd.as_path()),
         umask: umask.bits(),
+        nice: rustix::process::getpriority_process(None).unwrap_or(0),
         limits: limits(),
         // Only the node sets this: salloc's own command has the job's other variables and a login's limits.
         in_job: std::env::var_os("SLURM_TASK_PID").is_some(),

@@ -25,6 +25,8 @@ pub struct Submitter {
     pub cwd: ByteStr,
     /// umask of the command.
     pub umask: u32,
+    /// Its nice value.
+    pub nice: i32,
     /// Soft limits of the command.
     pub limits: Limits,
     /// The command runs in a job, on its node: its limits are the job's.
@@ -504,6 +506,8 @@ impl SubmitOptions {
             .iter()
             .filter(|(name, _)| !(nested && crate::env::is_job_variable(&name.0)))
             .filter(|(name, _)| !(inside && crate::env::is_of_one_step(&name.0)))
+            // It is that of the command which sends this, and not of the one that made the job.
+            .filter(|(name, _)| name.0 != b"SLURM_PRIO_PROCESS")
             .filter(|(name, _)| !carried.iter().any(|(n, _)| n.as_bytes() == name.0))
             .cloned()
             .collect();
@@ -518,6 +522,10 @@ impl SubmitOptions {
         let mut add = |name: &str, value: String| out.push((name.to_string(), ByteStr::from(value)));
         if self.label {
             add("SLURM_LABELIO", "1".to_string());
+        }
+        // Without one it is 0.
+        if by.nice != 0 {
+            add("SLURM_PRIO_PROCESS", by.nice.to_string());
         }
         if inside {
             if let Some(name) = self.job_name.as_ref().filter(|_| self.typed("job-name")) {

@@ -374,6 +374,7 @@ fn submitter() -> Submitter {
         default_name: "name".into(),
         cwd: ByteStr::from("/home/alice/work"),
         umask: 0o22,
+        nice: 0,
         limits: Limits {
             soft: BTreeMap::from([
                 (Resource::Nofile, LimitValue::At(1024)),
@@ -705,6 +706,13 @@ fn a_layout_is_told_in_the_job_and_followed_there() {
     // What another step is does not travel into this one.
     let environ = ["SLURM_DIST_PLANESIZE", "SLURM_PTY_WIN_COL", "SLURM_PROCID"];
     let environ = environ.map(|name| (ByteStr::from(name), ByteStr::from("4")));
+    // The nice value is that of the command, whatever a job's environment says of another one.
+    let told = |nice: i32| {
+        let job = [(ByteStr::from("SLURM_PRIO_PROCESS"), ByteStr::from("7"))];
+        srun("").unwrap().environment(&job, &Submitter { nice, ..submitter() }, true)
+    };
+    assert!(told(0).is_empty());
+    assert_eq!(told(3), [ByteStr::from("SLURM_PRIO_PROCESS=3")]);
     let env = srun("-m cyclic").unwrap().environment(&environ, &submitter(), true);
     assert_eq!(env, [ByteStr::from("SLURM_PROCID=4")]);
 }

@@ -92,6 +92,7 @@ fn sent_by(command: Command, line: &str, inside: bool) -> BTreeSet<String> {
         default_name: "name".into(),
         cwd: ByteStr::from("/home/alice/work"),
         umask: 0o22,
+        nice: 0,
         limits: Limits::default(),
         in_job: inside,
         host: "node0".into(),

@@ -43,7 +43,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("pytorch", Commands::R)
         .env(&["BERTH_PYTORCH"])
-        .help("Tell each task what torch.distributed asks for: MASTER_ADDR (the address of the step's first node), MASTER_PORT (from 15000, by job and step), RANK, LOCAL_RANK, GROUP_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE.")
+        .help("Tell each task what torch.distributed asks for: MASTER_ADDR (the address of the step's first node), MASTER_PORT (15000 to 29999, by job and step; nobody reserves it), RANK, LOCAL_RANK, GROUP_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE.")
         .set(|o, g| {
             o.pytorch = g.is_on();
             Ok(())
