@@ -89,6 +89,9 @@ async fn client(
         let text = format!("this socket is for job {id} and its owner, and you are uid {}", peer.uid);
         return write_frame(&mut stream, &Frame::Refused(text)).await;
     }
+    if matches!(first, Some(Frame::Places(None))) {
+        return write_frame(&mut stream, &service.connections.most(peer.uid)).await;
+    }
     if let Some(Frame::Node(to)) = &first {
         if *to != service.node {
             return service.direct.carry(stream, peer, to.clone()).await;

@@ -120,9 +120,10 @@ async fn serve(listener: UnixListener, uplink: &Uplink, direct: Arc<Direct>) {
             Ok((stream, _)) => {
                 let Some((stream, place)) = connections.admit(stream) else { continue };
                 let (uplink, direct) = (uplink.clone(), Arc::clone(&direct));
+                let connections = connections.clone();
                 tokio::spawn(async move {
                     let _place = place;
-                    if let Err(e) = pass(stream, &uplink, &direct).await {
+                    if let Err(e) = pass(stream, &uplink, &direct, &connections).await {
                         tracing::debug!("a client's connection: {e}");
                     }
                 });
@@ -136,7 +137,12 @@ async fn serve(listener: UnixListener, uplink: &Uplink, direct: Arc<Direct>) {
     }
 }
 
-async fn pass(mut stream: UnixStream, uplink: &Uplink, direct: &Direct) -> Result<(), FrameError> {
+async fn pass(
+    mut stream: UnixStream,
+    uplink: &Uplink,
+    direct: &Direct,
+    connections: &Connections,
+) -> Result<(), FrameError> {
     let cred = stream.peer_cred()?;
     let peer = Peer { uid: Uid(cred.uid()), gid: Gid(cred.gid()), job: None };
     let first = tokio::time::timeout(FIRST_FRAME, read_frame(&mut stream))
@@ -145,6 +151,7 @@ async fn pass(mut stream: UnixStream, uplink: &Uplink, direct: &Direct) -> Resul
     match first {
         Some(Frame::Controller) => {}
         Some(Frame::Node(to)) => return direct.carry(stream, peer, to).await,
+        Some(Frame::Places(None)) => return write_frame(&mut stream, &connections.most(peer.uid)).await,
         None => return Ok(()),
         Some(_) => {
             let text = "this is a login node: no jobs run here, and nothing is kept for them".to_string();

@@ -43,9 +43,18 @@ impl Connections {
         }
     }
 
+    fn is_bound(&self, uid: Uid) -> bool {
+        uid.0 != 0 && uid != self.own
+    }
+
+    /// The answer to one who asks how many connections it may have.
+    pub(crate) fn most(&self, uid: Uid) -> Frame {
+        let most = if self.is_bound(uid) { one_users_part() } else { usize::MAX };
+        Frame::Places(Some(u64::try_from(most).unwrap_or(u64::MAX)))
+    }
+
     fn take(&self, uid: Uid, most: usize) -> Option<Place> {
-        let bound = uid.0 != 0 && uid != self.own;
-        self.places.take(uid, if bound { most } else { usize::MAX })
+        self.places.take(uid, if self.is_bound(uid) { most } else { usize::MAX })
     }
 
     fn turn_away(&self, mut stream: UnixStream, most: usize) {
@@ -79,6 +88,8 @@ mod tests {
         let own: Vec<Option<Place>> =
             [0, 500].into_iter().cycle().take(20).map(|uid| all.take(Uid(uid), 3)).collect();
         assert!(own.iter().all(Option::is_some));
+        assert_eq!(all.most(Uid(0)), Frame::Places(Some(u64::MAX)));
+        assert_eq!(all.most(Uid(1000)), Frame::Places(Some(u64::try_from(one_users_part()).unwrap())));
         drop(places);
         assert!(all.take(Uid(1000), 3).is_some());
     }

@@ -161,6 +161,10 @@ impl<S: Service> Shell<S> {
                         let shell = self.clone();
                         async move {
                             let caller = request.extensions().get::<Caller>().cloned();
+                            if let Some(Caller::NoPlace(why)) = caller {
+                                // Nothing is read of it.
+                                return Err(to_status(&Refusal::new(RefusalCode::Unavailable, why)));
+                            }
                             let said = &mut request.into_inner();
                             let (body, mut held) = shell.receiving.take(caller.as_ref(), said).await?;
                             if method == Method::ClusterCreateStep {
@@ -196,6 +200,9 @@ impl<S: Service> Shell<S> {
             Some(Caller::Vouched { peer, administrators }) => (peer, administrators),
             Some(Caller::Agent(node)) => {
                 return Err(denied(format!("{}: not for agents (node {node})", method.path())));
+            }
+            Some(Caller::NoPlace(why)) => {
+                return Err(to_status(&Refusal::new(RefusalCode::Unavailable, why)));
             }
             None => return Err(denied("a connection without identity".to_string())),
         };

@@ -80,7 +80,7 @@ fn whose(caller: &Caller) -> Option<Whose> {
     let (uid, vouched) = match caller {
         Caller::Client(peer) => (peer.uid, peer.job.is_some()),
         Caller::Vouched { peer, .. } => (peer.uid, true),
-        Caller::Agent(_) => return None,
+        Caller::Agent(_) | Caller::NoPlace(_) => return None,
     };
     (uid.0 != 0).then_some((uid, vouched))
 }

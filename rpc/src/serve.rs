@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -32,6 +32,10 @@ use tonic::transport::server::Connected;
 pub const PAGE: usize = 256;
 /// Most connections of one user at a time, root excepted.
 const CONNECTIONS: usize = 1024;
+/// How many at a time are told that there is no place for them; others find the connection closed.
+const TOLD: usize = 32;
+/// How long one that is told may take.
+const TELLING: Duration = Duration::from_secs(1);
 
 /// Who is at the other end, as proven by the kernel, or as vouched for by an agent on the private socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +51,8 @@ pub enum Caller {
     },
     /// An agent.
     Agent(NodeName),
+    /// Somebody who has too many connections: each call is answered by this, and the connection ends soon.
+    NoPlace(String),
 }
 
 /// An agent's open link.
@@ -184,12 +190,13 @@ pub async fn serve<S: Service>(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let (accepted, incoming) = mpsc::channel::<io::Result<Proven>>(64);
-    let clients = tokio::spawn(accept_clients(listeners.clients, accepted.clone()));
+    let told = Told::new();
+    let clients = tokio::spawn(accept_clients(listeners.clients, told.clone(), accepted.clone()));
     let vouched = Places::default();
     let nodes = tokio::spawn(accept_nodes(
         (listeners.nodes, own_uid),
         Arc::clone(&service),
-        vouched.clone(),
+        (vouched.clone(), told),
         accepted.clone(),
     ));
     let machines = tokio::spawn(accept_machines(listeners.machines, Arc::clone(&service), vouched, accepted));
@@ -228,7 +235,7 @@ pub(crate) struct Proven {
     caller: Caller,
     /// Its place among its user's connections.
     _place: Option<Place>,
-    /// Resolves when the machine at the other end is none of the cluster's any more.
+    /// Resolves when the machine at the other end is none of the cluster's any more, or has been told that there is no place.
     gone: Option<oneshot::Receiver<()>>,
 }
 
@@ -249,7 +256,7 @@ impl Proven {
             self.gone = None;
             return Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
-                "the machine was removed from the cluster",
+                "the machine was removed from the cluster, or there was no place for the connection",
             ));
         }
         Ok(())
@@ -263,11 +270,34 @@ impl Proven {
 /// What to tell them.
 pub(crate) fn vouched_place(of: &Places, uid: Uid) -> Result<Place, String> {
     let most = one_users_part().max(CONNECTIONS);
-    place(of, uid, most).ok_or_else(|| {
-        format!(
-            "uid {uid} has {most} connections to the controller, as many as one user may have: end some first"
-        )
-    })
+    place(of, uid, most).ok_or_else(|| too_many(uid, most))
+}
+
+fn too_many(uid: Uid, most: usize) -> String {
+    format!(
+        "uid {uid} has {most} connections to the controller, as many as one user may have: end some first"
+    )
+}
+
+/// Those for whom there is no place, for as long as it takes to tell them so.
+#[derive(Clone)]
+struct Told(Arc<Semaphore>);
+
+impl Told {
+    fn new() -> Told {
+        Told(Arc::new(Semaphore::new(TOLD)))
+    }
+
+    /// A connection that hears why and nothing else. None where many do already: it is closed.
+    fn why(&self, stream: UnixStream, why: String) -> Option<Proven> {
+        let one = Arc::clone(&self.0).try_acquire_owned().ok()?;
+        let (end, gone) = oneshot::channel();
+        tokio::spawn(async move {
+            tokio::time::sleep(TELLING).await;
+            drop((end, one));
+        });
+        Some(Proven { stream: stream.into(), caller: Caller::NoPlace(why), _place: None, gone: Some(gone) })
+    }
 }
 
 /// Root's connections are not counted out.
@@ -275,16 +305,21 @@ fn place(of: &Places, uid: Uid, most: usize) -> Option<Place> {
     of.take(uid, if uid.0 == 0 { usize::MAX } else { most })
 }
 
-async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Result<Proven>>) {
+async fn accept_clients(listener: UnixListener, told: Told, accepted: mpsc::Sender<io::Result<Proven>>) {
     let connections = Places::default();
     loop {
         let Some(stream) = accept(&listener).await else { continue };
         let Ok(cred) = stream.peer_cred() else { continue };
-        // One user must not use up the descriptors of all; closing tells the client at once.
-        let Some(place) = place(&connections, Uid(cred.uid()), CONNECTIONS) else { continue };
-        let caller =
-            Caller::Client(Peer { uid: Uid(cred.uid()), gid: berth_model::Gid(cred.gid()), job: None });
-        let proven = Proven { stream: stream.into(), caller, _place: Some(place), gone: None };
+        let uid = Uid(cred.uid());
+        // One user must not use up the descriptors of all.
+        let proven = match place(&connections, uid, CONNECTIONS) {
+            Some(place) => {
+                let caller = Caller::Client(Peer { uid, gid: berth_model::Gid(cred.gid()), job: None });
+                Some(Proven { stream: stream.into(), caller, _place: Some(place), gone: None })
+            }
+            None => told.why(stream, too_many(uid, CONNECTIONS)),
+        };
+        let Some(proven) = proven else { continue };
         if accepted.send(Ok(proven)).await.is_err() {
             return;
         }
@@ -294,7 +329,7 @@ async fn accept_clients(listener: UnixListener, accepted: mpsc::Sender<io::Resul
 async fn accept_nodes<S: Service>(
     (listener, own_uid): (UnixListener, u32),
     service: Arc<S>,
-    vouched: Places,
+    (vouched, told): (Places, Told),
     accepted: mpsc::Sender<io::Result<Proven>>,
 ) {
     loop {
@@ -304,14 +339,22 @@ async fn accept_nodes<S: Service>(
             continue; // the directory is private; whoever got here anyway learns nothing
         }
         let (service, vouched, accepted) = (Arc::clone(&service), vouched.clone(), accepted.clone());
+        let told = told.clone();
         tokio::spawn(async move {
             let mut place = None;
             let caller = match Preface::read(&mut stream).await {
                 Ok(Preface::Node { node }) => Caller::Agent(node),
                 Ok(Preface::Client(peer)) if peer.job.is_some() => {
-                    // Closing tells the client at once.
-                    let Ok(taken) = vouched_place(&vouched, peer.uid) else { return };
-                    place = Some(taken);
+                    match vouched_place(&vouched, peer.uid) {
+                        Ok(taken) => place = Some(taken),
+                        Err(why) => {
+                            if let Some(proven) = told.why(stream, why) {
+                                // An error means that we are stopping.
+                                let _ = accepted.send(Ok(proven)).await;
+                            }
+                            return;
+                        }
+                    }
                     Caller::Client(peer)
                 }
                 // Everything on this machine that may connect here is the cluster's own.

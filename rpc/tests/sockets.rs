@@ -113,6 +113,50 @@ async fn a_client_inside_a_job_is_who_the_node_says_and_no_administrator() {
     assert!(seen[0].0.accounts.is_empty(), "nor does anybody coordinate an account from inside a job");
 }
 
+/// One user has 1024 connections at least: who comes with one more hears why, tries again, and comes in when there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_too_many_connections_is_told_so_and_comes_again() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // Of these files an eighth are less than that.
+    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..getrlimit(Resource::Nofile) }).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let _server = start(dir.path(), Rank::User);
+    let peer = Peer { uid: Uid(4711), gid: berth_model::Gid(4712), job: Some(JobId(12)) };
+    let (job_sock, node_sock) = (dir.path().join("job.sock"), dir.path().join("n.sock"));
+    tokio::spawn(proxy(job_sock.clone(), node_sock.clone(), peer));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let idle = (0..1024).map(|_| {
+        let mut stream = StdStream::connect(&node_sock).unwrap();
+        stream.write_all(&Preface::Client(peer).line()).unwrap();
+        stream
+    });
+    let idle: Vec<StdStream> = idle.collect();
+    let ping = || async { Client::connect(&Endpoint::Job(job_sock.clone())).await?.ping().await };
+    // Until the last of them has its place there is one for us.
+    let mut refused = None;
+    for _ in 0..500 {
+        match ping().await {
+            Err(RpcError::Refused(refusal)) => {
+                refused = Some(refusal);
+                break;
+            }
+            _ => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+    let refused = refused.unwrap();
+    assert_eq!(refused.code, RefusalCode::Unavailable);
+    assert!(refused.message.contains("uid 4711 has 1024 connections"), "{}", refused.message);
+    assert!(RpcError::Refused(refused).is_transient());
+    drop(idle);
+    for _ in 0..500 {
+        if ping().await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("there is still no place");
+}
+
 #[tokio::test]
 async fn a_refusal_of_the_agent_is_shown() {
     let dir = tempfile::tempdir().unwrap();

@@ -275,6 +275,10 @@ async fn step(client: &Client, runs: &[Run], parts: Vec<(usize, JobInfo)>) -> Ou
         run.copy(client, job, &mut spec).await?;
         specs.push((job.id, spec));
     }
+    let nodes = specs.iter().map(|(_, spec)| spec.nodes.unwrap_or(1));
+    if let Some(first) = runs.first() {
+        first.could_reach(nodes.fold(0, u32::saturating_add)).await?;
+    }
     // One step has one prolog: that of its first part.
     let prolog = specs.first().and_then(|(_, spec)| spec.prolog);
     for (_, spec) in &mut specs {

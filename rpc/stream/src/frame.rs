@@ -123,6 +123,8 @@ pub enum Kind {
     Aborted = 25,
     /// Client to agent: connect me to this step, beside whoever started it.
     Watch = 30,
+    /// Client to agent: how many connections may I have here? Agent to client: so many.
+    Places = 33,
     /// Supervisor to client: what this node's PMIx server says to that of another. Client to supervisor: what another's says.
     Peer = 140,
     /// Supervisor to client: attached, and the frames go on where they were.
@@ -143,7 +145,7 @@ pub enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        const ALL: [Kind; 34] = [
+        const ALL: [Kind; 35] = [
             Kind::Attach,
             Kind::Controller,
             Kind::Accepted,
@@ -173,6 +175,7 @@ impl Kind {
             Kind::Peer,
             Kind::Resumed,
             Kind::Heard,
+            Kind::Places,
             Kind::Begin,
             Kind::DisplayOpen,
             Kind::DisplayData,
@@ -284,6 +287,8 @@ pub enum Frame {
     /// So many frames were heard since the first connection, this one and its like not counted. After a StepExit the supervisor says it once:
     /// it knows that the client has heard the end.
     Heard(u64),
+    /// How many connections the caller may have on this machine: the question, and the answer. One that has no bound is told the largest number.
+    Places(Option<u64>),
     /// What the client runs before the tasks has ended: they may begin.
     Begin,
     /// A program came to the display that the client carries to this node (`--x11`), and has shown the cookie of the step.
@@ -407,6 +412,8 @@ pub fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Watch(watch) => put(Kind::Watch, ALL_TASKS, &json(Kind::Watch, watch)?),
         Frame::Resumed(count) => put(Kind::Resumed, ALL_TASKS, &count.to_le_bytes()),
         Frame::Heard(count) => put(Kind::Heard, ALL_TASKS, &count.to_le_bytes()),
+        Frame::Places(None) => put(Kind::Places, ALL_TASKS, &[]),
+        Frame::Places(Some(count)) => put(Kind::Places, ALL_TASKS, &count.to_le_bytes()),
         Frame::Begin => put(Kind::Begin, ALL_TASKS, &[]),
         Frame::DisplayOpen { channel } => put(Kind::DisplayOpen, *channel, &[]),
         Frame::DisplayData { channel, data } => put(Kind::DisplayData, *channel, data),
@@ -514,6 +521,11 @@ impl Frame {
             },
             Kind::Message => Ok(Frame::Message(text(payload))),
             Kind::Detach => none(Frame::Detach),
+            Kind::Places => match <[u8; 8]>::try_from(payload.as_slice()) {
+                Ok(count) => Ok(Frame::Places(Some(u64::from_le_bytes(count)))),
+                Err(_) if payload.is_empty() => Ok(Frame::Places(None)),
+                Err(_) => Err(bad("expected nothing, or a number of eight bytes")),
+            },
             Kind::Begin => none(Frame::Begin),
             Kind::DisplayOpen => none(Frame::DisplayOpen { channel: task }),
             Kind::DisplayData => Ok(Frame::DisplayData { channel: task, data: payload }),

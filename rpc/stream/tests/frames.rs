@@ -65,6 +65,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         }),
         any::<u8>().prop_map(Frame::Aborted),
         Just(Frame::Begin),
+        proptest::option::of(any::<u64>()).prop_map(Frame::Places),
         any::<u32>().prop_map(|channel| Frame::DisplayOpen { channel }),
         (any::<u32>(), bytes()).prop_map(|(channel, data)| Frame::DisplayData { channel, data }),
         any::<(u32, u32)>().prop_map(|(channel, bytes)| Frame::DisplayCredit { channel, bytes }),

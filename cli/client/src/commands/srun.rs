@@ -270,7 +270,7 @@ impl Run {
 
     /// This step of a job that has its nodes.
     async fn step_of(&self, client: &Client, job: &JobInfo, mut spec: StepSpec) -> Outcome {
-        nodes::could_have_room(spec.nodes.unwrap_or(1))?;
+        self.could_reach(spec.nodes.unwrap_or(1)).await?;
         self.copy(client, job, &mut spec).await?;
         self.check_prolog(client).await?;
         let spec_ref = &spec;
@@ -394,12 +394,18 @@ impl Run {
         }
     }
 
+    /// Whether there could be a connection to each of so many nodes.
+    pub(crate) async fn could_reach(&self, nodes: u32) -> Result<(), Failure> {
+        nodes::could_have_room(nodes)?;
+        nodes::could_be_carried(&self.site.attach, nodes).await
+    }
+
     /// A job with this one step.
     async fn outside(&self, client: &Client) -> Outcome {
         let bad = |e| submit::bad_option(Submit::Srun, &e);
         let converted = self.options.job_spec(&self.by, self.image.clone()).map_err(bad)?;
         let step = self.step_spec(None)?;
-        nodes::could_have_room(converted.spec.resources.min_nodes)?;
+        self.could_reach(converted.spec.resources.min_nodes).await?;
         submit::warn(Submit::Srun, &converted.notes, self.options.quiet);
         let payload = Payload::default();
         let test_only = self.options.test_only;

@@ -77,6 +77,16 @@ pub async fn describe(socket: &Path, node: Option<&NodeName>, key: StepKey) -> R
     }
 }
 
+/// Asks this machine's agent how many connections we may have; none where it is of a version that does not say so, or away.
+pub async fn places(socket: &Path) -> Option<u64> {
+    let mut stream = UnixStream::connect(socket).await.ok()?;
+    write_frame(&mut stream, &Frame::Places(None)).await.ok()?;
+    match read_frame(&mut stream).await {
+        Ok(Some(Frame::Places(most))) => most,
+        Ok(_) | Err(_) => None,
+    }
+}
+
 /// What comes from a node's part of a step besides its output, and from the writer of that output.
 #[derive(Debug)]
 pub enum Event {
