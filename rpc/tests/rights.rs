@@ -3,13 +3,13 @@
 
 mod common;
 
-use berth_model::member::{MemberInfo, MemberRole, MemberState};
+use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
 use berth_model::request::Peer;
 use berth_model::rights::Rank;
 use berth_model::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
 use berth_rpc::auth::{Method, Role, allowed};
 use berth_rpc::{Duplex, Hex, Preface, Question, Remote, Uplink};
-use berth_trust::{Authority, Identity, PrivateKey, joining_config};
+use berth_trust::{Authority, Identity, PrivateKey, client_config, joining_config};
 use common::machines::{identity, member, open_port, uplink};
 use common::{start, start_for};
 use hyper_util::rt::TokioIo;

@@ -9,32 +9,38 @@ use nix::sys::resource::{UsageWho, getrusage};
 /// Between two looks at the memory of a command's processes.
 const LOOKS: Duration = Duration::from_millis(20);
 
-/// Takes triples of a name, a command line that prepares each run and is not measured, and the one that is. Gives medians of
-/// wall and processor time over `rounds` runs of each in turn, and the most memory that was seen in one. One that fails is named
-/// and left out, for a peer may not run on this machine.
+/// Takes triples of a name, a command line that prepares each run and is not measured, and the one that is. Gives the most memory that was
+/// seen in a first run of each, and medians of wall and processor time over `rounds` further ones of each in turn, at which nobody looks: that
+/// takes a part of a processor, and longest of who has the most processes. One that fails is named and left out, for a peer may not run on
+/// this machine.
 pub fn measure(rounds: usize, commands: &[&str]) -> Result<(), String> {
+    let mut peaks = vec![0; commands.len() / 3];
     let mut runs = vec![Vec::new(); commands.len() / 3];
-    for _ in 0..rounds {
-        for (command, runs) in commands.chunks(3).zip(&mut runs) {
+    for round in 0..=rounds {
+        for ((command, peak), runs) in commands.chunks(3).zip(&mut peaks).zip(&mut runs) {
             super::once(command[1])?;
             let before = processor_time()?;
-            match watched(command[2]) {
-                Ok((wall, memory)) => runs.push((wall, processor_time()? - before, memory)),
-                Err(reason) => eprintln!("bench-alternate: {} is left out: {reason}", command[0]),
+            let result = match round {
+                0 => memory_while(command[2]).map(|most| *peak = most),
+                _ => super::once(command[2])
+                    .and_then(|wall| Ok((wall.as_micros(), processor_time()? - before)))
+                    .map(|run| runs.push(run)),
+            };
+            if let Err(reason) = result {
+                eprintln!("bench-alternate: {} is left out: {reason}", command[0]);
             }
         }
     }
-    for (command, runs) in commands.chunks(3).zip(&runs) {
-        let middle = |of: fn(&(u128, u128, u64)) -> u128| {
+    for ((command, peak), runs) in commands.chunks(3).zip(&peaks).zip(&runs) {
+        let middle = |of: fn(&(u128, u128)) -> u128| {
             let mut all: Vec<_> = runs.iter().map(of).collect();
             all.sort_unstable();
-            all.get(all.len() / 2).copied().unwrap_or(0)
+            let (low, high) = (all.get(all.len().saturating_sub(1) / 2), all.get(all.len() / 2));
+            low.zip(high).map_or(0, |(low, high)| (low + high) / 2)
         };
-        if runs.is_empty() {
-            continue;
+        if !runs.is_empty() {
+            println!("{} {} {} {peak}", command[0], middle(|run| run.0), middle(|run| run.1));
         }
-        let peak = runs.iter().map(|run| run.2).max().unwrap_or(0);
-        println!("{} {} {} {peak}", command[0], middle(|run| run.0), middle(|run| run.1));
     }
     Ok(())
 }
@@ -46,9 +52,8 @@ fn processor_time() -> Result<u128, String> {
     Ok(micros(usage.user_time()) + micros(usage.system_time()))
 }
 
-/// Wall time of one run in microseconds, and the most memory, in KiB, that its processes had at the same time; a page that
-/// several of them map counts once. Looking costs a few percent of a processor, for all alike.
-fn watched(line: &str) -> Result<(u128, u64), String> {
+/// The most memory, in KiB, that the processes of one run had at the same time; a page that several of them map counts once.
+fn memory_while(line: &str) -> Result<u64, String> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watch = scope.spawn(|| {
@@ -62,7 +67,7 @@ fn watched(line: &str) -> Result<(u128, u64), String> {
         let result = super::once(line);
         done.store(true, Ordering::Relaxed);
         let most = watch.join().map_err(|_| "the watch over memory panicked".to_string())?;
-        result.map(|wall| (wall.as_micros(), most))
+        result.map(|_| most)
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 
-use super::ensure::fetch_lock;
+use super::ensure::pending_of;
 use super::lock::Hold;
 use super::quota::amount;
 use super::record::{PendingRecord, parse};
@@ -83,10 +83,10 @@ impl Store {
             }
         }
         for name in self.names(&self.images)? {
-            let of = |ending: &str| name.strip_suffix(ending).and_then(Digest::from_file_name);
-            let comes = match (of(".pending"), of(".partial")) {
+            let partial = name.strip_suffix(".partial").and_then(Digest::from_file_name);
+            let comes = match (pending_of(&name), partial) {
                 // One whose lock is free is what a killed import left.
-                (Some(digest), _) => self.try_lock(&fetch_lock(&digest), Hold::Exclusive)?.is_none(),
+                (Some((_, lock)), _) => self.try_lock(&lock, Hold::Exclusive)?.is_none(),
                 (None, Some(digest)) => needed.contains(&digest),
                 (None, None) => false,
             };

@@ -251,14 +251,14 @@ fn values_are_refused_in_slurms_words() {
         assert_eq!(error.render("sbatch").lines().next(), Some(text), "{line}");
         assert_eq!(error.exit_code, code, "{line}");
     }
-    let error = srun("--mpi=bogus true").unwrap_err();
+    let refused = srun("--mpi=bogus true").unwrap_err();
     let text = "srun: error: Invalid MPI type 'bogus', --mpi=list for acceptable types";
-    assert_eq!((error.render("srun").lines().next(), error.exit_code), (Some(text), 1));
-    let error = srun("--cpu-bind=bogus true").unwrap_err();
+    assert_eq!((refused.render("srun").lines().next(), refused.exit_code), (Some(text), 1));
+    let refused = srun("--cpu-bind=bogus true").unwrap_err();
     let text = "srun: error: unrecognized --cpu-bind argument \"bogus\"\n\
                 srun: fatal: Failed to parse --cpu-bind= values.\n\
                 srun: fatal: write none, rank, ";
-    assert!(error.render("srun").starts_with(text) && error.exit_code == 1, "{}", error.render("srun"));
+    assert!(refused.render("srun").starts_with(text) && refused.exit_code == 1, "{}", refused.render("srun"));
     let text = error(all(Command::Sbatch, "", &[("SBATCH_TIMELIMIT", "bad")]));
     assert!(text.contains("environment variable SBATCH_TIMELIMIT: 'bad' is not a time limit"), "{text}");
 }

@@ -257,8 +257,12 @@ fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
     let mut w = World::new(&config);
     for name in ["n1", "n2", "n3"] {
         w.node(name, hardware(2, 1, 8000, 0));
-        let said =
-            FromPeers::Ready { address: format!("{name}:1"), key: format!("key of {name}"), streams: true };
+        let said = FromPeers::Ready {
+            address: format!("{name}:1"),
+            key: format!("key of {name}"),
+            streams: true,
+            connected: Vec::new(),
+        };
         assert!(says(&mut w, name, said).is_empty());
     }
     let image = ResolvedImage::Manifest {
