@@ -1,7 +1,7 @@
 //! Whether the site's rules let a step have its image: by its name, before anybody is asked what that means, and by where the image
 //! comes from on the node itself.
 
-use berth_images::{Helpers, Reference, real_path};
+use berth_images::{Helpers, Reference, Through, real_path};
 use berth_model::config::ImagesConfig;
 use berth_model::spec::ResolvedImage;
 use std::path::Path;
@@ -20,8 +20,15 @@ pub fn admit_named(config: &ImagesConfig, typed: &str, account: Option<&str>) ->
     place.map_or(Ok(()), |place| config.admits_place(typed, &place, account))
 }
 
-/// Judges an image that is about to be used, whenever it came to the node. A path may have become another one since somebody
-/// judged its name: `helpers` look at it as the user, where there are any.
+/// What may lie on the way to an image's file when it is opened: no link, where a rule is about paths. What was judged and what is
+/// opened are then the same, whatever somebody exchanges in between.
+pub fn through(config: &ImagesConfig) -> Through {
+    if config.judges_paths() { Through::NoLinks } else { Through::Links }
+}
+
+/// Judges an image that is about to be used, whenever it came to the node: a path as it is written, since by that it is opened, and
+/// as it is without links. It may have become another one since somebody judged its name: `helpers` look at it as the user, where
+/// there are any. Where a rule is about paths, one with a link in it is refused.
 ///
 /// # Errors
 /// The step may not have it: by which rule, and what to do.
@@ -36,8 +43,9 @@ pub fn admit(
         return Ok(());
     }
     let Some(place) = resolved.place().map_err(|why| format!("image {typed}: {why}"))? else { return Ok(()) };
+    config.admits_place(typed, &place, account)?;
     if !place.starts_with('/') {
-        return config.admits_place(typed, &place, account);
+        return Ok(());
     }
     let real = match helpers {
         Some(helpers) => helpers.real_path(Path::new(&place)),
@@ -45,7 +53,14 @@ pub fn admit(
     };
     let real = real.map_err(|e| format!("image {typed}: {e}"))?;
     let real = real.to_str().ok_or_else(|| format!("image {typed}: {} is not UTF-8", real.display()))?;
-    config.admits_place(typed, real, account)
+    config.admits_place(typed, real, account)?;
+    if real != place && through(config) == Through::NoLinks {
+        return Err(format!(
+            "image {typed}: {place} is {real} on this node, and this cluster's rules judge images by paths without links: name it \
+             anew by that"
+        ));
+    }
+    Ok(())
 }
 
 /// Whether the paths that rules name are what they are called on this machine: images are judged by paths without links.
@@ -114,6 +129,45 @@ mod tests {
             let named: Reference = typed.parse().unwrap();
             assert_eq!(image(source).place(), Ok(named.place()), "{typed}");
         }
+    }
+
+    #[test]
+    fn a_path_is_judged_as_it_is_written_and_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        for made in ["shared", "mine", "shared/inner"] {
+            std::fs::create_dir(dir.join(made)).unwrap();
+        }
+        // Of a user who exchanges them for directories when they were looked at.
+        std::os::unix::fs::symlink("../shared", dir.join("mine/in")).unwrap();
+        std::os::unix::fs::symlink("../mine", dir.join("shared/out")).unwrap();
+        std::os::unix::fs::symlink("inner", dir.join("shared/other")).unwrap();
+        let allow = dir.join("shared").to_str().unwrap().to_owned();
+        let ruled = ImagesConfig { allow: vec![allow], ..ImagesConfig::default() };
+        let judged = |config: &ImagesConfig, path: &str| {
+            let path = dir.join(path);
+            let sources = [
+                image(&format!("sqsh:{}", path.display())),
+                ResolvedImage::RootDir { path: path.as_path().into() },
+            ];
+            let all = sources.map(|image| admit(config, "x", &image, None, None));
+            assert_eq!(all[0], all[1], "{}", path.display());
+            all[0].clone()
+        };
+        assert_eq!(judged(&ruled, "shared/inner/a"), Ok(()));
+        for (path, says) in [
+            ("mine/in/inner/a", "images.allow names only"),
+            ("mine/a", "images.allow names only"),
+            ("shared/out/a", "images.allow names only"),
+            ("shared/other/a", "without links"),
+        ] {
+            let why = judged(&ruled, path).unwrap_err();
+            assert!(why.contains(says), "{path}: {why}");
+        }
+        // Where no rule is about paths, links are the user's affair.
+        let registries = ImagesConfig { deny: vec!["quay.io".into()], ..ImagesConfig::default() };
+        assert_eq!(judged(&registries, "mine/in/inner/a"), Ok(()));
+        assert_eq!((through(&ruled), through(&registries)), (Through::NoLinks, Through::Links));
     }
 
     #[test]

@@ -692,6 +692,7 @@ impl Driver {
             join,
             display,
             image: ready.image,
+            root_without_links: node.images.rules().judges_paths(),
             notes: ready.notes,
             lease: kept.timers.lease,
             task_programs: node.around.of_tasks(),

@@ -16,8 +16,8 @@ use crate::signatures::{self, Unsigned};
 use berth_agent_core::Fetched;
 use berth_images::{
     Confine, Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress,
-    ProgressEvent, Reference, Registries, Resolved, ResolvedManifest, RoomRules, RunAs, Store, UseGuard,
-    Wanted, file_pin, open_source,
+    ProgressEvent, Reference, Registries, Resolved, ResolvedManifest, RoomRules, RunAs, Store, Through,
+    UseGuard, Wanted, file_pin, open_source_through,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
@@ -416,6 +416,7 @@ impl Images {
         let helpers = program.map(|program| Helpers {
             login: login.cloned(),
             stop: Some(Arc::clone(stop)),
+            through: admission::through(&self.config),
             quota: self.program.as_ref().and_then(|_| self.config.quota_of(&of.user.user, of.user.uid.0)),
             confine: self.program.as_ref().map(|_| self.fetchers(of)),
             ..helpers(program, &self.registries, of, self.program.is_some())
@@ -450,7 +451,9 @@ impl Images {
                 }
             }
         };
-        let account = of.account;
+        let (account, through) = (of.account, admission::through(&self.config));
+        let open =
+            |image: &ResolvedManifest| open_source_through(image, &self.registries, &credentials, through);
         let came_by_name = wanted.resolved.is_none();
         admission::admit(&self.config, &wanted.typed, &resolved, account, helpers.as_ref())?;
         let name = wanted.typed.parse::<Reference>().ok().map(|r| r.to_string());
@@ -516,7 +519,7 @@ impl Images {
             }
             let asked = match &helpers {
                 Some(helpers) => helpers.look_signed(&store, &manifest, &told),
-                None => open_source(&manifest, &self.registries, &credentials)
+                None => open(&manifest)
                     .and_then(|source| store.look_signed(&manifest, source.as_ref(), signers, &told)),
             };
             match (asked, said) {
@@ -544,7 +547,7 @@ impl Images {
                         Some(login) => credentials.clone().with_login(login)?,
                         None => credentials.clone(),
                     };
-                    let source = open_source(&manifest, &self.registries, &credentials)?;
+                    let source = open_source_through(&manifest, &self.registries, &credentials, through)?;
                     store.ensure_signed(&manifest, source.as_ref(), signers.as_ref(), &telling)
                 }
             }
@@ -567,7 +570,7 @@ impl Images {
         let may_travel = || {
             let as_it_was = || match &helpers {
                 Some(helpers) => helpers.file_pin(&manifest.source),
-                None => file_pin(&manifest.source),
+                None => file_pin(&manifest.source, through),
             };
             travels(&manifest.source, manifest.pin.as_ref())
                 && (file_of(&manifest.source).is_none()
@@ -713,6 +716,7 @@ fn helpers(program: &Path, registries: &Registries, of: For<'_>, system: bool) -
         unpack: vec!["internal-unpack".into()],
         registries: registries.clone(),
         signers: None,
+        through: Through::default(),
         user: system.then(|| RunAs {
             uid: user.uid.0,
             gid: user.gid.0,

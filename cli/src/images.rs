@@ -9,7 +9,7 @@ use berth_client::site::{Site, StateDir};
 use berth_client::{ImageResolver, block_on};
 use berth_images::{
     BlobSource, Credentials, Digest, Error, ErrorKind, Helpers, Manifests, PROXY_VARIABLES, Progress,
-    ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store,
+    ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, Through,
     look_for_signature, open_source, resolve,
 };
 use berth_model::config::ImagesConfig;
@@ -397,6 +397,7 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         registries: registries_for(pinned, state),
         // The rules of a cluster are about its jobs.
         signers: None,
+        through: Through::default(),
         user: None,
         environment,
         store: Some(RunAs { uid, gid, groups: Vec::new() }),

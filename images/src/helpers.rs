@@ -38,7 +38,7 @@ use crate::reference::Reference;
 use crate::registry::Registries;
 use crate::remote::serve_fetcher;
 use crate::signature::Signers;
-use crate::source::{BlobSource, Resolved, ResolvedManifest};
+use crate::source::{BlobSource, Resolved, ResolvedManifest, Through};
 use crate::store::{PreparedImage, Store};
 
 /// Milliseconds between two looks whether an import is still wanted.
@@ -95,6 +95,8 @@ pub struct Helpers {
     pub login: Option<Login>,
     /// Bytes that the user's images may take in the store; `None` without a bound.
     pub quota: Option<u64>,
+    /// What may lie on the way to a file that is opened for the image: no links, where it was judged by its path.
+    pub through: Through,
     /// Set by whoever does not want the image any more: the processes are ended within a second, whatever they wait for.
     pub stop: Option<Arc<AtomicBool>>,
     /// Where fetchers run, which start what their users' settings name; `None` where this process does.
@@ -288,6 +290,7 @@ impl Helpers {
         let place = self.place()?;
         let mut fetcher = Command::new(&self.program);
         fetcher.args(&self.fetch).args(["--image", &described, "--registries", &self.described()?]);
+        self.straight(&mut fetcher);
         run_as(&mut fetcher, self.user.as_ref());
         run_in(&mut fetcher, place.as_deref());
         self.announce_login(&mut fetcher);
@@ -380,6 +383,7 @@ impl Helpers {
     pub fn file_pin(&self, source: &str) -> Result<FilePin> {
         let mut resolver = Command::new(&self.program);
         resolver.args(&self.fetch).args(["--pin", source]);
+        self.straight(&mut resolver);
         run_as(&mut resolver, self.user.as_ref());
         resolver.env_clear();
         let resolver = Running::start(resolver.stdin(Stdio::null()).stdout(Stdio::piped()))?;
@@ -392,6 +396,12 @@ impl Helpers {
     /// Where the next fetcher runs.
     fn place(&self) -> Result<Option<Box<dyn Confined>>> {
         self.confine.as_ref().map(|confine| confine.place()).transpose()
+    }
+
+    fn straight(&self, fetcher: &mut Command) {
+        if self.through == Through::NoLinks {
+            fetcher.args(["--no-links", "yes"]);
+        }
     }
 
     /// Says that a login comes first on the standard input.

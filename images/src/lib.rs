@@ -67,8 +67,8 @@ pub use root::{SaveForm, save_root, saver_main};
 pub use save::{describe, save_archive};
 pub use signature::{SignerKey, Signers, Verdict, look_for_signature};
 pub use source::{
-    ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest, file_pin,
-    open_source, real_path, resolve,
+    ArchiveSource, BlobKind, BlobSource, LayoutSource, ResolveOptions, Resolved, ResolvedManifest, Through,
+    file_pin, open_source, open_source_through, real_path, resolve,
 };
 pub use store::{
     Collected, CollectedImage, Damage, DiskUsage, GrantedImage, HistoryEntry, ImageDetails, ImageInfo,

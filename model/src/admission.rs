@@ -188,6 +188,11 @@ impl ImagesConfig {
         }
     }
 
+    /// Whether a rule names a path: then an image is what lies at its very path, and nothing that a link leads to.
+    pub fn judges_paths(&self) -> bool {
+        self.ruled_paths().next().is_some()
+    }
+
     /// All paths that rules name, by key.
     pub fn ruled_paths(&self) -> impl Iterator<Item = (String, &str)> {
         let cluster = ("images".to_owned(), &self.allow, &self.deny);

@@ -107,6 +107,9 @@ pub struct Workdir {
 pub struct ContainerRequest {
     /// Root filesystem.
     pub root: Rootfs,
+    /// A root directory is opened through no symbolic link: it was judged by its path.
+    #[serde(default)]
+    pub root_without_links: bool,
     /// Image configuration; empty for a root directory and for `host:`.
     #[serde(default)]
     pub image: ImageConfig,
@@ -214,6 +217,7 @@ impl ContainerRequest {
     pub fn new(root: Rootfs, identity: Identity, base_dir: ByteStr) -> Self {
         ContainerRequest {
             root,
+            root_without_links: false,
             image: ImageConfig::default(),
             identity,
             group_names: BTreeMap::new(),

@@ -1,7 +1,9 @@
 //! Images that a site's rules refuse: at submit, on the node, and whatever was there before the rule.
 
 use berth_tests::{Registry, Sandbox, Who, each_user, images, machine};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{TryRecvError, channel};
 
 /// Starts the cluster anew with another configuration.
 fn restart(sandbox: &mut Sandbox, config: &str) {
@@ -200,6 +202,49 @@ each_user! {
         sandbox.wait_state(job, "FAILED", 60);
         told(&sandbox, job, &["shared-of-mine", "images.allow"]);
         assert!(!sandbox.work().join("held.out").exists() || !sandbox.read("held.out").contains("ran"));
+    }
+
+    /// The attack: what is looked at is a link to an image that is allowed, and what is opened a directory with another one.
+    fn no_exchange_of_a_directory_gets_another_image_past_a_rule(who) {
+        let sandbox = Sandbox::empty(who);
+        let shared = sandbox.work().join("shared");
+        let allowed = copy(&sandbox, &shared);
+        let mine = sandbox.work().join("mine");
+        let (real, link) = (mine.join("d"), mine.join("l"));
+        std::fs::create_dir_all(&real).unwrap();
+        // It has what the allowed one has not.
+        berth_tests::Cmd::new("cp").args(["-r", "--"]).arg(images::layers()).arg(real.join("bb")).ok();
+        berth_tests::Cmd::new("chmod").args(["-R", "a+rX"]).arg(&mine).ok();
+        std::os::unix::fs::symlink(&shared, &link).unwrap();
+        std::fs::write(
+            sandbox.state().join("berth.toml"),
+            format!("[images]\nallow = [\"{}\"]\n", shared.display()),
+        )
+        .unwrap();
+        let mut sandbox = sandbox;
+        sandbox.up();
+        let script = "#!/bin/sh\nfor n in 1 2 3 4 5 6 7 8 9 10 11 12; do\n\
+            srun --container-image=oci:$PLACE/bb cat /data/hard1 2>&1\n\
+            srun --container-image=oci:$PLACE/bb echo in 2>&1\necho round $n\ndone\n";
+        let (running, over) = channel::<()>();
+        let (real, link) = (real.as_path(), link.as_path());
+        let out = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while over.try_recv() == Err(TryRecvError::Empty) {
+                    renameat2(AT_FDCWD, real, AT_FDCWD, link, RenameFlags::RENAME_EXCHANGE).unwrap();
+                    std::thread::yield_now();
+                }
+            });
+            let container = format!("--container-image=oci:{}", allowed.display());
+            let sbatch = sandbox.cmd("sbatch").args(["--wait", "-n2", "--output=out", &container]);
+            let ran = sbatch.arg(sandbox.write("job.sh", script)).env("PLACE", real).limit(300).run();
+            drop(running);
+            assert_eq!(ran.rc, 0, "{ran}");
+            sandbox.read("out")
+        });
+        assert!(!out.contains("one\n"), "{out}");
+        assert_eq!(out.matches("round ").count(), 12, "{out}");
+        assert!(out.contains("images.allow names only"), "nothing was refused: {out}");
     }
 
     fn jobs_without_an_image_and_accounts_have_rules_too(who) {

@@ -48,6 +48,8 @@ pub struct NodePart {
     pub boot_id: String,
     /// The image's layers and configuration; absent for `host:` and for root directories.
     pub image: Option<PreparedImage>,
+    /// A root directory is opened through no link: the site has a rule about paths.
+    pub root_without_links: bool,
     /// The step's cgroups, made beforehand; absent where none can be made.
     pub cgroup: Option<Cgroup>,
     /// The job's namespaces; absent where each step makes its own.

@@ -22,8 +22,8 @@ use crate::registry::{Credentials, Registries};
 use crate::remote::{RemoteSource, serve_fetcher};
 use crate::signature::Signers;
 use crate::source::{
-    BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, file_pin, leave_nothing_running,
-    open_source, real_path, resolve,
+    BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, Through, file_pin,
+    leave_nothing_running, open_source_through, real_path, resolve,
 };
 use crate::store::Store;
 
@@ -48,6 +48,7 @@ struct Options {
     peers: bool,
     look: bool,
     patience: Option<u64>,
+    through: Through,
 }
 
 impl Options {
@@ -88,6 +89,9 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--repair" => options.repair = Some(text()?),
             "--signers" => options.signers = Some(text()?),
             "--peers" => options.peers = text()? == "yes",
+            "--no-links" => {
+                options.through = if text()? == "yes" { Through::NoLinks } else { Through::Links };
+            }
             "--look" => options.look = text()? == "yes",
             "--patience" => options.patience = Some(text()?.parse().map_err(|_| bad(&name))?),
             "--quota" => options.quota = Some(text()?.parse().map_err(|_| bad(&name))?),
@@ -133,7 +137,7 @@ pub(crate) enum SetId {
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
 /// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links; `--pin SOURCE` how the
-/// file of a canonical source is. All take `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
+/// file of a canonical source is. With `--no-links yes` files are opened through no link. All take `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
 /// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
@@ -169,7 +173,7 @@ pub fn fetcher_main(
         return say(&answer, &mut output);
     }
     if let Some(source) = &options.pin {
-        return say(&file_pin(source).map_or_else(Answer::Failed, Answer::Pin), &mut output);
+        return say(&file_pin(source, options.through).map_or_else(Answer::Failed, Answer::Pin), &mut output);
     }
     let credentials = match with_login(Credentials::from_env(), &options, &mut input) {
         Ok(credentials) => credentials,
@@ -183,7 +187,10 @@ pub fn fetcher_main(
     }
     let text = options.image.as_deref().unwrap_or_default();
     let image = serde_json::from_str::<ResolvedManifest>(text).map_err(|e| start_failed(&e.to_string()));
-    let open = || image.clone().and_then(|image| open_source(&image, &options.registries()?, &credentials));
+    let open = || {
+        let image = image.clone()?;
+        open_source_through(&image, &options.registries()?, &credentials, options.through)
+    };
     u8::from(serve_fetcher(&Opening { open, opened: OnceLock::new() }, input, output).is_err())
 }
 

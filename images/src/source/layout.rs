@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::docker::{Blob, Images};
-use super::sniff::{open_regular, read_small};
+use super::sniff::{Through, open_through, read_small};
 use super::{BlobKind, BlobSource, Layout};
 use crate::archive::{EntryKind, Reader};
 use crate::digest::Digest;
@@ -24,6 +24,7 @@ const MAX_MEMBERS: usize = 1 << 20;
 /// An OCI layout directory.
 pub struct LayoutSource {
     path: PathBuf,
+    through: Through,
 }
 
 impl LayoutSource {
@@ -32,13 +33,17 @@ impl LayoutSource {
     /// # Errors
     /// There is none, or its version is unknown.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_through(path, Through::Links)
+    }
+
+    pub(super) fn open_through(path: &Path, through: Through) -> Result<Self> {
         let what = format!("oci:{}", path.display());
         if !path.is_dir() {
             let reason = if path.exists() { "is not a directory" } else { "does not exist" };
             return Err(Error::new(ErrorKind::NotFound, what, reason)
                 .next("an OCI layout is a directory with oci-layout, index.json and blobs; a tar file of it is named oci-archive:FILE"));
         }
-        let marker = read_small(&path.join("oci-layout"), MAX_MARKER).map_err(|e| {
+        let marker = read_small(&path.join("oci-layout"), through, MAX_MARKER).map_err(|e| {
             if e.kind() == ErrorKind::NotFound {
                 Error::new(
                     ErrorKind::Unsupported,
@@ -51,7 +56,7 @@ impl LayoutSource {
             }
         })?;
         check_marker(&what, &marker)?;
-        Ok(Self { path: path.to_path_buf() })
+        Ok(Self { path: path.to_path_buf(), through })
     }
 }
 
@@ -62,7 +67,7 @@ impl BlobSource for LayoutSource {
 
     fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
         let path = self.path.join("blobs").join(digest.algorithm().name()).join(digest.hex());
-        let mut file = open_regular(&path).map_err(|e| missing(e, &self.describe(), digest))?;
+        let mut file = open_through(&path, self.through).map_err(|e| missing(e, &self.describe(), digest))?;
         file.seek(SeekFrom::Start(offset)).map_err(|e| Error::path(&path, e))?;
         Ok(Box::new(file))
     }
@@ -70,7 +75,7 @@ impl BlobSource for LayoutSource {
 
 impl Layout for LayoutSource {
     fn index(&self) -> Result<Vec<u8>> {
-        read_small(&self.path.join("index.json"), Limits::default().manifest_bytes)
+        read_small(&self.path.join("index.json"), self.through, Limits::default().manifest_bytes)
     }
 }
 
@@ -92,7 +97,7 @@ impl ArchiveSource {
     /// # Errors
     /// It is not a tar file, or one of neither form.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_as(path, false)
+        Self::open_as(path, false, Through::Links)
     }
 
     /// As [`ArchiveSource::open`], for one that was called an archive of docker's: it is read as that if it is of both forms.
@@ -100,12 +105,12 @@ impl ArchiveSource {
     /// # Errors
     /// As there.
     pub fn open_docker(path: &Path) -> Result<Self> {
-        Self::open_as(path, true)
+        Self::open_as(path, true, Through::Links)
     }
 
-    fn open_as(path: &Path, docker: bool) -> Result<Self> {
+    pub(super) fn open_as(path: &Path, docker: bool, through: Through) -> Result<Self> {
         let shown = path.display().to_string();
-        let mut source = Self::scanned(path, open_regular(path)?).map_err(|e| e.within(&shown))?;
+        let mut source = Self::scanned(path, open_through(path, through)?).map_err(|e| e.within(&shown))?;
         let saved = source.members.contains_key(&b"manifest.json"[..]);
         match source.small(b"oci-layout", MAX_MARKER)? {
             _ if docker && saved => source.take_docker()?,

@@ -27,7 +27,8 @@ use engine::EngineSource;
 pub(crate) use engine::leave_nothing_running;
 pub use layout::{ArchiveSource, LayoutSource};
 pub(crate) use oci_sif::{OciSif, Squashed};
-pub(crate) use sniff::open_regular;
+pub use sniff::Through;
+pub(crate) use sniff::{open_regular, open_through};
 
 /// Most bytes of a canonical source: as many as a path may have.
 const MOST_SOURCE: usize = 4096;
@@ -157,10 +158,11 @@ pub fn resolve(
     options: &ResolveOptions,
 ) -> Result<Resolved> {
     // As it was before it was read and after: else nobody knows which was read.
-    let before = named_file(reference, credentials, options).and_then(|path| pin_of(&path).ok());
+    let before =
+        named_file(reference, credentials, options).and_then(|path| pin_of(&path, Through::Links).ok());
     let mut found = resolve_unpinned(reference, credentials, options)?;
     if let (Resolved::Manifest(image), Some(before)) = (&mut found, before) {
-        image.pin = file_pin(&image.source).ok().filter(|after| *after == before);
+        image.pin = file_pin(&image.source, Through::Links).ok().filter(|after| *after == before);
     }
     Ok(found)
 }
@@ -168,20 +170,20 @@ pub fn resolve(
 /// The file of a canonical source as it is now, opened by whoever asks.
 ///
 /// # Errors
-/// The source is no file, or it cannot be opened.
-pub fn file_pin(source: &str) -> Result<FilePin> {
+/// The source is no file, or it cannot be opened by such a way.
+pub fn file_pin(source: &str, through: Through) -> Result<FilePin> {
     let path = file_of(source).ok_or_else(|| {
         Error::new(ErrorKind::Reference, printable(source, 200), "is no file")
             .next("resolve the image reference again")
     })?;
-    pin_of(Path::new(path))
+    pin_of(Path::new(path), through)
 }
 
 /// Of a layout, the file that names its images.
-fn pin_of(path: &Path) -> Result<FilePin> {
+fn pin_of(path: &Path, through: Through) -> Result<FilePin> {
     let index = path.join("index.json");
     let path = if path.is_dir() { index.as_path() } else { path };
-    let found = open_regular(path)?.metadata().map_err(|e| Error::path(path, e))?;
+    let found = open_through(path, through)?.metadata().map_err(|e| Error::path(path, e))?;
     let modified = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
     Ok(FilePin { inode: found.ino(), size: found.size(), modified })
 }
@@ -230,13 +232,13 @@ fn resolve_unpinned(
                     resolve_layout(&ArchiveSource::open(&path)?, None, options).map(Resolved::Manifest)
                 }
                 sniff::Form::Squashfs => {
-                    if let Some(image) = OciSif::open(&path)? {
+                    if let Some(image) = OciSif::open(&path, Through::Links)? {
                         let found = image.resolve(options)?;
                         if image.squashed(&found.digest)?.is_none() {
                             return Ok(Resolved::Manifest(found));
                         }
                     }
-                    let source = SquashfsSource::open(&path, credentials.home())?;
+                    let source = SquashfsSource::open(&path, credentials.home(), Through::Links)?;
                     let wanted = &options.platform.architecture;
                     if let Some(found) = source.architecture()
                         && found != wanted
@@ -275,6 +277,19 @@ pub fn open_source(
     registries: &Registries,
     credentials: &Credentials,
 ) -> Result<Box<dyn BlobSource>> {
+    open_source_through(image, registries, credentials, Through::Links)
+}
+
+/// As [`open_source`], of files by a way that may have links or not.
+///
+/// # Errors
+/// As there; or there is a link on the way where there may be none.
+pub fn open_source_through(
+    image: &ResolvedManifest,
+    registries: &Registries,
+    credentials: &Credentials,
+    through: Through,
+) -> Result<Box<dyn BlobSource>> {
     let source = image.source.as_str();
     if source.len() > MOST_SOURCE || source.chars().any(char::is_control) {
         let shown = printable(source, 200);
@@ -295,11 +310,15 @@ pub fn open_source(
         .next("resolve the image reference again")
     };
     if let Some(path) = source.strip_prefix("oci-archive:").map(Path::new) {
-        return if path.is_absolute() { Ok(Box::new(ArchiveSource::open(path)?)) } else { Err(relative()) };
+        return if path.is_absolute() {
+            Ok(Box::new(ArchiveSource::open_as(path, false, through)?))
+        } else {
+            Err(relative())
+        };
     }
     if let Some(path) = source.strip_prefix("docker-archive:").map(Path::new) {
         return if path.is_absolute() {
-            Ok(Box::new(ArchiveSource::open_docker(path)?))
+            Ok(Box::new(ArchiveSource::open_as(path, true, through)?))
         } else {
             Err(relative())
         };
@@ -309,14 +328,18 @@ pub fn open_source(
         if !path.is_absolute() {
             return Err(relative());
         }
-        return match OciSif::open(path)? {
+        return match OciSif::open(path, through)? {
             Some(held) if held.has(&image.digest) => Ok(Box::new(held)),
-            _ => Ok(Box::new(SquashfsSource::open(path, credentials.home())?)),
+            _ => Ok(Box::new(SquashfsSource::open(path, credentials.home(), through)?)),
         };
     }
     if let Some(path) = source.strip_prefix("oci:") {
         let path = Path::new(path);
-        return if path.is_absolute() { Ok(Box::new(LayoutSource::open(path)?)) } else { Err(relative()) };
+        return if path.is_absolute() {
+            Ok(Box::new(LayoutSource::open_through(path, through)?))
+        } else {
+            Err(relative())
+        };
     }
     if let Some((engine, id)) = Engine::of(source) {
         let id = id.parse().map_err(|_| relative())?;

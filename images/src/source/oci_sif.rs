@@ -10,7 +10,7 @@ use std::sync::Arc;
 use oci_spec::image::ImageManifest;
 
 use super::layout::{Member, no_blob};
-use super::sniff::open_regular;
+use super::sniff::{Through, open_through};
 use super::{BlobKind, BlobSource, Layout, read_verified, resolve_layout};
 use super::{ResolveOptions, ResolvedManifest};
 use crate::digest::Digest;
@@ -43,8 +43,8 @@ impl OciSif {
     ///
     /// # Errors
     /// It cannot be read, or is a SIF file that is damaged.
-    pub(crate) fn open(path: &Path) -> Result<Option<OciSif>> {
-        let file = open_regular(path)?;
+    pub(crate) fn open(path: &Path, through: Through) -> Result<Option<OciSif>> {
+        let file = open_through(path, through)?;
         let sif = Sif::of(&file).map_err(|e| e.within(&path.display().to_string()))?;
         let Some(Sif { holds: Holds::Oci { index, blobs }, .. }) = sif else { return Ok(None) };
         Ok(Some(OciSif { path: path.to_path_buf(), file: Arc::new(file), index, blobs }))

@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::io::{ErrorKind as Io, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sif::{MAGIC, MAGIC_AT};
@@ -90,11 +93,40 @@ pub(super) fn sniff(path: &Path) -> Result<Form> {
     Ok(Form::Archive)
 }
 
+/// What may lie on the way to a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Through {
+    /// Symbolic links, which are followed.
+    #[default]
+    Links,
+    /// Directories alone: the file is at the very path by which it was judged, whatever is exchanged meanwhile.
+    NoLinks,
+}
+
 /// Opens a regular file without waiting on a FIFO that somebody put in its place.
 pub(crate) fn open_regular(path: &Path) -> Result<File> {
-    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    open_through(path, Through::Links)
+}
+
+/// As [`open_regular`], by a way that may have links or not.
+pub(crate) fn open_through(path: &Path, through: Through) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = retry_on_intr(|| match through {
+        Through::Links => open(path, flags, Mode::empty()),
+        Through::NoLinks => openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS),
+    });
     let file =
-        File::options().read(true).custom_flags(nonblock).open(path).map_err(|e| Error::path(path, e))?;
+        File::from(opened.map_err(|e| {
+            match (through, e) {
+        (Through::NoLinks, Errno::LOOP) => Error::new(
+            ErrorKind::Denied,
+            path.display().to_string(),
+            "there is a link on the way, and this cluster's rules judge images by paths without links",
+        )
+        .next("name the image again, by its path without links; an OCI layout has no links inside either"),
+        (_, e) => Error::path(path, e),
+    }
+        })?);
     if !file.metadata().map_err(|e| Error::path(path, e))?.is_file() {
         return Err(Error::new(ErrorKind::Unsupported, path.display().to_string(), "is not a regular file"));
     }
@@ -115,9 +147,9 @@ fn read_start(file: &File, buffer: &mut [u8]) -> std::io::Result<usize> {
 }
 
 /// Reads a small file of a layout.
-pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(super) fn read_small(path: &Path, through: Through, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_regular(path)?.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::path(path, e))?;
+    open_through(path, through)?.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::path(path, e))?;
     if bytes.len() as u64 > limit {
         return Err(Error::new(
             ErrorKind::Refused,
@@ -127,4 +159,32 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
         .next("no image needs one this large; make the layout again"));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn where_links_are_refused_none_is_followed_anywhere_on_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(dir.join("real")).unwrap();
+        std::fs::write(dir.join("real/image"), "x").unwrap();
+        symlink("real", dir.join("linked")).unwrap();
+        symlink("image", dir.join("real/named")).unwrap();
+        for (path, straight) in [("real/image", true), ("linked/image", false), ("real/named", false)] {
+            let path = dir.join(path);
+            assert!(open_through(&path, Through::Links).is_ok(), "{}", path.display());
+            let opened = open_through(&path, Through::NoLinks);
+            assert_eq!(opened.is_ok(), straight, "{}", path.display());
+            if let Err(e) = opened {
+                assert_eq!(e.kind(), ErrorKind::Denied, "{e}");
+                assert!(e.to_string().contains("without links"), "{e}");
+            }
+        }
+        let gone = open_through(&dir.join("linked-not/image"), Through::NoLinks).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound, "{gone}");
+    }
 }

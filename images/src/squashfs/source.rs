@@ -22,7 +22,7 @@ use crate::outer;
 use crate::remembered::{Entry, Remembered};
 use crate::sif::script::Shell;
 use crate::sif::{Holds, Sif, inside};
-use crate::source::{BlobKind, BlobSource, OciSif, ResolveOptions, Squashed, open_regular};
+use crate::source::{BlobKind, BlobSource, OciSif, ResolveOptions, Squashed, Through, open_through};
 use crate::unpack::Limits;
 
 /// Bytes that are handed over at once, and how many pieces may wait.
@@ -80,8 +80,8 @@ impl SquashfsSource {
     ///
     /// # Errors
     /// It cannot be opened, or has no squashfs image that can be read.
-    pub(crate) fn open(path: &Path, home: Option<&Path>) -> Result<SquashfsSource> {
-        let file = open_regular(path)?;
+    pub(crate) fn open(path: &Path, home: Option<&Path>, through: Through) -> Result<SquashfsSource> {
+        let file = open_through(path, through)?;
         let within = |e: Error| e.within(&path.display().to_string());
         let sif = Sif::of(&file).map_err(within)?;
         let length = file.metadata().map_err(|e| Error::io("squashfs image", e))?.len();
@@ -89,7 +89,7 @@ impl SquashfsSource {
             None => (vec![(0, length)], None),
             Some(Holds::Squashfs(place, _)) => (vec![*place], None),
             Some(Holds::Oci { .. }) => {
-                let Squashed { layers, config } = oci(path)?;
+                let Squashed { layers, config } = oci(path, through)?;
                 (layers, Some(config))
             }
         };
@@ -192,13 +192,13 @@ impl SquashfsSource {
 }
 
 /// The squashfs layers of an OCI image in a SIF file, for this machine.
-fn oci(path: &Path) -> Result<Squashed> {
+fn oci(path: &Path, through: Through) -> Result<Squashed> {
     let gone = || {
         let what = format!("sif:{}", path.display());
         Error::new(ErrorKind::NotFound, what, "the file is another one than when it was named")
             .next("submit again")
     };
-    let image = OciSif::open(path)?.ok_or_else(gone)?;
+    let image = OciSif::open(path, through)?.ok_or_else(gone)?;
     let pinned = image.resolve(&ResolveOptions::default())?;
     image.squashed(&pinned.digest)?.ok_or_else(gone)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use berth_images::{
     Credentials, ErrorKind, Helpers, LayerForm, ProgressEvent, Registries, ResolveOptions, Resolved,
-    ResolvedManifest, RunAs, Store,
+    ResolvedManifest, RunAs, Store, Through,
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
@@ -336,6 +336,7 @@ pub(crate) fn helpers(
         unpack: vec!["internal-unpack".into()],
         registries: Registries::default(),
         signers: None,
+        through: Through::default(),
         user,
         environment,
         store,

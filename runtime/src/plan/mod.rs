@@ -189,6 +189,9 @@ pub struct Plan {
     pub mode: Mode,
     /// Root filesystem.
     pub root: RootPlan,
+    /// The user's root directory is opened through no symbolic link.
+    #[serde(default)]
+    pub root_without_links: bool,
     /// Namespaces.
     pub namespaces: Namespaces,
     /// Ids of the user on the node.
@@ -290,6 +293,7 @@ pub fn plan(request: &ContainerRequest, facts: &HostFacts) -> Result<Plan, PlanE
     Ok(Plan {
         mode,
         root,
+        root_without_links: request.root_without_links,
         namespaces: Namespaces {
             user: match (host, request.remap_root) {
                 (true, _) => Ns::Node,

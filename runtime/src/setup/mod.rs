@@ -25,7 +25,7 @@ use crate::init::{Pause, unblocked};
 use crate::plan::{Mode, Ns, Plan, RootPlan};
 use crate::sys::{Errno, fork, mountattr};
 use berth_model::ByteStr;
-use rustix::fs::{CWD, Mode as FileMode, OFlags};
+use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -295,7 +295,7 @@ fn place_root(plan: &Plan, root: BorrowedFd<'_>) -> Result<(), Errno> {
 
 fn in_place(plan: &Plan, dir: &ByteStr) -> Setup<OwnedFd> {
     rights::act_as_user(plan)?;
-    let source = open_path(dir).map_err(|e| root_dir_failure(dir, e))?;
+    let source = open_root_dir(plan, dir)?;
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(&source, "", flags).doing_at("use as root", dir)?;
@@ -304,6 +304,20 @@ fn in_place(plan: &Plan, dir: &ByteStr) -> Setup<OwnedFd> {
     mountattr::mount_setattr(tree.as_fd(), change).doing_at("use as root", dir)?;
     place_root(plan, tree.as_fd()).doing_at("mount the root", dir)?;
     Ok(tree)
+}
+
+/// Opens the user's root directory.
+fn open_root_dir(plan: &Plan, dir: &ByteStr) -> Setup<OwnedFd> {
+    if !plan.root_without_links {
+        return open_path(dir).map_err(|e| root_dir_failure(dir, e));
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat2(CWD, dir.as_os(), flags, FileMode::empty(), ResolveFlags::NO_SYMLINKS);
+    opened.map_err(|e| match e {
+        Errno::LOOP => root_dir_failure(dir, e)
+            .hint("a link is on the way, and this cluster's rules judge images by paths without links"),
+        e => root_dir_failure(dir, e),
+    })
 }
 
 fn root_dir_failure(dir: &ByteStr, errno: Errno) -> SetupFailure {

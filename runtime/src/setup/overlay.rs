@@ -1,6 +1,6 @@
 //! The root filesystem: read-only layers under a writable one.
 
-use super::{Doing, Setup, SetupFailure, SetupFds, attach, image, open_path, rights, root_dir_failure};
+use super::{Doing, Setup, SetupFailure, SetupFds, attach, image, open_root_dir, rights};
 use crate::plan::{Mode, Plan, RootPlan, most_in_one};
 use crate::request::{StoreOwner, WritableLayer};
 use crate::sys::{Errno, mountattr};
@@ -84,7 +84,7 @@ pub(super) fn mount(plan: &Plan, staging: &OwnedFd, fds: &SetupFds) -> Setup<Own
         let mut lower = Lower::default();
         rights::act_as_user(plan)?;
         for layer in upper_layers {
-            let fd = open_path(layer).map_err(|e| root_dir_failure(layer, e))?;
+            let fd = open_root_dir(plan, layer)?;
             lower.paths.push(fd_path(&fd));
             lower.held.push(fd);
         }

@@ -202,6 +202,26 @@ fn root_directory_in_place() {
         r.writable = Some(true);
         script(r, mode, "echo kept > /kept");
         assert_eq!(std::fs::read_to_string(root.join("kept")).unwrap(), "kept\n");
+        // Judged by its path, and by then reached by another one.
+        let link = dir.at("link");
+        std::os::unix::fs::symlink(&root, &link).unwrap();
+        for (place, without_links, runs) in [(&root, true, true), (&link, false, true), (&link, true, false)]
+        {
+            for writable in [None, Some(true)] {
+                let mut r = request(&root, mode);
+                r.root = Rootfs::Dir(ByteStr::from(place.as_path()));
+                (r.root_without_links, r.writable) = (without_links, writable);
+                let made = launch(&Order::new(r, "true"), mode);
+                let refused = made.err.contains("without links");
+                assert_eq!(
+                    (refused, made.code == 0),
+                    (!runs, runs),
+                    "{} {without_links} {writable:?}: {}",
+                    place.display(),
+                    made.err
+                );
+            }
+        }
         let mut r = request(&root, mode);
         r.root = Rootfs::Dir("/".into());
         assert!(launch(&Order::new(r, "true"), mode).err.contains("use host:"));

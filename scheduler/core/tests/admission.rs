@@ -6,9 +6,12 @@ mod common;
 use berth_model::admission::ImageRule;
 use berth_model::config::{Config, ImagesConfig};
 use berth_model::ids::*;
-use berth_model::launch::StepPhase;
+use berth_model::launch::{ImagePull, StepPhase};
+use berth_model::link::FromAgent;
 use berth_model::request::*;
 use berth_model::spec::*;
+use berth_model::time::Span;
+use berth_sched_core::Write;
 use common::*;
 
 fn world(images: ImagesConfig) -> World {
@@ -99,4 +102,28 @@ fn steps_are_judged_with_the_account_of_their_job() {
     let enter = Some(EnterSpec { step: key.step, node: Some(NodeName::from("n1")) });
     let spec = Box::new(StepSpec { enter, ..step("4") });
     w.request(actor(1000), Request::CreateStep { job: id, spec }).unwrap();
+}
+
+/// Names inside containers are looked up by nodes, and the first word of one is every later run's image.
+#[test]
+fn what_a_node_finds_is_kept_where_the_rules_admit_it_alone() {
+    let allow = list(&["docker.io/library", "/shared"]);
+    let rule =
+        ImageRule { accounts: list(&["physics"]), deny: list(&["/shared/old"]), ..ImageRule::default() };
+    let mut w = world(ImagesConfig { allow, rules: vec![rule], ..ImagesConfig::default() });
+    let id = w.batch("named", |spec| {
+        spec.container = Some(berth_samples::container("./a.sqsh", None));
+        spec.account = Some("physics".into());
+    });
+    let key = batch_key(id, 0);
+    let mut kept = |source: &str| {
+        let found = image(source).and_then(|container| container.image.resolved).map(Box::new);
+        let pull = ImagePull { took: Span::from_secs(1), bytes: 1, hit: false, digest: None, found };
+        w.tell("n1", |session| FromAgent::Pulled { session, key, pull });
+        w.writes.iter().filter(|write| matches!(write, Write::PutSpec(_))).count()
+    };
+    let before = kept("sqsh:/home/a.sqsh");
+    assert_eq!(kept("sqsh:/shared/../home/a.sqsh"), before);
+    assert_eq!(kept("sqsh:/shared/old/a.sqsh"), before, "not for this account");
+    assert_eq!(kept("sqsh:/shared/new/a.sqsh"), before + 1);
 }

@@ -347,6 +347,7 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     };
     let mut request = ContainerRequest::new(root, launch.identity.clone(), launch.work_dir.clone());
     request.image = image;
+    request.root_without_links = node.root_without_links;
     request.group_names.clone_from(&node.group_names);
     request.hooks.clone_from(&node.hooks);
     // The login environment is the ground; what was submitted stands over it.

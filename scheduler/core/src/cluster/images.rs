@@ -81,9 +81,13 @@ impl Cluster {
         }
     }
 
-    /// Enters what a name means: in a job, or where it is the own image of a step in that.
+    /// Enters what a name means: in a job, or where it is the own image of a step in that. What the job may not have is entered
+    /// nowhere; the node that found it refuses it, with the reason.
     fn keep_in(&mut self, job: JobId, step: Option<StepId>, typed: &str, found: &ResolvedImage) {
         let Some(record) = self.job(job) else { return };
+        if self.config.images.admits(typed, found, record.spec.spec.account.as_deref()).is_err() {
+            return;
+        }
         let mut row = record.spec.row();
         let changed = match step {
             None => row.spec.container.as_mut().is_some_and(|of| enter(of, typed, found)),
