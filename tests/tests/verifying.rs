@@ -1,5 +1,6 @@
 //! `berth image verify`: damage by hand, found, named and repaired under a running container.
 
+use berth_tests::registry::LOGIN;
 use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -112,6 +113,29 @@ each_user! {
     }
 }
 
+/// Changes each layer of the store, whatever its form.
+fn damage(sandbox: &Sandbox) {
+    let layers = sandbox.state().join("images/layers");
+    let newest = Cmd::new("find")
+        .arg(&layers)
+        .args(["-name", "skeleton*", "-not", "-path", "*.replaced-*"])
+        .ok()
+        .text();
+    for skeleton in newest.lines() {
+        let layer = Path::new(skeleton).parent().unwrap();
+        let all = std::fs::read_dir(layer).unwrap().flatten();
+        let image = all.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("erofs"));
+        if let Some(image) = image {
+            use std::os::unix::fs::FileExt;
+            let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
+            let end = file.metadata().unwrap().len() - 1;
+            file.write_all_at(b"x", end).unwrap();
+        } else {
+            std::fs::write(layer.join("fs/added"), "x").unwrap();
+        }
+    }
+}
+
 /// Where a user's path leads is the user's affair, and root follows it nowhere.
 #[test]
 fn what_a_users_file_gave_is_read_as_that_user_when_root_repairs_it_as_root() {
@@ -124,29 +148,8 @@ fn what_a_users_file_gave_is_read_as_that_user_when_root_repairs_it_as_root() {
     let from = format!("oci:{}:latest", images::layers().display());
     as_user("skopeo").args(["--insecure-policy", "copy", "--quiet", &from, "oci-archive:x.tar:1"]).ok();
     as_user("srun").args(["--container-image=./x.tar", "cat", "/data/hard1"]).ok();
-    let damage = || {
-        let layers = sandbox.state().join("images/layers");
-        let newest = Cmd::new("find")
-            .arg(&layers)
-            .args(["-name", "skeleton*", "-not", "-path", "*.replaced-*"])
-            .ok()
-            .text();
-        for skeleton in newest.lines() {
-            let layer = Path::new(skeleton).parent().unwrap();
-            let all = std::fs::read_dir(layer).unwrap().flatten();
-            let image = all.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("erofs"));
-            if let Some(image) = image {
-                use std::os::unix::fs::FileExt;
-                let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
-                let end = file.metadata().unwrap().len() - 1;
-                file.write_all_at(b"x", end).unwrap();
-            } else {
-                std::fs::write(layer.join("fs/added"), "x").unwrap();
-            }
-        }
-    };
     let root = |words: &[&str]| sandbox.cmd("berth").args(["image", "verify"]).args(words).limit(60);
-    damage();
+    damage(&sandbox);
     root(&[]).fails();
     // The user puts a link in the place of the file, to what root alone may read: the very image, even.
     let secret = sandbox.work().join("secret.tar");
@@ -160,4 +163,31 @@ fn what_a_users_file_gave_is_read_as_that_user_when_root_repairs_it_as_root() {
     assert!(told.contains("repaired sha256:"), "{told}");
     root(&[]).ok();
     assert_eq!(as_user("srun").args(["--container-image=./x.tar", "cat", "/data/hard1"]).ok().text(), "one");
+}
+
+/// On a shared node root has no login of anybody's; those who have the image do.
+#[test]
+fn what_a_registry_refuses_to_root_is_fetched_again_by_the_login_of_who_has_it_as_root() {
+    let registry = Registry::with_login();
+    let image = registry.push(&images::layers(), "team/private:1", &[]);
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let (user, host) = (Who::user(), registry.host());
+    // In the home directory that the machine knows: root's processes go by nothing else.
+    let berth = |words: &[&str]| sandbox.cmd_as(&user, "berth").dir("/").arg("image").args(words);
+    let login = ["login", "--insecure", "--password-stdin", &host, "-u", LOGIN.0];
+    berth(&login).stdin(LOGIN.1).ok();
+    let container = format!("--container-image={image}");
+    let srun = || sandbox.cmd_as(&user, "srun").dir("/").args([&container, "cat", "/data/hard1"]).run();
+    assert_eq!(srun().text(), "one");
+    let root = |words: &[&str]| sandbox.cmd("berth").args(["image", "verify"]).args(words).limit(60);
+    damage(&sandbox);
+    root(&[]).fails();
+    let (told, again) = (root(&["--repair"]).run(), srun());
+    berth(&["logout", &host]).ok();
+    assert!(told.rc == 0 && told.text().contains("repaired sha256:"), "{told}");
+    assert_eq!(again.text(), "one");
+    root(&[]).ok();
+    // Who has no login any more is asked in vain, and it is said of both.
+    damage(&sandbox);
+    root(&["--repair"]).fails().says(&["401", &format!("as {}: ", user.name)]);
 }

@@ -3,7 +3,7 @@
 use crate::images::{self, Bar};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
-use berth_images::{Damage, Digest, Error, Store, Thing, VerifyReport};
+use berth_images::{Damage, Digest, Error, ErrorKind, ResolvedManifest, Store, Thing, VerifyReport};
 use berth_runtime::facts::is_privileged;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -23,7 +23,8 @@ pub struct Args {
     images: Vec<String>,
     /// Fetch again what is damaged; containers that run on it keep what they have until they end. A damaged record is
     /// written anew from the rest of its image, without the names, which pulling by a name gives back. As root, an image that a
-    /// user's file or engine gave is read as that user
+    /// user's file or engine gave is read as that user, and one that a registry refuses to root is asked for by the logins of those
+    /// who have it from there
     #[arg(long)]
     repair: bool,
     /// As JSON
@@ -144,38 +145,79 @@ fn repair(store: &Store, report: &VerifyReport, state: Option<&Path>) -> Result<
     Ok(())
 }
 
+/// Fetches layers of an image again, by whoever can be asked for it.
 fn again(store: &Store, image: &Digest, layers: &[Digest], state: Option<&Path>) -> Result<(), String> {
-    let text = |e: Error| e.to_string();
-    let origin = store.origin(image).map_err(text)?;
+    let origin = store.origin(image).map_err(|e| e.to_string())?;
     let bar = Bar::new(&origin.source, false);
-    let mut helpers = Vec::new();
+    let of_registry = origin.source.starts_with("docker://");
     // Root reads a registry, and no file of a user's: the path may lead somewhere else by now.
-    let users = match is_privileged() && !origin.source.starts_with("docker://") {
-        true => store.granted_from(image, &origin.source).map_err(text)?,
-        false => vec![0],
-    };
-    for uid in &users {
-        let found = if *uid == 0 {
-            images::helpers(&origin, state)
-        } else {
-            images::helpers_as(&origin, *uid, state)
-        };
-        helpers.push(found.map_err(|e| e.text));
+    let mut users = if of_registry || !is_privileged() { vec![0] } else { Vec::new() };
+    if is_privileged() {
+        let granted = store.granted_from(image, &origin.source).map_err(|e| e.to_string())?;
+        users.extend(granted.into_iter().filter(|uid| *uid != 0 || !of_registry));
     }
-    let mut repaired =
-        Err(format!("{}: nobody has the image from there any more who could be asked for it", origin.source));
-    for helpers in helpers {
-        repaired = match helpers {
-            Err(why) => Err(why),
-            Ok(Some(helpers)) => helpers.repair(store, &origin, layers, &bar).map_err(text),
-            Ok(None) => images::open(&origin, state)
-                .and_then(|source| store.repair(&origin, layers, source.as_ref(), &bar))
-                .map_err(text),
-        };
-        if repaired.is_ok() {
-            break;
+    let mut refused: Vec<String> = Vec::new();
+    for uid in users {
+        match again_as(store, &origin, layers, (uid, state), &bar) {
+            Ok(()) => {
+                bar.finish();
+                return Ok(());
+            }
+            Err(why) => {
+                refused.push(if uid == 0 { why.text } else { format!("as {}: {}", named(uid), why.text) });
+                if of_registry && !why.of_rights {
+                    // Others would not reach it either.
+                    break;
+                }
+            }
         }
     }
     bar.finish();
-    repaired
+    // Who was asked first and last says enough where many have it.
+    let more = refused.len().saturating_sub(2);
+    match (refused.first(), refused.last().filter(|_| refused.len() > 1)) {
+        (None, _) => Err(format!(
+            "{}: nobody has the image from there any more who could be asked for it",
+            origin.source
+        )),
+        (Some(only), None) => Err(only.clone()),
+        (Some(first), Some(last)) if more == 0 => Err(format!("{first}; {last}")),
+        (Some(first), Some(last)) => Err(format!("{first}; as {more} others who have it, too; {last}")),
+    }
+}
+
+/// Why somebody could not fetch layers again.
+struct Refused {
+    text: String,
+    /// Somebody else might.
+    of_rights: bool,
+}
+
+fn again_as(
+    store: &Store,
+    origin: &ResolvedManifest,
+    layers: &[Digest],
+    (uid, state): (u32, Option<&Path>),
+    bar: &Bar,
+) -> Result<(), Refused> {
+    let helpers =
+        if uid == 0 { images::helpers(origin, state) } else { images::helpers_as(origin, uid, state) };
+    let helpers = helpers.map_err(|e| Refused { text: e.text, of_rights: true })?;
+    let repaired = match helpers {
+        Some(helpers) => helpers.repair(store, origin, layers, bar),
+        None => {
+            images::open(origin, state).and_then(|source| store.repair(origin, layers, source.as_ref(), bar))
+        }
+    };
+    // A registry says of what one may not have that it is not there.
+    repaired.map_err(|e| Refused {
+        text: e.to_string(),
+        of_rights: matches!(e.kind(), ErrorKind::Denied | ErrorKind::NotFound),
+    })
+}
+
+/// A user as people know them.
+fn named(uid: u32) -> String {
+    let known = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    known.map_or_else(|| format!("uid {uid}"), |user| user.name)
 }
