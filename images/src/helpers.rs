@@ -7,6 +7,7 @@
 //! as hidden sub-commands.
 
 mod confine;
+mod hand;
 mod programs;
 mod score;
 
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use berth_model::login::Login;
-use berth_model::pin::FilePin;
+use berth_model::pin::{FilePin, file_of};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::Uid;
@@ -39,7 +40,7 @@ use crate::registry::Registries;
 use crate::remote::serve_fetcher;
 use crate::signature::Signers;
 use crate::source::{BlobSource, Resolved, ResolvedManifest, Through};
-use crate::store::{PreparedImage, Store};
+use crate::store::{PreparedImage, SeenFile, Store};
 
 /// Milliseconds between two looks whether an import is still wanted.
 const LOOKS: u16 = 500;
@@ -108,6 +109,8 @@ pub struct Helpers {
 #[serde(rename_all = "snake_case")]
 enum Report {
     Progress(ProgressEvent),
+    /// All of the image was read from its source, for the user to show that they have it.
+    Whole,
     Done,
     Failed(Error),
 }
@@ -128,6 +131,8 @@ enum Answer {
 enum Work<'a> {
     /// Make the image present, and grant it.
     Import,
+    /// The same, for a user who opened the file through which all of it was read before.
+    Seen,
     /// Repair these layers of it.
     Repair(&'a [Digest]),
     /// Look for its signature.
@@ -164,8 +169,37 @@ impl Helpers {
                 return store.named(prepared, image, user);
             }
         }
-        self.import(store, image, Work::Import, uid, progress)?;
+        let file = self.file_of(store, image, uid)?;
+        let seen = file.as_ref().map_or(Ok(false), |file| store.is_seen(&image.digest, file))?;
+        let work = if seen { Work::Seen } else { Work::Import };
+        let whole = self.import(store, image, work, uid, progress)?;
+        if let Some(file) = file.filter(|_| whole)
+            && self.file_of(store, image, uid)?.as_ref() == Some(&file)
+        {
+            store.note_seen(&image.digest, file)?;
+        }
         store.prepared(&image.digest)?.ok_or_else(|| store.unknown(&image.digest.to_string()))
+    }
+
+    /// The file that is all of an image's source, as the user can open it now. None of root's, who reads the store anyhow.
+    fn file_of(&self, store: &Store, image: &ResolvedManifest, uid: u32) -> Result<Option<SeenFile>> {
+        // A layout is many files, of which others may be closed.
+        let alone = file_of(&image.source).is_some() && !image.source.starts_with("oci:");
+        if !alone || self.user.is_none() || store.user_of(uid)?.is_none() {
+            return Ok(None);
+        }
+        let (ours, theirs) = UnixStream::pair().map_err(|e| Error::io("helper process", e))?;
+        let mut opener = Command::new(&self.program);
+        opener.args(&self.fetch).args(["--hand", &image.source]);
+        self.straight(&mut opener);
+        run_as(&mut opener, self.user.as_ref());
+        opener.env_clear();
+        let running = Running::start(opener.stdin(Stdio::null()).stdout(OwnedFd::from(theirs)))?;
+        // Ours is the only end of the socket here.
+        drop(opener);
+        let file = hand::take(&ours, self.stop.as_deref());
+        drop(running);
+        Ok(file.and_then(SeenFile::of))
     }
 
     /// Whether [`Helpers::ensure`] would ask nobody for the image.
@@ -174,7 +208,14 @@ impl Helpers {
     /// The store cannot be read.
     pub fn is_there(&self, store: &Store, image: &ResolvedManifest) -> Result<bool> {
         let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
-        Ok(store.is_granted(image, uid)? && store.prepared(&image.digest)?.is_some())
+        if store.prepared(&image.digest)?.is_none() {
+            return Ok(false);
+        }
+        if store.is_granted(image, uid)? {
+            return Ok(true);
+        }
+        let file = self.file_of(store, image, uid)?;
+        file.map_or(Ok(false), |file| store.is_seen(&image.digest, &file))
     }
 
     /// As [`Helpers::ensure`] of an image that is not there, from other nodes of the cluster, which `peers` asks: no process becomes
@@ -255,7 +296,8 @@ impl Helpers {
         progress: &dyn Progress,
     ) -> Result<()> {
         let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
-        self.import(store, image, Work::Repair(layers), uid, progress)
+        self.import(store, image, Work::Repair(layers), uid, progress)?;
+        Ok(())
     }
 
     /// As [`Store::look_signed`], by the two processes. Nothing, where nobody's signature is needed.
@@ -272,10 +314,11 @@ impl Helpers {
             return Ok(());
         }
         let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
-        self.import(store, image, Work::Look, uid, progress)
+        self.import(store, image, Work::Look, uid, progress)?;
+        Ok(())
     }
 
-    /// Has the two processes make the image present for `uid`, or do something else about it.
+    /// Has the two processes make the image present for `uid`, or do something else about it. Whether all of it was read from its source.
     fn import(
         &self,
         store: &Store,
@@ -283,7 +326,7 @@ impl Helpers {
         work: Work<'_>,
         uid: u32,
         progress: &dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let json = |e: serde_json::Error| start_failed(&e.to_string());
         let described = serde_json::to_string(image).map_err(json)?;
         // Dropped after the fetcher has ended.
@@ -326,6 +369,7 @@ impl Helpers {
         }
         match work {
             Work::Import => {}
+            Work::Seen => drop(unpacker.args(["--seen", "yes"])),
             Work::Look => drop(unpacker.args(["--look", "yes"])),
             Work::Repair(layers) => {
                 unpacker.arg("--repair").arg(serde_json::to_string(layers).map_err(json)?);
@@ -447,10 +491,10 @@ impl<R: Read + AsFd> Read for Said<'_, R> {
     }
 }
 
-/// Relays the report until it says how things ended.
-fn follow(report: impl Read, progress: &dyn Progress) -> Result<()> {
+/// Relays the report until it says how things ended, and whether all was read from the source.
+fn follow(report: impl Read, progress: &dyn Progress) -> Result<bool> {
     let mut lines = BufReader::new(report);
-    let mut stray = String::new();
+    let (mut stray, mut whole) = (String::new(), false);
     loop {
         let mut line = Vec::new();
         let read = (&mut lines)
@@ -467,7 +511,8 @@ fn follow(report: impl Read, progress: &dyn Progress) -> Result<()> {
         }
         match serde_json::from_slice(&line) {
             Ok(Report::Progress(event)) => progress.event(event),
-            Ok(Report::Done) => return Ok(()),
+            Ok(Report::Whole) => whole = true,
+            Ok(Report::Done) => return Ok(whole),
             Ok(Report::Failed(error)) => return Err(error),
             Err(_) => stray = printable(String::from_utf8_lossy(&line).trim(), 300),
         }
@@ -572,7 +617,7 @@ mod tests {
             let importing = scope.spawn(|| {
                 let mut process = silent();
                 let pipe = process.0.stdout.take().unwrap();
-                follow(Said { pipe, stop: Some(&stop) }, &())
+                follow(Said { pipe, stop: Some(&stop) }, &()).map(|_| ())
             });
             let resolving = scope.spawn(|| asked(silent(), Some(&stop)).map(drop));
             std::thread::sleep(std::time::Duration::from_millis(50));

@@ -2,17 +2,19 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use berth_model::login::Login;
+use berth_model::pin::file_of;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::confine::join;
 use super::score::give_up_protection;
-use super::{Answer, MAX_LINE, Report, RunAs, start_failed};
+use super::{Answer, MAX_LINE, Report, RunAs, hand, start_failed};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::known::Manifests;
@@ -23,7 +25,7 @@ use crate::remote::{RemoteSource, serve_fetcher};
 use crate::signature::Signers;
 use crate::source::{
     BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, Through, file_pin,
-    leave_nothing_running, open_source_through, real_path, resolve,
+    leave_nothing_running, open_source_through, open_through, real_path, resolve,
 };
 use crate::store::Store;
 
@@ -33,6 +35,7 @@ struct Options {
     resolve: Option<String>,
     real_path: Option<PathBuf>,
     pin: Option<String>,
+    hand: Option<String>,
     directory: Option<PathBuf>,
     registries: Option<String>,
     identity: Option<RunAs>,
@@ -48,6 +51,7 @@ struct Options {
     peers: bool,
     look: bool,
     patience: Option<u64>,
+    seen: bool,
     through: Through,
 }
 
@@ -77,6 +81,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
         match name.as_str() {
             "--resolve" => options.resolve = Some(text()?),
             "--real-path" => options.real_path = Some(PathBuf::from(&value)),
+            "--hand" => options.hand = Some(text()?),
             "--pin" => options.pin = Some(text()?),
             "--registries" => options.registries = Some(text()?),
             "--directory" => options.directory = Some(PathBuf::from(&value)),
@@ -92,6 +97,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--no-links" => {
                 options.through = if text()? == "yes" { Through::NoLinks } else { Through::Links };
             }
+            "--seen" => options.seen = text()? == "yes",
             "--look" => options.look = text()? == "yes",
             "--patience" => options.patience = Some(text()?.parse().map_err(|_| bad(&name))?),
             "--quota" => options.quota = Some(text()?.parse().map_err(|_| bad(&name))?),
@@ -137,7 +143,7 @@ pub(crate) enum SetId {
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
 /// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links; `--pin SOURCE` how the
-/// file of a canonical source is. With `--no-links yes` files are opened through no link. All take `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
+/// file of a canonical source is; `--hand SOURCE` sends that file, opened, over the socket that standard output is. With `--no-links yes` files are opened through no link. All take `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
 /// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
@@ -174,6 +180,12 @@ pub fn fetcher_main(
     }
     if let Some(source) = &options.pin {
         return say(&file_pin(source, options.through).map_or_else(Answer::Failed, Answer::Pin), &mut output);
+    }
+    if let Some(source) = &options.hand {
+        let path = file_of(source).map(Path::new);
+        let file = path.and_then(|path| open_through(path, options.through).ok());
+        // Why it cannot be opened is said by whoever fetches it.
+        return u8::from(!file.is_some_and(|file| hand::give(std::io::stdout().as_fd(), &file)));
     }
     let credentials = match with_login(Credentials::from_env(), &options, &mut input) {
         Ok(credentials) => credentials,
@@ -247,7 +259,7 @@ impl<F: Fn() -> Result<Box<dyn BlobSource>> + Send + Sync> BlobSource for Openin
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--look yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--look yes] [--seen yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -289,7 +301,11 @@ pub fn unpacker_main(
         // The user shows that the source gives them this image, also where another user's import is under way. Root reads the
         // store anyhow, and need only find it at a mirror.
         let kind = if options.grant == Some(0) { BlobKind::Manifest } else { BlobKind::Proof };
-        store.prove(&image.digest, &source, kind)?;
+        if options.seen {
+            store = store.with_file();
+        } else {
+            store.prove(&image.digest, &source, kind)?;
+        }
         let progress = |event| say(&Report::Progress(event));
         if options.look {
             return signers
@@ -314,6 +330,9 @@ pub fn unpacker_main(
             }
             None => Some(store.ensure_signed(&image, &source, signers.as_ref(), &progress).map_err(refused)?),
         };
+        if prepared.is_some() && store.has_read_all() {
+            say(&Report::Whole);
+        }
         if let Some(uid) = options.grant {
             let granted = store.grant(&image, uid);
             drop(prepared);

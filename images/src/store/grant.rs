@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lock::Hold;
 use super::record::{VERSION, parse, print};
+use super::seen::seen_name;
 use super::{Store, files, now};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
@@ -190,13 +191,14 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what says who has the image.
+    /// Removes what says who has the image, and who would.
     pub(super) fn remove_grants(&self, digest: &Digest) -> Result<()> {
         for name in self.names(&self.images)? {
             if parse_name(&name).is_some_and(|(of, _)| of == *digest) {
                 files::remove(self.images.as_fd(), &name)?;
             }
         }
+        files::remove(self.images.as_fd(), &seen_name(digest))?;
         files::remove(self.images.as_fd(), &released_name(digest))
     }
 }

@@ -14,7 +14,8 @@
 //!                  sha256-HEX.replaced-N was damaged, and something may still run on it
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending, or .UID.pending, while it is not,
 //!                  .partial after an import that failed on a full disk; .grant-UID, that a user may read it; .released after one
-//!                  gave it back; .signatures, what is known of them
+//!                  gave it back; .signatures, what is known of them; .seen, through which files all of
+//!                  it was read here
 //!   locks/         flock(2) files: quota-, fetch-, use-, layer-, place-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process
 //! ```
@@ -47,6 +48,7 @@ mod push;
 mod quota;
 mod record;
 mod room;
+mod seen;
 mod short;
 mod shown;
 mod signed;
@@ -79,6 +81,7 @@ pub use probe::unfit_filesystem;
 pub use push::Pushed;
 pub(crate) use quota::Charge;
 pub use room::{Collected, CollectedImage, RoomRules, RoomState, Wanted};
+pub(crate) use seen::SeenFile;
 pub use verify::{Damage, Problem, Thing, VerifyReport};
 
 use crate::digest::Digest;
@@ -128,6 +131,10 @@ pub struct Store {
     shared: bool,
     /// How long another user's source is waited for that brings next to nothing.
     span: Duration,
+    /// They opened the file through which all of the image was read before, as it was then.
+    has_file: bool,
+    /// Something that they have was not read for that: it was known already.
+    unread: AtomicBool,
     /// Set by whoever wants no image any more for which it was opened.
     stopped: Option<Arc<AtomicBool>>,
 }
@@ -202,6 +209,8 @@ impl Store {
             user: None,
             shared: false,
             span: turn::SPAN,
+            has_file: false,
+            unread: AtomicBool::new(false),
             stopped: None,
         };
         store.check_version()?;

@@ -2,11 +2,12 @@
 //!
 //! A layer is found by the digest of its content, and an image says itself which those are: to name one is not to have it. A
 //! user has a layer when their own fetcher brought all of it, once; or when the registry that brought it to somebody says that
-//! they may have it, too. For any other registry, which may be the user's own and say what they like, and for files, the
-//! content itself is what shows it. It is noted in the layer's directory, and goes with it.
+//! they may have it, too; or they opened the very file through which all of it was read before ([`super::seen`]). For any other registry, which may be
+//! the user's own and say what they like, and for other files, the content itself is what shows it. It is noted in the layer's directory, and goes with it.
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -57,6 +58,17 @@ impl Given {
 }
 
 impl Store {
+    /// The same store, for a user who opened the file through which all of the image was read before, as it was then.
+    pub(crate) fn with_file(mut self) -> Store {
+        self.has_file = true;
+        self
+    }
+
+    /// Whether everything that the user showed was read from the source for it, and nothing of it known before.
+    pub(crate) fn has_read_all(&self) -> bool {
+        self.user.is_some() && !self.unread.load(Ordering::Relaxed)
+    }
+
     /// Has the user for whom work is done show that they have all of an image that is there.
     pub(super) fn show_image(
         &self,
@@ -67,7 +79,15 @@ impl Store {
         if self.user.is_none() {
             return Ok(());
         }
-        let Some(record) = self.image_record(&image.digest)? else { return Ok(()) };
+        let Some(record) = self.image_record(&image.digest)? else {
+            self.unread.store(true, Ordering::Relaxed);
+            return Ok(());
+        };
+        if self.has_file {
+            self.unread.store(true, Ordering::Relaxed);
+            let layers: Vec<&LayerInfo> = record.layers.iter().collect();
+            return self.note_shown(image, &layers, source);
+        }
         read_verified(source, BlobKind::Blob, &record.config_digest, self.limits.config_bytes)?;
         self.show_layers(image, &record.layers, &HashSet::new(), source, progress)
     }
@@ -92,7 +112,7 @@ impl Store {
             match self.user {
                 _ if fetched.contains(&layer.diff_id) => known.push(layer),
                 Some(user) if !self.shown(&layer.diff_id)?.users.contains(&user) => queue.push_back(layer),
-                _ => {}
+                _ => self.unread.store(true, Ordering::Relaxed),
             }
         }
         let workers = MAX_PARALLEL.min(queue.len());
@@ -137,6 +157,7 @@ impl Store {
         });
         // Who does not say it, or not without the bytes, is asked for them.
         if gave && !source.is_peers() && source.open(BlobKind::Held, &layer.digest, 0).is_ok() {
+            self.unread.store(true, Ordering::Relaxed);
             return Ok(());
         }
         pipeline::check(source, layer, &self.limits, progress)

@@ -25,19 +25,17 @@ struct Shared {
 }
 
 impl Shared {
-    /// `None` where we are not root, who alone can act for several users.
-    fn new() -> Option<Shared> {
+    /// Root alone can act for several users.
+    fn new() -> Shared {
         use std::os::unix::fs::PermissionsExt;
-        if !rustix::process::geteuid().is_root() {
-            return None;
-        }
+        assert!(rustix::process::geteuid().is_root(), "this test needs root");
         let dir = tempfile::Builder::new().prefix("berth-test-").tempdir_in("/var/tmp").unwrap();
         let bench = Bench { dir, form: berth_images::LayerForm::Directory };
         std::fs::set_permissions(bench.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let copy = bench.path().join("import");
         std::fs::copy(program(), &copy).unwrap();
         let store = Store::open_for(&bench.path().join("store"), Some((54_321, 54_321))).unwrap();
-        Some(Shared { bench, store, copy })
+        Shared { bench, store, copy }
     }
 
     /// How the user fetches; root with `None`.
@@ -102,8 +100,8 @@ fn what_one_user_has_noted_of_an_image_hinders_nobody_and_forges_nothing() {
 }
 
 #[test]
-fn users_name_images_for_people_to_read_and_not_for_root_to_run() {
-    let Some(shared) = Shared::new() else { return };
+fn users_name_images_for_people_to_read_and_not_for_root_to_run_as_root() {
+    let shared = Shared::new();
     let store = &shared.store;
     let ubuntu = "docker://docker.io/library/ubuntu:24.04";
     let bob = |registries: &Registries| shared.user(Some(54_002), registries, vec![]);
@@ -221,8 +219,8 @@ fn brought(helpers: &Helpers, store: &Store, image: &ResolvedManifest) -> u64 {
 }
 
 #[test]
-fn a_private_layer_goes_to_nobody_who_only_knows_what_it_is_called() {
-    let Some(shared) = Shared::new() else { return };
+fn a_private_layer_goes_to_nobody_who_only_knows_what_it_is_called_as_root() {
+    let shared = Shared::new();
     let store = &shared.store;
     let (alice, bob) = (54_001, 54_002);
     let user = |uid| shared.user(Some(uid), &Registries::default(), vec![]);
@@ -273,8 +271,8 @@ fn a_private_layer_goes_to_nobody_who_only_knows_what_it_is_called() {
 }
 
 #[test]
-fn who_a_registry_gives_an_image_gets_what_it_gave_others_without_its_bytes() {
-    let Some(shared) = Shared::new() else { return };
+fn who_a_registry_gives_an_image_gets_what_it_gave_others_without_its_bytes_as_root() {
+    let shared = Shared::new();
     let store = &shared.store;
     let authority = Authority::new(shared.bench.path());
     let registry = RealRegistry::with_tls(&authority.sign("server"), None);
@@ -455,4 +453,83 @@ fn nobody_waits_for_what_another_users_registry_does_not_bring() {
         assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
         assert_eq!(shared.bench.records("tmp"), Vec::<String>::new());
     }
+}
+
+/// An image in one file that everybody can read.
+fn in_a_file(shared: &Shared, layout: &ResolvedManifest, name: &str) -> ResolvedManifest {
+    let file = shared.bench.path().join(name);
+    let packed = std::process::Command::new("tar")
+        .arg("-cf")
+        .arg(&file)
+        .args(["-C", &layout.source[4..], "oci-layout", "index.json", "blobs"])
+        .status();
+    assert!(packed.unwrap().success());
+    ResolvedManifest { source: format!("oci-archive:{}", file.display()), ..layout.clone() }
+}
+
+/// Whether the kernel calls mounts by numbers that it never gives again (Linux 6.8).
+fn tells_mounts() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut parts = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    (parts.next(), parts.next()) >= (Some(6), Some(8))
+}
+
+/// Until a file has been as it is for long enough to be believed.
+fn settle() {
+    std::thread::sleep(std::time::Duration::from_secs(3));
+}
+
+#[test]
+fn a_file_that_is_as_it_was_when_it_was_read_is_not_read_again_for_the_next_user_as_root() {
+    let shared = Shared::new();
+    let store = &shared.store;
+    let user = |uid| shared.user(Some(uid), &Registries::default(), vec![]);
+    let tar = Tar::new().file("data", &[7; 100_000]).end();
+    let layout = shared.layout("layout", vec![tar]);
+    let image = in_a_file(&shared, &layout, "image.tar");
+    let path = PathBuf::from(image.source.strip_prefix("oci-archive:").unwrap());
+    settle();
+    assert!(brought(&user(54_001), store, &image) > 0);
+    let again = brought(&user(54_002), store, &image);
+    assert_eq!(again == 0, tells_mounts(), "{again} bytes were read again");
+    assert!(store.is_granted(&image, 54_002).unwrap());
+    // A copy, be its times the same, is another file: whoever made it may have made anything.
+    let copy = shared.bench.path().join("copy.tar");
+    std::fs::copy(&path, &copy).unwrap();
+    let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+    std::fs::File::options().write(true).open(&copy).unwrap().set_modified(time).unwrap();
+    let copied = ResolvedManifest { source: format!("oci-archive:{}", copy.display()), ..image.clone() };
+    assert!(brought(&user(54_003), store, &copied) > 0);
+    // Who cannot read it does not have it; and to look at what one cannot read shows nothing.
+    use std::os::unix::fs::PermissionsExt;
+    let close = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    close(0o600);
+    let error = user(54_004).ensure(store, &image, &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    // Other content with the same size and time of writing is found out.
+    close(0o644);
+    let length = std::fs::metadata(&path).unwrap().len();
+    std::fs::write(&path, vec![0; usize::try_from(length).unwrap()]).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+    user(54_004).ensure(store, &image, &()).unwrap_err();
+    assert!(!store.is_granted(&image, 54_004).unwrap());
+}
+
+/// Who has a layer by another way is not asked for it again, so that a file without it passes for them, and shows nothing.
+#[test]
+fn a_hollow_file_gives_nobody_what_others_have_as_root() {
+    let shared = Shared::new();
+    let store = &shared.store;
+    let user = |uid| shared.user(Some(uid), &Registries::default(), vec![]);
+    let private = shared.layout("private", vec![Tar::new().file("secret", b"of Alice").end()]);
+    user(54_001).ensure(store, &private, &()).unwrap();
+    let hollow = in_a_file(&shared, &without_layers(&shared, &private, "hollow"), "hollow.tar");
+    settle();
+    // As somebody might talk her into.
+    user(54_001).ensure(store, &hollow, &()).unwrap();
+    let error = user(54_002).ensure(store, &hollow, &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert!(!store.is_granted(&hollow, 54_002).unwrap());
+    // A layout is many files, of which some may be closed: each user reads all of it.
+    assert!(brought(&user(54_002), store, &private) > 0);
 }
