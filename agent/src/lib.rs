@@ -66,7 +66,7 @@ pub use mine::{ImagesAnswer, ListedImage};
 pub use names::has_gateways;
 pub use paths::Paths;
 pub use peers::FindIdentity;
-pub use place::store_place;
+pub use place::{StoreMemory, store_memory, store_place};
 pub use removals::Others;
 pub use room::{kept_images, rules as room_rules};
 pub use shown::hardware_in_words;

@@ -1,7 +1,7 @@
 //! Where the image store is: in the state directory, or where the configuration says.
 
 use crate::paths::Paths;
-use berth_images::unfit_filesystem;
+use berth_images::{InMemory, in_memory, unfit_filesystem};
 use berth_model::config::ImagesConfig;
 use berth_runtime::hooks::unchangeable_place;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,25 @@ pub fn store_place(config: &ImagesConfig, state: &Path) -> Result<PathBuf, Strin
     Ok(above.join(name))
 }
 
+/// What images may take of the machine's memory, where their store is in it without `images.memory`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreMemory {
+    /// The filesystem, for people.
+    pub kind: String,
+    /// MiB; `None` without a bound.
+    pub mib: Option<u64>,
+}
+
+/// Whether the store at `place` is the machine's memory: a tmpfs, say, or a machine that runs from the network.
+pub fn store_memory(config: &ImagesConfig, place: &Path) -> Option<StoreMemory> {
+    let InMemory { kind, bytes } = in_memory(place)?;
+    let most = match (bytes, config.max_bytes()) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    };
+    Some(StoreMemory { kind, mib: most.map(|bytes| bytes.div_ceil(1 << 20)) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +92,15 @@ mod tests {
         assert_eq!(store_place(&at(&place), &state).unwrap(), real);
         std::os::unix::fs::symlink("disk", dir.path().join("link")).unwrap();
         assert_eq!(store_place(&at(&dir.path().join("link/images")), &state).unwrap(), real);
+    }
+    #[test]
+    fn a_store_in_memory_takes_what_it_may_hold() {
+        let config = |max_size: &str| ImagesConfig { max_size: max_size.into(), ..ImagesConfig::default() };
+        let shm = Path::new("/dev/shm/images");
+        let whole = store_memory(&config(""), shm).unwrap();
+        assert_eq!(whole.kind, "tmpfs");
+        assert_eq!(store_memory(&config("1M"), shm).unwrap().mib, Some(1));
+        assert_eq!(store_memory(&config("900T"), shm).unwrap().mib, whole.mib.or(Some(900 << 20)));
+        assert_eq!(store_memory(&config(""), Path::new("/proc/self")), None);
     }
 }

@@ -16,6 +16,7 @@ use crate::link::{self, Streams};
 use crate::memory;
 use crate::paths::Paths;
 use crate::peers::{FindIdentity, Keeping, Peers};
+use crate::place::{self, StoreMemory};
 use crate::places::Connections;
 use crate::pmix::Pmix;
 use crate::probe::{self, ProbeError};
@@ -205,6 +206,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     hardware.gres = gpus.devices().to_vec();
     hardware.imex_channels = gpus.imex_channels();
     hardware.memory_reserved = hold_images(&paths, &options, &hardware)?;
+    hardware.memory = beside_images(&paths, &options, &hardware)?;
     let boot = probe::boot()?;
     programs::install(&options.step_program, &paths.client_programs())
         .map_err(doing(format!("cannot install {} for containers", options.step_program.display())))?;
@@ -493,6 +495,40 @@ fn hold_images(paths: &Paths, options: &AgentOptions, hardware: &Hardware) -> Re
     }
     memory::take_store(&place, mib, STORE_ID).map_err(AgentError::Images)?;
     Ok(reserved)
+}
+
+/// MiB of memory that are left where images are in it without the configuration saying so, as on a machine that runs from the
+/// network: else jobs were promised what the store takes.
+fn beside_images(paths: &Paths, options: &AgentOptions, hardware: &Hardware) -> Result<u64, AgentError> {
+    let (images, memory) = (&options.config.images, hardware.memory);
+    if images.memory_mib() > 0 {
+        // It is counted, and there is none anywhere else.
+        return Ok(memory);
+    }
+    let place = place::store_place(images, paths.state()).map_err(AgentError::Images)?;
+    let Some(StoreMemory { kind, mib }) = place::store_memory(images, &place) else { return Ok(memory) };
+    let place = place.display();
+    let most = mib.map_or_else(|| "without a bound".to_owned(), |mib| format!("{mib} MiB at most"));
+    if !options.system {
+        tracing::warn!(
+            "the image store {place} is in memory ({kind}): images take from what programs have, {most}; name a disk \
+             (images.path), or bound it (images.max_size)"
+        );
+        return Ok(memory);
+    }
+    let Some(left) =
+        mib.and_then(|mib| memory.checked_sub(mib)).filter(|left| *left > hardware.memory_reserved)
+    else {
+        return Err(AgentError::Images(format!(
+            "the image store {place} is in memory ({kind}), {most}, which leaves jobs nothing of the node's {memory} MiB: write \
+             images.memory or images.max_size with what images may have, or name a disk (images.path)"
+        )));
+    };
+    tracing::warn!(
+        "the image store {place} is in memory ({kind}), {most}: jobs have {left} MiB of the node's {memory} MiB; write images.memory \
+         or images.max_size for another share"
+    );
+    Ok(left)
 }
 
 /// Keeps devices that jobs are given from the sessions of users, where the configuration says so.

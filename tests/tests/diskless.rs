@@ -119,3 +119,63 @@ fn a_store_that_leaves_jobs_nothing_is_refused_as_root() {
     assert!(said.lines().any(|line| line.contains("BAD") && line.contains("image store")), "{said}");
     sandbox.cmd("berth").arg("down").ok();
 }
+
+/// A tmpfs of the test's.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn new(place: PathBuf, size: &str) -> Memory {
+        std::fs::create_dir_all(&place).unwrap();
+        let size = format!("size={size},mode=755");
+        Cmd::new("mount").args(["-t", "tmpfs", "-o", &size, "berth-test"]).arg(&place).ok();
+        Memory(place)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        Cmd::new("umount").arg("-l").arg(&self.0).run();
+    }
+}
+
+#[test]
+fn a_store_that_is_in_memory_by_its_place_is_not_promised_to_jobs_as_root() {
+    let with = |size: &str, more: &str| {
+        let mut sandbox = Sandbox::empty(Who::root());
+        let memory = Memory::new(sandbox.work().join("memory"), size);
+        let lines = format!("[images]\npath = \"{}/images\"\n{more}", memory.0.display());
+        std::fs::write(sandbox.state().join("berth.toml"), lines).unwrap();
+        sandbox.up();
+        let real = field(&sandbox, "RealMemory");
+        let said = sandbox.cmd("berth").arg("doctor").run().text();
+        assert!(said.contains("is in memory (tmpfs)") && said.contains("images.memory"), "{said}");
+        let log = std::fs::read_to_string(sandbox.state().join("log/agent.log")).unwrap();
+        assert!(log.contains("is in memory (tmpfs)"), "{log}");
+        assert_eq!(sandbox.down().rc, 0);
+        drop(memory);
+        real
+    };
+    let small = with("64M", "");
+    assert_eq!(small - with("96M", ""), 32);
+    assert_eq!(with("96M", "max_size = \"64M\"\n"), small);
+    // Nothing would be left.
+    let sandbox = Sandbox::empty(Who::root());
+    let memory = Memory::new(sandbox.work().join("memory"), "900T");
+    let lines = format!("[images]\npath = \"{}/images\"\n", memory.0.display());
+    std::fs::write(sandbox.state().join("berth.toml"), lines).unwrap();
+    let refused = sandbox.cmd("berth").args(["up", "--detach"]).fails();
+    refused.says(&["is in memory (tmpfs)", "leaves jobs nothing", "images.memory", "images.max_size"]);
+    sandbox.cmd("berth").arg("down").ok();
+}
+
+#[test]
+fn an_ordinary_users_store_in_memory_is_told_with_its_size() {
+    let place = tempfile::Builder::new().prefix("bt-store-").tempdir_in("/dev/shm").unwrap();
+    let user = Who::user();
+    berth_tests::machine::give(place.path(), &user);
+    let sandbox = Sandbox::empty(user);
+    let lines = format!("[images]\nmax_size = \"8M\"\npath = \"{}/images\"\n", place.path().display());
+    std::fs::write(sandbox.state().join("berth.toml"), lines).unwrap();
+    let said = sandbox.cmd("berth").arg("doctor").run().text();
+    assert!(said.contains("is in memory (tmpfs), 8 MiB at most"), "{said}");
+}

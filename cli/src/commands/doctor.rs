@@ -2,6 +2,7 @@
 
 use crate::images;
 use crate::scope::{self, Place};
+use berth_agent::StoreMemory;
 use berth_client::error::Outcome;
 use berth_client::out;
 use berth_client::site::StateDir;
@@ -457,7 +458,24 @@ fn image_store(state: Option<&Path>) -> Option<Finding> {
             finding(what, Verdict::Bad, e.text, "'berth config check' says what is wrong with berth.toml")
         }
         Ok(place) => match unfit_filesystem(&place) {
-            Ok(None) => good(what, place.display().to_string()),
+            Ok(None) => match super::config::of(&dir, None)
+                .ok()
+                .and_then(|config| berth_agent::store_memory(&config.images, &place))
+            {
+                None => good(what, place.display().to_string()),
+                Some(StoreMemory { kind, mib }) => {
+                    let most =
+                        mib.map_or_else(|| "without a bound".to_owned(), |mib| format!("{mib} MiB at most"));
+                    let found = format!("{} is in memory ({kind}), {most}", place.display());
+                    let todo = if nix::unistd::geteuid().is_root() {
+                        "jobs do not get that much of the node's memory: write images.memory or images.max_size with what images may \
+                         have, or name a disk (images.path)"
+                    } else {
+                        "programs have that much less: name a disk (images.path), or bound it (images.max_size)"
+                    };
+                    finding(what, Verdict::Limited, found, todo)
+                }
+            },
             Ok(Some(why)) => finding(what, Verdict::Bad, format!("{} is on {why}", place.display()), todo),
             Err(e) => finding(what, Verdict::Bad, format!("{}: {e}", place.display()), todo),
         },

@@ -77,7 +77,7 @@ pub use history::HistoryEntry;
 pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
 pub use merge::most_layers;
 pub use offer::{Offer, Part};
-pub use probe::unfit_filesystem;
+pub use probe::{InMemory, in_memory, unfit_filesystem};
 pub use push::Pushed;
 pub(crate) use quota::Charge;
 pub use room::{Collected, CollectedImage, RoomRules, RoomState, Wanted};

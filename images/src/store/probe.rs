@@ -1,11 +1,12 @@
 //! On which filesystems a store cannot be: those that machines share, and those that a program serves. They are slow, lack
-//! what overlayfs needs, do not lock between machines, or wait for somebody else.
+//! what overlayfs needs, do not lock between machines, or wait for somebody else. And which ones are the machine's memory: what is kept
+//! there is taken from whoever works on it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, fstatfs};
+use rustix::fs::{Mode, OFlags, fstatfs, fstatvfs};
 use rustix::io::Errno;
 
 /// What they have in common, in words.
@@ -92,15 +93,55 @@ fn unfit(directory: &OwnedFd) -> io::Result<Option<String>> {
     Ok(found.map(|(_, name, why)| format!("{name}, {why}")))
 }
 
+/// A filesystem that is the machine's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InMemory {
+    /// What it is, for people, such as `tmpfs`.
+    pub kind: String,
+    /// Bytes that it may come to hold; `None` without a bound.
+    pub bytes: Option<u64>,
+}
+
+/// What keeps `place` in memory, be it there already or not; nothing, where that is a disk, or nobody tells.
+pub fn in_memory(place: &Path) -> Option<InMemory> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let found =
+        place.ancestors().find_map(|directory| rustix::fs::open(directory, flags, Mode::empty()).ok())?;
+    let kind = match mounted(&found)? {
+        (kind, _) if IN_MEMORY.contains(&kind.as_str()) => kind,
+        // As of machines that run from the network, or from a stick.
+        (kind, options) if kind == "overlay" => {
+            let upper =
+                PathBuf::from(options.split(',').find_map(|option| option.strip_prefix("upperdir="))?);
+            let upper = rustix::fs::open(&upper, flags, Mode::empty()).ok()?;
+            let below = mounted(&upper).map(|(kind, _)| kind);
+            format!("overlay over {}", below.filter(|kind| IN_MEMORY.contains(&kind.as_str()))?)
+        }
+        _ => return None,
+    };
+    let size = fstatvfs(&found).ok().map(|found| found.f_blocks.saturating_mul(found.f_frsize));
+    Some(InMemory { kind, bytes: size.filter(|bytes| *bytes > 0) })
+}
+
+/// Filesystems that are in memory.
+const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
+
 /// The type of the filesystem that is mounted there, where `/proc` tells it.
 fn type_name(directory: &OwnedFd) -> Option<String> {
+    mounted(directory).map(|(kind, _)| kind)
+}
+
+/// The same with the filesystem's own options.
+fn mounted(directory: &OwnedFd) -> Option<(String, String)> {
     let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd())).ok()?;
     let id = told.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
     // Paths of mounts need not be UTF-8.
     let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
     let mounts = String::from_utf8_lossy(&mounts);
     let line = mounts.lines().find(|line| line.split(' ').next() == Some(id))?;
-    line.split_once(" - ")?.1.split(' ').next().map(str::to_owned)
+    let mut of_filesystem = line.split_once(" - ")?.1.split(' ');
+    let kind = of_filesystem.next()?.to_owned();
+    Some((kind, of_filesystem.nth(1).unwrap_or_default().to_owned()))
 }
 
 fn by_name(name: &str) -> Option<&'static str> {
@@ -126,6 +167,15 @@ mod tests {
         for name in ["ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "fusectl"] {
             assert_eq!(by_name(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_in_memory_is_told_with_its_size() {
+        let shm = in_memory(Path::new("/dev/shm/not/there/yet")).unwrap();
+        assert_eq!(shm.kind, "tmpfs");
+        let found = rustix::fs::statvfs("/dev/shm").unwrap();
+        assert_eq!(shm.bytes.unwrap_or(0), found.f_blocks * found.f_frsize);
+        assert_eq!(in_memory(Path::new("/proc/self")), None);
     }
 
     #[test]
