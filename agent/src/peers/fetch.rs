@@ -109,7 +109,7 @@ impl BlobSource for PeerSource {
             }
             BlobKind::Manifest | BlobKind::Proof => "manifests",
             BlobKind::Blob | BlobKind::Archive => "blobs",
-            BlobKind::Held => {
+            BlobKind::Held | BlobKind::SifSignatures => {
                 let reason = "other nodes say nothing of it";
                 return Err(Error::new(ErrorKind::NotFound, digest.to_string(), reason));
             }

@@ -291,7 +291,11 @@ impl Client {
     fn url(&self, kind: BlobKind, selector: &str) -> String {
         let part = match kind {
             BlobKind::Manifest | BlobKind::Proof => "manifests",
-            BlobKind::Blob | BlobKind::Held | BlobKind::Archive | BlobKind::Signatures => "blobs",
+            BlobKind::Blob
+            | BlobKind::Held
+            | BlobKind::Archive
+            | BlobKind::Signatures
+            | BlobKind::SifSignatures => "blobs",
         };
         format!("{}/v2/{}/{part}/{selector}", self.base, self.name.repository)
     }

@@ -18,6 +18,8 @@ use crate::error::{Error, ErrorKind, Result, printable};
 pub(crate) const MAGIC: &[u8] = b"SIF_MAGIC\0";
 /// Where it stands.
 pub(crate) const MAGIC_AT: usize = 32;
+/// What a manifest that is made of such a file calls the state of its signatures.
+pub(crate) const SIF_SIGNATURES: &str = "io.berth.sif.signatures";
 /// Bytes of the head, and of a descriptor.
 const HEAD: usize = 128;
 const DESCRIPTOR: usize = 585;
@@ -145,6 +147,16 @@ impl Sif {
         let used = table.chunks_exact(DESCRIPTOR).filter(|d| d[4] != 0);
         let objects: Vec<Object<'_>> = used.filter_map(Object::of).collect();
         image(&objects, total, file)
+    }
+}
+
+impl Sif {
+    /// What is known of its signatures: whose they say they are. Nobody checked them.
+    pub(crate) fn signed(&self) -> String {
+        match self.signers.as_slice() {
+            [] => "none".to_owned(),
+            signers => format!("not checked, by {}", signers.join(" and ")),
+        }
     }
 }
 

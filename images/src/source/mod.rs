@@ -49,6 +49,8 @@ pub enum BlobKind {
     Archive,
     /// What a registry has of signatures of a manifest, as one document that nobody vouches for.
     Signatures,
+    /// What a SIF file says of its own signatures, as a line of text that nobody vouches for.
+    SifSignatures,
 }
 
 /// A place that has blobs. It is trusted for nothing: every reader checks digest and size.

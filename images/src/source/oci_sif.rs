@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +28,8 @@ pub(crate) struct OciSif {
     file: Arc<File>,
     index: (u64, u64),
     blobs: HashMap<Digest, (u64, u64)>,
+    /// What is known of the file's signatures.
+    signed: String,
 }
 
 /// An image whose layers are squashfs images.
@@ -46,8 +48,10 @@ impl OciSif {
     pub(crate) fn open(path: &Path, through: Through) -> Result<Option<OciSif>> {
         let file = open_through(path, through)?;
         let sif = Sif::of(&file).map_err(|e| e.within(&path.display().to_string()))?;
-        let Some(Sif { holds: Holds::Oci { index, blobs }, .. }) = sif else { return Ok(None) };
-        Ok(Some(OciSif { path: path.to_path_buf(), file: Arc::new(file), index, blobs }))
+        let Some(sif) = sif else { return Ok(None) };
+        let signed = sif.signed();
+        let Holds::Oci { index, blobs } = sif.holds else { return Ok(None) };
+        Ok(Some(OciSif { path: path.to_path_buf(), file: Arc::new(file), index, blobs, signed }))
     }
 
     pub(super) fn has(&self, digest: &Digest) -> bool {
@@ -103,7 +107,12 @@ impl BlobSource for OciSif {
         format!("sif:{}", self.path.display())
     }
 
-    fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        if kind == BlobKind::SifSignatures {
+            let text = self.signed.as_bytes();
+            let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+            return Ok(Box::new(Cursor::new(text.get(skip..).unwrap_or_default().to_vec())));
+        }
         let (at, length) = *self.blobs.get(digest).ok_or_else(|| no_blob(&self.describe(), digest))?;
         Ok(Box::new(Member::of(&self.file, (at, length), offset)))
     }

@@ -21,7 +21,7 @@ use crate::manifest::{Document, ImageConfig, Platform, descriptor_digest, parse_
 use crate::outer;
 use crate::remembered::{Entry, Remembered};
 use crate::sif::script::Shell;
-use crate::sif::{Holds, Sif, inside};
+use crate::sif::{Holds, SIF_SIGNATURES, Sif, inside};
 use crate::source::{BlobKind, BlobSource, OciSif, ResolveOptions, Squashed, Through, open_through};
 use crate::unpack::Limits;
 
@@ -203,14 +203,10 @@ fn oci(path: &Path, through: Through) -> Result<Squashed> {
     image.squashed(&pinned.digest)?.ok_or_else(gone)
 }
 
-/// The manifest with what is known of the file's signatures: whose they say they are. Nobody checked them.
+/// The manifest with what is known of the file's signatures.
 fn signed(manifest: &[u8], sif: &Sif) -> Vec<u8> {
-    let text = match sif.signers.as_slice() {
-        [] => "none".to_owned(),
-        signers => format!("not checked, by {}", signers.join(" and ")),
-    };
     let mut manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
-    manifest["annotations"] = json!({"io.berth.sif.signatures": text});
+    manifest["annotations"] = json!({SIF_SIGNATURES: sif.signed()});
     manifest.to_string().into_bytes()
 }
 
@@ -288,7 +284,11 @@ impl BlobSource for SquashfsSource {
         format!("{scheme}:{}", self.path.display())
     }
 
-    fn open(&self, _: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
+        if kind == BlobKind::SifSignatures {
+            // They are in the manifest, which is ours to make.
+            return Err(Error::new(ErrorKind::NotFound, self.describe(), "its manifest says it"));
+        }
         let described = self.described()?;
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         let from = |bytes: &[u8]| bytes.get(skip..).unwrap_or_default().to_vec();

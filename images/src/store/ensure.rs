@@ -20,12 +20,13 @@ use super::record::{ImageRecord, MergedRecord, PendingRecord, VERSION, parse, pr
 use super::verify::source_of;
 use super::{Store, files};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result, Shortfall};
+use crate::error::{Error, ErrorKind, Result, Shortfall, printable};
 use crate::manifest::{
     Document, ImageConfig, LayerInfo, check_config_type, descriptor_digest, parse_document, read_config,
 };
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Engine;
+use crate::sif::SIF_SIGNATURES;
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, read_verified, verify};
 use crate::unpack::LayerReport;
 
@@ -35,6 +36,8 @@ pub(super) const MAX_PARALLEL: usize = 8;
 /// What a lock's name has before the image, and the name of what an import needs behind it.
 const FETCH: &str = "fetch-";
 const PENDING: &str = ".pending";
+/// Characters of what a SIF file says of its signatures.
+const MOST_SAID: usize = 1000;
 
 /// Names of one image that are kept, of either kind; the oldest goes.
 const MOST_NAMES: usize = 64;
@@ -404,6 +407,7 @@ impl Store {
             source: Some(image.source.clone()),
             insecure: image.insecure,
             merged,
+            sif_signatures: sif_signatures(image, &manifest, source),
         })
     }
 
@@ -582,6 +586,26 @@ fn name_of(image: &ResolvedManifest) -> Option<String> {
         // A path may lead there by links, or from another directory.
         _ => Some(source.clone()),
     }
+}
+
+/// What the SIF file that an image comes from says of its signatures: in a manifest that was made of it, or beside the one that it holds.
+fn sif_signatures(
+    image: &ResolvedManifest,
+    manifest: &ImageManifest,
+    source: &dyn BlobSource,
+) -> Option<String> {
+    if !image.source.starts_with("sif:") {
+        return None;
+    }
+    let said = manifest.annotations().as_ref().and_then(|all| all.get(SIF_SIGNATURES));
+    if let Some(said) = said {
+        return Some(printable(said, MOST_SAID));
+    }
+    // Nothing depends on it, and another node does not say it.
+    let mut text = Vec::new();
+    let said = source.open(BlobKind::SifSignatures, &image.digest, 0).ok()?;
+    said.take(4 * MOST_SAID as u64).read_to_end(&mut text).ok()?;
+    Some(printable(&String::from_utf8_lossy(&text), MOST_SAID))
 }
 
 /// A source for what is in the store already.

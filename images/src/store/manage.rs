@@ -59,6 +59,9 @@ pub struct ImageDetails<I = ImageInfo, D = serde_json::Value> {
     pub merged_layers: Option<usize>,
     /// What is known of its signatures: by which keys, or why by none.
     pub signatures: Vec<Verdict>,
+    /// What the SIF file that it came from says of its own signatures; nobody checked them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sif_signatures: Option<String>,
     /// The manifest as the registry has it.
     pub manifest: D,
     /// The image configuration as the registry has it.
@@ -76,9 +79,17 @@ impl<I> ImageDetails<I, String> {
                 .map_err(|e| Error::new(ErrorKind::Corrupt, "manifest or configuration", e.to_string()))
         };
         let (manifest, raw_config) = (json(&self.manifest)?, json(&self.raw_config)?);
-        let ImageDetails { info, config, layers, merged_layers, signatures, manifest: _, raw_config: _ } =
-            self;
-        Ok(ImageDetails { info, config, layers, merged_layers, signatures, manifest, raw_config })
+        let ImageDetails { info, config, layers, merged_layers, signatures, sif_signatures, .. } = self;
+        Ok(ImageDetails {
+            info,
+            config,
+            layers,
+            merged_layers,
+            signatures,
+            sif_signatures,
+            manifest,
+            raw_config,
+        })
     }
 }
 
@@ -266,6 +277,7 @@ impl Store {
             config: record.config,
             merged_layers: record.merged.map(|merged| merged.layers),
             signatures: self.verdicts(digest)?,
+            sif_signatures: record.sif_signatures,
             layers,
         })
     }

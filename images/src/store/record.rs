@@ -39,6 +39,9 @@ pub(super) struct ImageRecord {
     /// Its lowest layers as one, where it has more than can be mounted at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) merged: Option<MergedRecord>,
+    /// What the SIF file that it came from says of its signatures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sif_signatures: Option<String>,
 }
 
 /// The lowest layers of an image, made into one.

@@ -165,16 +165,25 @@ fn damaged_sif_files_are_errors_and_nothing_worse() {
 /// A SIF file around an OCI layout, as Singularity 4 makes it: the index and each blob are an object, and blobs have their
 /// digests in their descriptors.
 fn around(layout: &Path, to: &Path) {
+    around_signed(layout, to, None);
+}
+
+/// With a signature of its group by the key of this fingerprint, if one is given.
+fn around_signed(layout: &Path, to: &Path, key: Option<[u8; 20]>) {
     let mut objects = vec![(0x400a_i32, std::fs::read(layout.join("index.json")).unwrap())];
     for entry in std::fs::read_dir(layout.join("blobs/sha256")).unwrap() {
         objects.push((0x400b, std::fs::read(entry.unwrap().path()).unwrap()));
+    }
+    if key.is_some() {
+        objects.push((0x4005, b"-----BEGIN PGP SIGNED MESSAGE-----\n".to_vec()));
     }
     let start = 4096 + 585 * objects.len();
     let (mut table, mut data) = (Vec::<u8>::new(), Vec::<u8>::new());
     for (number, (kind, bytes)) in objects.iter().enumerate() {
         let mut descriptor = kind.to_le_bytes().to_vec();
         descriptor.push(1);
-        for field in [u32::try_from(number + 1).unwrap(), 0xf000_0001, 0] {
+        let link = if *kind == 0x4005 { 0xf000_0001 } else { 0 };
+        for field in [u32::try_from(number + 1).unwrap(), 0xf000_0001, link] {
             descriptor.extend(field.to_le_bytes());
         }
         let (place, length) = ((start + data.len()) as u64, bytes.len() as u64);
@@ -182,7 +191,13 @@ fn around(layout: &Path, to: &Path) {
             descriptor.extend(field.to_le_bytes());
         }
         descriptor.resize(201, 0);
-        descriptor.extend(Digest::of(Algorithm::Sha256, bytes).to_string().as_bytes());
+        match key.filter(|_| *kind == 0x4005) {
+            Some(key) => {
+                descriptor.extend(1_i32.to_le_bytes());
+                descriptor.extend(key);
+            }
+            None => descriptor.extend(Digest::of(Algorithm::Sha256, bytes).to_string().as_bytes()),
+        }
         descriptor.resize(585, 0);
         table.extend(descriptor);
         data.extend(bytes);
@@ -215,7 +230,17 @@ fn an_oci_image_in_a_sif_file_is_what_its_layout_is() {
     let path = bench.path().join("oci.sif");
     around(&bench.layout(), &path);
     let image = bench.import_text(&text(&path)).unwrap();
-    assert_eq!((image.digest, image.layers.len()), (digest, 2));
+    assert_eq!((&image.digest, image.layers.len()), (&digest, 2));
+    let said = |bench: &Bench| bench.store().inspect(&digest).unwrap().sif_signatures;
+    assert_eq!(said(&bench).as_deref(), Some("none"));
+    // Its manifest is the registry's, and has no word of it.
+    let (signed, other) = (bench.path().join("signed.sif"), Bench::new());
+    around_signed(&bench.layout(), &signed, Some([0xab; 20]));
+    other.import_text(&text(&signed)).unwrap();
+    assert_eq!(said(&other), Some(format!("not checked, by {}", "AB".repeat(20))));
+    let plain = Bench::new();
+    plain.import_text(&format!("oci:{}", bench.layout().display())).unwrap();
+    assert_eq!(said(&plain), None);
     assert_eq!(std::fs::read(image.layers[0].join("new")).unwrap(), b"new");
     assert!(is_whiteout(&image.layers[0].join("d/gone")));
     assert_eq!(bench.store().verify(&[]).unwrap().problems(), Vec::<String>::new());
