@@ -60,6 +60,13 @@ cargo fmt --all --check
 say "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 
+say "fuzz targets"
+# Nothing else builds them here, and cargo-fuzz is not everywhere: at least they have to fit the code (a stable compiler is enough).
+for package in model images rpc agent; do
+    RUSTFLAGS="${RUSTFLAGS-} --cfg fuzzing" CARGO_TARGET_DIR=$PWD/target/fuzz-check \
+        cargo check --quiet --bins --manifest-path $package/fuzz/Cargo.toml
+done
+
 say "licences and advisories"
 cargo xtask licences
 

@@ -1,7 +1,8 @@
 //! Imports one image and prints what it took; also the two helper programs, for tests and measurements.
 //!
-//! `import [--insecure] [--give] [--store DIR] [--form directory|erofs] REFERENCE`
+//! `import [--insecure] [--give] [--store DIR] [--form directory|erofs] [--stacking N] REFERENCE`
 //!
+//! `--stacking`: as on a kernel that mounts so many layers at once, so that the lowest are made one.
 //! `--give`: also what another node costs that takes the image: each layer's archive is made again, as for every one that does
 //! (layers that are directories alone).
 #![forbid(unsafe_code)]
@@ -43,12 +44,13 @@ fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
         Error::new(
             ErrorKind::Reference,
             "arguments",
-            "usage: import [--insecure] [--give] [--store DIR] [--form directory|erofs] REFERENCE",
+            "usage: import [--insecure] [--give] [--store DIR] [--form directory|erofs] [--stacking N] REFERENCE",
         )
     };
     let mut root = std::env::temp_dir().join("berth-import");
     let (mut insecure, mut give) = (false, false);
     let mut form = LayerForm::Directory;
+    let mut stacking = None;
     let mut text = None;
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
@@ -62,6 +64,10 @@ fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
                     Some("erofs") => LayerForm::Erofs,
                     _ => return Err(usage()),
                 }
+            }
+            Some("--stacking") => {
+                let most = arguments.next().and_then(|most| most.to_str()?.parse().ok());
+                stacking = Some(most.ok_or_else(usage)?);
             }
             Some(name) if text.is_none() => text = Some(name.to_owned()),
             _ => return Err(usage()),
@@ -83,7 +89,10 @@ fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
         ));
     };
     let source = open_source(&image, &options.registries, &credentials)?;
-    let store = Store::open(&root)?.with_form(form);
+    let mut store = Store::open(&root)?.with_form(form);
+    if let Some(most) = stacking {
+        store = store.stacking(most);
+    }
     let prepared = store.ensure(&image, source.as_ref(), &|event| match event {
         ProgressEvent::Note { text } => eprintln!("{text}"),
         ProgressEvent::Syncing => eprintln!("syncing after {:.3} s", start.elapsed().as_secs_f64()),

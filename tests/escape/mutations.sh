@@ -340,7 +340,7 @@ fi
 if wanted images granted-to-each; then
     change $i/store/grant.rs 'Ok(self.grant_of(&image.digest, uid)?.is_some_and(|grant| grant.sources.contains(&image.source)))' \
         'Ok(self.grant_of(&image.digest, uid).is_ok())'
-    attack images granted-to-each concurrency::a_private_image_serves_only_those_who_could_pull_it \
+    attack images granted-to-each concurrency::a_private_image_serves_only_those_who_could_pull_it_as_root \
         shared::a_private_layer_goes_to_nobody_who_only_knows_what_it_is_called_as_root \
         granted::each_user_has_their_own_names_sources_and_sizes
 fi

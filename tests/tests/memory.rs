@@ -101,6 +101,9 @@ fn bounded(who: Who, form: &str, made: Made) {
     // Root's import has a process that is the user and one that is the store's owner, beside the one that was started.
     let processes = if who.is_root() { 3 } else { 1 };
     let sandbox = Sandbox::empty(who);
+    if processes == 3 && form == "directory" {
+        std::fs::write(sandbox.state().join("berth.toml"), "[images]\nlayer_form = \"directory\"\n").unwrap();
+    }
     sandbox.cmd("bash").args(["-c", MAKE, "make"]).args(made).limit(200).ok();
     let registry = Registry::open();
     let image = registry.push(&sandbox.work().join("image"), "heavy:1", &[]);
@@ -156,4 +159,15 @@ fn a_layer_of_a_million_files_becomes_an_image_in_150_megabytes_alone_as_root() 
 #[test]
 fn a_layer_of_a_million_entries_is_imported_in_150_megabytes_by_a_user_alone() {
     bounded(Who::user(), "directory", ENTRIES);
+}
+
+/// Where the kernel mounts no images, root's layers are directories, too.
+#[test]
+fn a_layer_of_gigabytes_is_imported_in_150_megabytes_alone_as_root() {
+    bounded(Who::root(), "directory", ZSTD);
+}
+
+#[test]
+fn a_layer_of_a_million_entries_is_imported_in_150_megabytes_alone_as_root() {
+    bounded(Who::root(), "directory", ENTRIES);
 }

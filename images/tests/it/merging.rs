@@ -269,9 +269,23 @@ fn another_kernel_has_its_own_share_of_layers_as_one() {
 
 #[test]
 fn a_directory_that_is_closed_to_its_owner_is_named_where_layers_cannot_be_one() {
-    if rustix::process::geteuid().is_root() {
-        return;
-    }
+    as_an_ordinary_user(closed_to_its_owner);
+}
+
+/// Root passes by what is closed: its tests have another thread for it.
+fn as_an_ordinary_user(test: fn()) {
+    let become_one = || {
+        if rustix::process::geteuid().is_root() {
+            let (uid, gid) = (rustix::process::Uid::from_raw(54_321), rustix::process::Gid::from_raw(54_321));
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        }
+        test();
+    };
+    std::thread::scope(|scope| scope.spawn(become_one).join()).unwrap();
+}
+
+fn closed_to_its_owner() {
     let bench = Bench::new();
     let closed = Tar::new().entry("closed", b'5', 0o000, "", b"").file("closed/x", b"x").end();
     ImageBuilder::new([vec![closed], tower(3)].concat()).write(&bench.layout());

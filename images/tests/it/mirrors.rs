@@ -278,10 +278,8 @@ fn wrong_bytes_of_a_mirror_come_from_elsewhere_through_the_fetching_process() {
 }
 
 #[test]
-fn a_mirror_gives_nobody_what_the_registry_would_not_root() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+fn a_mirror_gives_nobody_what_the_registry_would_not_as_root() {
+    assert!(rustix::process::geteuid().is_root(), "only root can act for several users");
     let bench = bench();
     // A cache with a login of its own, as they are, that gives what it has to everyone.
     let mirror = fake(&bench, Behaviour::default());
