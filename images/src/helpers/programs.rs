@@ -143,7 +143,9 @@ pub(crate) enum SetId {
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
 /// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links; `--pin SOURCE` how the
-/// file of a canonical source is; `--hand SOURCE` sends that file, opened, over the socket that standard output is. With `--no-links yes` files are opened through no link. All take `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
+/// file of a canonical source is; `--hand SOURCE` sends that file, opened, over the socket that standard output is. With `--no-links
+/// yes` files are opened through no link. All take `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control
+/// group that it goes into, `--join FILE`; with
 /// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,

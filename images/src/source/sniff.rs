@@ -115,22 +115,20 @@ pub(crate) fn open_through(path: &Path, through: Through) -> Result<File> {
         Through::Links => open(path, flags, Mode::empty()),
         Through::NoLinks => openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS),
     });
-    let file =
-        File::from(opened.map_err(|e| {
-            match (through, e) {
-        (Through::NoLinks, Errno::LOOP) => Error::new(
-            ErrorKind::Denied,
-            path.display().to_string(),
-            "there is a link on the way, and this cluster's rules judge images by paths without links",
-        )
-        .next("name the image again, by its path without links; an OCI layout has no links inside either"),
-        (_, e) => Error::path(path, e),
-    }
-        })?);
+    let file = File::from(opened.map_err(|e| not_opened(path, through, e))?);
     if !file.metadata().map_err(|e| Error::path(path, e))?.is_file() {
         return Err(Error::new(ErrorKind::Unsupported, path.display().to_string(), "is not a regular file"));
     }
     Ok(file)
+}
+
+fn not_opened(path: &Path, through: Through, errno: Errno) -> Error {
+    if through == Through::Links || errno != Errno::LOOP {
+        return Error::path(path, errno);
+    }
+    let reason = "there is a link on the way, and this cluster's rules judge images by paths without links";
+    Error::new(ErrorKind::Denied, path.display().to_string(), reason)
+        .next("name the image again, by its path without links; an OCI layout has no links inside either")
 }
 
 fn read_start(file: &File, buffer: &mut [u8]) -> std::io::Result<usize> {

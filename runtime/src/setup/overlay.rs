@@ -1,6 +1,6 @@
 //! The root filesystem: read-only layers under a writable one.
 
-use super::{Doing, Setup, SetupFailure, SetupFds, attach, image, open_root_dir, rights};
+use super::{Doing, Setup, SetupFailure, SetupFds, attach, image, open_path, open_root_dir, rights};
 use crate::plan::{Mode, Plan, RootPlan, most_in_one};
 use crate::request::{StoreOwner, WritableLayer};
 use crate::sys::{Errno, mountattr};
