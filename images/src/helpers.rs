@@ -123,6 +123,7 @@ enum Answer {
     RootDir(PathBuf),
     Host,
     Pin(FilePin),
+    File(Option<SeenFile>),
     Failed(Error),
 }
 
@@ -194,12 +195,19 @@ impl Helpers {
         self.straight(&mut opener);
         run_as(&mut opener, self.user.as_ref());
         opener.env_clear();
-        let running = Running::start(opener.stdin(Stdio::null()).stdout(OwnedFd::from(theirs)))?;
-        // Ours is the only end of the socket here.
-        drop(opener);
-        let file = hand::take(&ours, self.stop.as_deref());
-        drop(running);
-        Ok(file.and_then(SeenFile::of))
+        // Whoever closes a file may have to wait for what serves it, which may be the user: so nobody here has it.
+        let mut judge = Command::new(&self.program);
+        judge.args(&self.fetch).args(["--judge", "yes"]);
+        run_as(&mut judge, self.store.as_ref());
+        judge.env_clear();
+        let opening = Running::start(opener.stdin(Stdio::null()).stdout(OwnedFd::from(theirs)))?;
+        let judging = Running::start(judge.stdin(OwnedFd::from(ours)).stdout(Stdio::piped()))?;
+        // With our ends of the socket.
+        drop((opener, judge));
+        let judged = answered(judging, self.stop.as_deref());
+        drop(opening);
+        // Who does not show it so shows it by the content.
+        Ok(judged.ok().and_then(|answer| if let Answer::File(file) = answer { file } else { None }))
     }
 
     /// Whether [`Helpers::ensure`] would ask nobody for the image.
@@ -525,7 +533,7 @@ fn asked(resolver: Running, stop: Option<&AtomicBool>) -> Result<Resolved> {
         Answer::Manifest(manifest) => Ok(Resolved::Manifest(manifest)),
         Answer::RootDir(path) => Ok(Resolved::RootDir(path)),
         Answer::Host => Ok(Resolved::Host),
-        Answer::Pin(_) | Answer::Failed(_) => Err(died("resolving")),
+        Answer::Pin(_) | Answer::File(_) | Answer::Failed(_) => Err(died("resolving")),
     }
 }
 

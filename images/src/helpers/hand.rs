@@ -1,22 +1,16 @@
-//! A file that a user can read, handed over: the fetcher opens it as the user, and whoever asked gets the descriptor, which shows
-//! that right by itself, whatever the process says.
+//! A file that a user can read, handed over: one process opens it as the user, and another one, which is nobody, gets the descriptor, which
+//! shows that right by itself, whatever the first one says.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-
-use super::LOOKS;
 
 /// Sends a file over a socket; whether that was possible.
 pub(super) fn give(socket: BorrowedFd<'_>, file: &File) -> bool {
@@ -27,17 +21,8 @@ pub(super) fn give(socket: BorrowedFd<'_>, file: &File) -> bool {
         && sendmsg(socket, &[IoSlice::new(b"f")], &mut beside, SendFlags::NOSIGNAL).is_ok()
 }
 
-/// What the other side of the socket sends; nothing, where it goes without, or `stop` is set.
-pub(super) fn take(socket: &UnixStream, stop: Option<&AtomicBool>) -> Option<OwnedFd> {
-    loop {
-        if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-            return None;
-        }
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        if !matches!(poll(&mut fds, LOOKS), Ok(0) | Err(Errno::EINTR)) {
-            break;
-        }
-    }
+/// What the other side of the socket sends; nothing, where it goes without.
+pub(super) fn take(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0u8; 1];
@@ -56,6 +41,7 @@ pub(super) fn take(socket: &UnixStream, stop: Option<&AtomicBool>) -> Option<Own
 mod tests {
     use super::*;
     use std::io::Read;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_file_comes_over_and_who_sends_none_is_not_waited_for() {
@@ -65,11 +51,9 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         assert!(give(theirs.as_fd(), &File::open(&path).unwrap()));
         let mut text = String::new();
-        File::from(take(&ours, None).unwrap()).read_to_string(&mut text).unwrap();
+        File::from(take(ours.as_fd()).unwrap()).read_to_string(&mut text).unwrap();
         assert_eq!(text, "content");
         drop(theirs);
-        assert!(take(&ours, None).is_none());
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        assert!(take(&ours, Some(&AtomicBool::new(true))).is_none());
+        assert!(take(ours.as_fd()).is_none());
     }
 }

@@ -27,7 +27,7 @@ use crate::source::{
     BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, Through, file_pin,
     leave_nothing_running, open_source_through, open_through, real_path, resolve,
 };
-use crate::store::Store;
+use crate::store::{SeenFile, Store};
 
 /// Options of the two programs, all of them `--name value`.
 #[derive(Default)]
@@ -36,6 +36,7 @@ struct Options {
     real_path: Option<PathBuf>,
     pin: Option<String>,
     hand: Option<String>,
+    judge: bool,
     directory: Option<PathBuf>,
     registries: Option<String>,
     identity: Option<RunAs>,
@@ -82,6 +83,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--resolve" => options.resolve = Some(text()?),
             "--real-path" => options.real_path = Some(PathBuf::from(&value)),
             "--hand" => options.hand = Some(text()?),
+            "--judge" => options.judge = text()? == "yes",
             "--pin" => options.pin = Some(text()?),
             "--registries" => options.registries = Some(text()?),
             "--directory" => options.directory = Some(PathBuf::from(&value)),
@@ -143,9 +145,9 @@ pub(crate) enum SetId {
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
 /// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links; `--pin SOURCE` how the
-/// file of a canonical source is; `--hand SOURCE` sends that file, opened, over the socket that standard output is. With `--no-links
-/// yes` files are opened through no link. All take `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control
-/// group that it goes into, `--join FILE`; with
+/// file of a canonical source is; `--hand SOURCE` sends that file, opened, over the socket that standard output is, and `--judge
+/// yes`, with the other end as standard input, says which one it is. With `--no-links yes` files are opened through no link. All take
+/// `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
 /// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
@@ -188,6 +190,10 @@ pub fn fetcher_main(
         let file = path.and_then(|path| open_through(path, options.through).ok());
         // Why it cannot be opened is said by whoever fetches it.
         return u8::from(!file.is_some_and(|file| hand::give(std::io::stdout().as_fd(), &file)));
+    }
+    if options.judge {
+        let file = hand::take(std::io::stdin().as_fd()).and_then(SeenFile::of);
+        return say(&Answer::File(file), &mut output);
     }
     let credentials = match with_login(Credentials::from_env(), &options, &mut input) {
         Ok(credentials) => credentials,

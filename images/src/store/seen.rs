@@ -40,7 +40,7 @@ pub(crate) struct SeenFile {
 
 impl SeenFile {
     /// Of a file that somebody opened: nothing, where it cannot be read by that descriptor, or the kernel does not tell which mount it is on.
-    /// No server is asked, so that nobody can make the caller wait.
+    /// For a process that may have to wait for what serves the file.
     pub(crate) fn of(file: impl AsFd) -> Option<SeenFile> {
         let flags = fcntl_getfl(&file).ok()?;
         let access = flags & OFlags::RWMODE;
@@ -53,7 +53,7 @@ impl SeenFile {
             | StatxFlags::MTIME
             | StatxFlags::CTIME
             | StatxFlags::from_bits_retain(MOUNT_UNIQUE);
-        let found = statx(&file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, wanted).ok()?;
+        let found = statx(&file, "", AtFlags::EMPTY_PATH, wanted).ok()?;
         if found.stx_mask & wanted.bits() != wanted.bits()
             || FileType::from_raw_mode(u32::from(found.stx_mode)) != FileType::RegularFile
         {
