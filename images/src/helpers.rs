@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use berth_model::login::Login;
 use berth_model::pin::{FilePin, file_of};
@@ -171,10 +172,11 @@ impl Helpers {
             }
         }
         let file = self.file_of(store, image, uid)?;
+        let opened = SystemTime::now();
         let seen = file.as_ref().map_or(Ok(false), |file| store.is_seen(&image.digest, file))?;
         let work = if seen { Work::Seen } else { Work::Import };
         let whole = self.import(store, image, work, uid, progress)?;
-        if let Some(file) = file.filter(|_| whole)
+        if let Some(file) = file.filter(|file| whole && file.is_settled(opened))
             && self.file_of(store, image, uid)?.as_ref() == Some(&file)
         {
             store.note_seen(&image.digest, file)?;

@@ -70,7 +70,8 @@ impl SeenFile {
         })
     }
 
-    fn is_settled(&self, now: SystemTime) -> bool {
+    /// Whether it had been as it is for long enough `now`, which is before it was read.
+    pub(crate) fn is_settled(&self, now: SystemTime) -> bool {
         let changed = Duration::from_secs(u64::try_from(self.changed.0).unwrap_or(0));
         now.duration_since(SystemTime::UNIX_EPOCH + changed).is_ok_and(|age| age >= SETTLED)
     }
@@ -89,11 +90,8 @@ impl Store {
         Ok(self.seen(digest)?.files.contains(file))
     }
 
-    /// Notes that all of the image was read through this file, which was the same before and after.
+    /// Notes that all of the image was read through this file, which was the same before and after, and settled before.
     pub(crate) fn note_seen(&self, digest: &Digest, file: SeenFile) -> Result<()> {
-        if !file.is_settled(SystemTime::now()) {
-            return Ok(());
-        }
         let _store = self.lock("store", Hold::Exclusive)?;
         let mut seen = self.seen(digest)?;
         // Of an image that was removed meanwhile nothing is to be left.
