@@ -93,6 +93,7 @@ mod tests {
         std::os::unix::fs::symlink("disk", dir.path().join("link")).unwrap();
         assert_eq!(store_place(&at(&dir.path().join("link/images")), &state).unwrap(), real);
     }
+
     #[test]
     fn a_store_in_memory_takes_what_it_may_hold() {
         let config = |max_size: &str| ImagesConfig { max_size: max_size.into(), ..ImagesConfig::default() };
