@@ -66,7 +66,7 @@ fn import(arguments: impl Iterator<Item = OsString>) -> Result<()> {
                 }
             }
             Some("--stacking") => {
-                let most = arguments.next().and_then(|most| most.to_str()?.parse().ok());
+                let most = arguments.next().and_then(|most| most.to_str()?.parse::<usize>().ok());
                 stacking = Some(most.ok_or_else(usage)?);
             }
             Some(name) if text.is_none() => text = Some(name.to_owned()),

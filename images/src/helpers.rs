@@ -224,6 +224,9 @@ impl Helpers {
         if store.is_granted(image, uid)? {
             return Ok(true);
         }
+        if !store.has_seen(&image.digest)? {
+            return Ok(false);
+        }
         let file = self.file_of(store, image, uid)?;
         file.map_or(Ok(false), |file| store.is_seen(&image.digest, &file))
     }

@@ -85,6 +85,11 @@ struct Seen {
 }
 
 impl Store {
+    /// Whether all of the image was read through any file, as that was.
+    pub(crate) fn has_seen(&self, digest: &Digest) -> Result<bool> {
+        Ok(!self.seen(digest)?.files.is_empty())
+    }
+
     /// Whether all of the image was read through this file, as it is.
     pub(crate) fn is_seen(&self, digest: &Digest, file: &SeenFile) -> Result<bool> {
         Ok(self.seen(digest)?.files.contains(file))
