@@ -218,17 +218,13 @@ impl Helpers {
     /// The store cannot be read.
     pub fn is_there(&self, store: &Store, image: &ResolvedManifest) -> Result<bool> {
         let uid = self.user.as_ref().map_or_else(|| Uid::effective().as_raw(), |user| user.uid);
-        if store.prepared(&image.digest)?.is_none() {
-            return Ok(false);
-        }
-        if store.is_granted(image, uid)? {
-            return Ok(true);
-        }
-        if !store.has_seen(&image.digest)? {
-            return Ok(false);
-        }
-        let file = self.file_of(store, image, uid)?;
-        file.map_or(Ok(false), |file| store.is_seen(&image.digest, &file))
+        let shown = store.is_granted(image, uid)?
+            || store.has_seen(&image.digest)?
+                && match self.file_of(store, image, uid)? {
+                    Some(file) => store.is_seen(&image.digest, &file)?,
+                    None => false,
+                };
+        Ok(shown && store.prepared(&image.digest)?.is_some())
     }
 
     /// As [`Helpers::ensure`] of an image that is not there, from other nodes of the cluster, which `peers` asks: no process becomes

@@ -1,5 +1,6 @@
 //! Nodes without a disk: the store of images is in memory, bounded, and not for jobs.
 
+use berth_tests::disk::Disk;
 use berth_tests::layout::{self, Layer};
 use berth_tests::sandbox::wait;
 use berth_tests::{Cmd, Sandbox, Who, leftovers};
@@ -120,30 +121,14 @@ fn a_store_that_leaves_jobs_nothing_is_refused_as_root() {
     sandbox.cmd("berth").arg("down").ok();
 }
 
-/// A tmpfs of the test's.
-struct Memory(PathBuf);
-
-impl Memory {
-    fn new(place: PathBuf, size: &str) -> Memory {
-        std::fs::create_dir_all(&place).unwrap();
-        let size = format!("size={size},mode=755");
-        Cmd::new("mount").args(["-t", "tmpfs", "-o", &size, "berth-test"]).arg(&place).ok();
-        Memory(place)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        Cmd::new("umount").arg("-l").arg(&self.0).run();
-    }
-}
-
 #[test]
 fn a_store_that_is_in_memory_by_its_place_is_not_promised_to_jobs_as_root() {
     let with = |size: &str, more: &str| {
         let mut sandbox = Sandbox::empty(Who::root());
-        let memory = Memory::new(sandbox.work().join("memory"), size);
-        let lines = format!("[images]\npath = \"{}/images\"\n{more}", memory.0.display());
+        let place = sandbox.work().join("memory");
+        let memory = Disk::in_memory(&place, 0, size);
+        Cmd::new("chmod").arg("755").arg(&place).ok();
+        let lines = format!("[images]\npath = \"{}/images\"\n{more}", place.display());
         std::fs::write(sandbox.state().join("berth.toml"), lines).unwrap();
         sandbox.up();
         let real = field(&sandbox, "RealMemory");
@@ -160,8 +145,9 @@ fn a_store_that_is_in_memory_by_its_place_is_not_promised_to_jobs_as_root() {
     assert_eq!(with("96M", "max_size = \"64M\"\n"), small);
     // Nothing would be left.
     let sandbox = Sandbox::empty(Who::root());
-    let memory = Memory::new(sandbox.work().join("memory"), "900T");
-    let lines = format!("[images]\npath = \"{}/images\"\n", memory.0.display());
+    let place = sandbox.work().join("memory");
+    let _memory = Disk::in_memory(&place, 0, "900T");
+    let lines = format!("[images]\npath = \"{}/images\"\n", place.display());
     std::fs::write(sandbox.state().join("berth.toml"), lines).unwrap();
     let refused = sandbox.cmd("berth").args(["up", "--detach"]).fails();
     refused.says(&["is in memory (tmpfs)", "leaves jobs nothing", "images.memory", "images.max_size"]);
