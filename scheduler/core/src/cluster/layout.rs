@@ -178,12 +178,11 @@ impl Asked<'_> {
             self.allowed.iter().partition(|at| self.listed.binary_search(at).is_ok());
         let mut taken: u64 = listed.iter().map(|at| u64::from(room(*at))).sum();
         let mut rooms: Vec<u32> = others.into_iter().map(&room).filter(|room| *room > 0).collect();
-        rooms.sort_unstable_by(|a, b| b.cmp(a));
-        let mut nodes = listed.len();
-        for (at, more) in rooms.into_iter().enumerate() {
-            if at + listed.len() >= self.nodes && taken >= u64::from(self.tasks) {
-                break;
-            }
+        rooms.sort_unstable_by_key(|room| std::cmp::Reverse(*room));
+        let (mut rooms, mut nodes) = (rooms.into_iter(), listed.len());
+        while (nodes < self.nodes || taken < u64::from(self.tasks))
+            && let Some(more) = rooms.next()
+        {
             taken += u64::from(more);
             nodes += 1;
         }
