@@ -15,7 +15,7 @@ use crate::step::around::{self, Around};
 use crate::step::interrupt::{First, Presses};
 use crate::step::making::{self, Ask};
 use crate::step::sinks::Sinks;
-use crate::step::{dismiss, follow, nodes, terminal};
+use crate::step::{dismiss, follow, reach, terminal};
 use crate::submit::{self, Granted, Read};
 use crate::{Command, Invocation, bcast, block_on, het, image, out, x11};
 use berth_model::launch::Layout;
@@ -396,8 +396,8 @@ impl Run {
 
     /// Whether there could be a connection to each of so many nodes.
     pub(crate) async fn could_reach(&self, nodes: u32) -> Result<(), Failure> {
-        nodes::could_have_room(nodes)?;
-        nodes::could_be_carried(&self.site.attach, nodes).await
+        reach::could_have_room(nodes)?;
+        reach::could_be_carried(&self.site.attach, nodes).await
     }
 
     /// A job with this one step.

@@ -2,7 +2,7 @@
 //! would keep what they have to tell, and themselves, for a client that does not come: so one comes, ends them and hears them out.
 
 use super::follow::Step;
-use super::nodes;
+use super::reach;
 use super::stream::{self, NotAttached};
 use berth_model::{NodeName, StepKey};
 use berth_stream::asynchronous::{read_frame, write_frame};
@@ -23,7 +23,7 @@ pub async fn dismiss(step: &Step) {
     // First: what has not begun on a node, or fetches its image there, is told of by nobody else.
     step.cancel(Some(SIGKILL)).await;
     let mut ends = JoinSet::new();
-    nodes::make_room(step.layout.nodes.len());
+    reach::make_room(step.layout.nodes.len());
     for (at, node) in step.layout.nodes.iter().enumerate() {
         let key = step.parts.get(at).copied().unwrap_or(step.key);
         ends.spawn(end(step.socket.clone(), node.clone(), key));

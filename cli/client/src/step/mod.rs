@@ -12,6 +12,7 @@ pub mod labels;
 pub mod making;
 pub mod nodes;
 mod queue;
+pub mod reach;
 pub mod signals;
 pub mod sinks;
 pub mod stream;
