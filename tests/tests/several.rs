@@ -25,6 +25,17 @@ fn sorted(text: &str) -> Vec<String> {
     lines
 }
 
+/// From the fewest on, and no more than asked for.
+#[test]
+fn a_step_takes_as_many_of_its_jobs_nodes_as_its_tasks_need_as_root() {
+    let hosts = nodes(2);
+    let script = "cpus=${SLURM_JOB_CPUS_PER_NODE%%(*}; srun -N1-2 -n $((2 * cpus)) hostname | sort -u; \
+                  srun -N1-2 -n1 hostname; srun -N1-1 -n $((2 * cpus)) hostname";
+    let told = hosts.cmd("n1", "salloc").args(["-N2", "--exclusive", "sh", "-c", script]).limit(60).fails();
+    assert_eq!(told.text(), "n1\nn2\nn1", "{told}");
+    told.says(&["1 nodes were asked for"]);
+}
+
 #[test]
 fn one_step_runs_on_all_of_its_nodes_as_root() {
     let hosts = nodes(3);
