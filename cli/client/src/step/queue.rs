@@ -13,11 +13,13 @@ use tokio::sync::Semaphore;
 
 /// Bytes that PMIx servers of other nodes may have on their way to one: whoever reads from them waits for more.
 pub(super) const PEER_WINDOW: usize = 1 << 20;
-/// Connections to our display that a node may have, each with a window of its own, and the ends of some more.
-const DISPLAY_MOST: usize = 129 * DISPLAY_WINDOW;
+/// For the connections to our display that a node may have, each with a window of its own: twice that, as small frames cost more than their bytes.
+const DISPLAY_MOST: usize = 2 * 128 * DISPLAY_WINDOW;
 /// Most bytes that wait for one node. Input, display and PMIx servers have windows, and two fences may be on their way at most (64 MiB each):
 /// an honest one never meets this.
 const MOST: usize = 256 << 20;
+/// What a frame costs beside its bytes.
+const BESIDE: usize = 48;
 /// Most bytes that one node takes before it is the next one's turn.
 const TURN: usize = 1 << 20;
 
@@ -62,6 +64,11 @@ impl Item {
             _ => What::Other,
         };
         Some(Item { bytes: bytes.into(), what })
+    }
+
+    /// What it takes while it waits.
+    fn cost(&self) -> usize {
+        self.bytes.len() + BESIDE
     }
 
     /// Bytes of input in it.
@@ -137,9 +144,9 @@ impl Queue {
     }
 
     fn wait(&mut self, item: Item) {
-        self.waiting += item.bytes.len();
+        self.waiting += item.cost();
         if item.what == What::Display {
-            self.of_display += item.bytes.len();
+            self.of_display += item.cost();
         }
         self.unwritten.push_back(item);
     }
@@ -233,9 +240,9 @@ impl Queue {
         let whole = self.unwritten.front().is_some_and(|first| first.bytes.len() <= self.written);
         if whole && let Some(first) = self.unwritten.pop_front() {
             self.written = 0;
-            self.waiting -= first.bytes.len();
+            self.waiting -= first.cost();
             if first.what == What::Display {
-                self.of_display -= first.bytes.len();
+                self.of_display -= first.cost();
             }
         }
     }
