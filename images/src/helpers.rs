@@ -289,7 +289,7 @@ impl Helpers {
             drop(unpacker);
             // Whoever serves it sees its end.
             let _ = write.shutdown(std::net::Shutdown::Both);
-            done
+            done.map(drop)
         })
     }
 

@@ -35,7 +35,11 @@ impl Kept {
         match kind {
             BlobKind::Manifest => Some(&self.indexes),
             BlobKind::Signatures => Some(&self.signatures),
-            BlobKind::Proof | BlobKind::Blob | BlobKind::Held | BlobKind::Archive => None,
+            BlobKind::Proof
+            | BlobKind::Blob
+            | BlobKind::Held
+            | BlobKind::Archive
+            | BlobKind::SifSignatures => None,
         }
     }
 
@@ -48,7 +52,11 @@ impl Kept {
         let all = match kind {
             BlobKind::Manifest => &mut self.indexes,
             BlobKind::Signatures => &mut self.signatures,
-            BlobKind::Proof | BlobKind::Blob | BlobKind::Held | BlobKind::Archive => return,
+            BlobKind::Proof
+            | BlobKind::Blob
+            | BlobKind::Held
+            | BlobKind::Archive
+            | BlobKind::SifSignatures => return,
         };
         all.insert(digest.clone(), STANDARD.encode(bytes));
     }
@@ -112,7 +120,11 @@ impl BlobSource for Heard<'_> {
         let limit = match kind {
             BlobKind::Manifest => Limits::default().manifest_bytes,
             BlobKind::Signatures => MAX_EVIDENCE,
-            BlobKind::Proof | BlobKind::Blob | BlobKind::Held | BlobKind::Archive => return Ok(blob),
+            BlobKind::Proof
+            | BlobKind::Blob
+            | BlobKind::Held
+            | BlobKind::Archive
+            | BlobKind::SifSignatures => return Ok(blob),
         };
         let mut bytes = Vec::new();
         // Whoever reads it refuses what is longer.

@@ -537,6 +537,7 @@ fn helpers_of(registries: Registries, signers: Option<Signers>) -> Helpers {
         quota: None,
         stop: None,
         confine: None,
+        through: Default::default(),
         program: program(),
         fetch: vec!["internal-fetch".into()],
         unpack: vec!["internal-unpack".into()],
