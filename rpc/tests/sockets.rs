@@ -116,23 +116,23 @@ async fn a_client_inside_a_job_is_who_the_node_says_and_no_administrator() {
 /// One user has 1024 connections at least: who comes with one more hears why, tries again, and comes in when there is room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_has_too_many_connections_is_told_so_and_comes_again() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::process::{Resource, Rlimit, setrlimit};
     // Of these files an eighth are less than that.
-    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), ..getrlimit(Resource::Nofile) }).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(4096), maximum: Some(4096) }).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let _server = start(dir.path(), Rank::User);
     let peer = Peer { uid: Uid(4711), gid: berth_model::Gid(4712), job: Some(JobId(12)) };
     let (job_sock, node_sock) = (dir.path().join("job.sock"), dir.path().join("n.sock"));
     tokio::spawn(proxy(job_sock.clone(), node_sock.clone(), peer));
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let idle = (0..1024).map(|_| {
+    let one_more = || {
         let mut stream = StdStream::connect(&node_sock).unwrap();
         stream.write_all(&Preface::Client(peer).line()).unwrap();
         stream
-    });
-    let idle: Vec<StdStream> = idle.collect();
+    };
+    let mut idle: Vec<StdStream> = (0..1024).map(|_| one_more()).collect();
     let ping = || async { Client::connect(&Endpoint::Job(job_sock.clone())).await?.ping().await };
-    // Until the last of them has its place there is one for us.
+    // Until the last of them has its place there is one for us, which that one may then lack.
     let mut refused = None;
     for _ in 0..500 {
         match ping().await {
@@ -140,7 +140,10 @@ async fn who_has_too_many_connections_is_told_so_and_comes_again() {
                 refused = Some(refusal);
                 break;
             }
-            _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            _ => {
+                idle.push(one_more());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         }
     }
     let refused = refused.unwrap();

@@ -340,7 +340,8 @@ impl Drop for Place {
 }
 
 #[test]
-fn a_fetcher_goes_where_it_is_confined_before_it_is_the_users_and_an_image_that_is_there_needs_none_as_root() {
+fn a_fetcher_goes_where_it_is_confined_before_it_is_the_users_and_an_image_that_is_there_needs_none_as_root()
+{
     use std::os::unix::fs::PermissionsExt;
     let shared = Shared::new();
     let image = shared.layout("good", vec![Tar::new().file("a", b"x").end()]);

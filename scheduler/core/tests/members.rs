@@ -678,7 +678,7 @@ fn what_administrators_do_is_entered_with_the_thing_itself() {
         panic!()
     };
     w.root(cancel(own, None)).unwrap();
-    assert_eq!(w.log().len(), 8);
+    assert_eq!(w.log().len(), 10);
     // The numbers go on after a restart, and no entry grows without bound.
     let mut core = w.restored();
     let reason = Some("x".repeat(100_000));
@@ -687,7 +687,7 @@ fn what_administrators_do_is_entered_with_the_thing_itself() {
     let Outcome { writes, .. } = core.handle(event, w.now);
     let rows: Vec<_> =
         writes.iter().filter_map(|w| if let Write::AddAudit(r) = w { Some(r) } else { None }).collect();
-    assert_eq!((rows.len(), rows[0].number), (1, 9));
+    assert_eq!((rows.len(), rows[0].number), (1, 11));
     assert!(rows[0].what.len() < 3000);
 }
 
