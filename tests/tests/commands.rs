@@ -183,7 +183,7 @@ each_user! {
         }
         let held = sandbox.sbatch(&["--hold", "--gpus=1", "--gpu-bind=closest", "--mem-per-gpu=20"], "#!/bin/sh\n:\n");
         let show = sandbox.cmd("scontrol").args(["show", "job", &held.to_string()]).ok().text();
-        for words in ["TresBind=gres/gpu:closest\n   TresPerJob=gres/gpu:1\n", "MinMemoryTRES=20M ", "MemPerTres=gres/gpu:20\n"] {
+        for words in ["TresBind=gres/gpu:closest\n   TresPerJob=gres/gpu:1", "MinMemoryTRES=20M ", "MemPerTres=gres/gpu:20\n"] {
             assert!(show.contains(words), "{words}\n{show}");
         }
         // Nobody has nodes of its own yet, and one that is over never will.
