@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::BufReader;
+use tokio::io::{BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
@@ -179,6 +179,17 @@ impl Output {
                         return;
                     }
                 };
+                if let Frame::Peer { node: to, data, .. } = &frame {
+                    tokio::select! {
+                        () = rooms.take(*to, data.len()) => {}
+                        () = events.closed() => return,
+                        // Whoever has the node's other side would wait for us to come back. This frame was not heard: it comes again.
+                        () = gone(reader.get_ref()), if heard.is_some() => {
+                            let _ = events.send((node, Event::Closed)).await; // the command is ending
+                            return;
+                        }
+                    }
+                }
                 let mut say = None;
                 if let Some(heard) = heard.as_ref().filter(|_| !matches!(frame, Frame::Heard(_))) {
                     let now = heard.fetch_add(1, Ordering::Relaxed) + 1;
@@ -194,12 +205,6 @@ impl Output {
                     Frame::Stdout { task, data } => Some(Piece { stderr: false, task, data }),
                     Frame::Stderr { task, data } => Some(Piece { stderr: true, task, data }),
                     frame => {
-                        if let Frame::Peer { node: to, data, .. } = &frame {
-                            tokio::select! {
-                                () = rooms.take(*to, data.len()) => {}
-                                () = events.closed() => return,
-                            }
-                        }
                         // What goes on where it broke has an answer to our having heard it.
                         let last = heard.is_none() && matches!(frame, Frame::StepExit(_));
                         if events.send((node, Event::Frame(frame))).await.is_err() || last {
@@ -226,6 +231,18 @@ impl Output {
     /// No more connections: the writer ends when what is under way is written.
     pub fn close(self) -> oneshot::Receiver<Option<Lost>> {
         self.done
+    }
+}
+
+/// Returns when the other side is gone, whatever of it was not read yet.
+async fn gone(reader: &OwnedReadHalf) {
+    loop {
+        match reader.ready(Interest::READABLE).await {
+            Ok(ready) if ready.is_read_closed() => return,
+            // There is something to be read, which is to wait: look again from time to time, for the end alone.
+            Ok(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            Err(_) => return,
+        }
     }
 }
 
@@ -290,6 +307,41 @@ pub fn message(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::queue::PEER_WINDOW;
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_while_it_waits_for_room_is_told_and_goes_on_with_what_waited() {
+        let (events, mut queue) = mpsc::channel(4);
+        let output = Output::start(None, Wanted::default(), Sinks::default(), events.clone()).unwrap();
+        let (rooms, heard) = (Rooms::new(2), Arc::<AtomicU64>::default());
+        rooms.take(1, PEER_WINDOW).await;
+        let mut next = async || {
+            tokio::time::timeout(Duration::from_secs(10), queue.recv())
+                .await
+                .expect("nothing is told")
+                .unwrap()
+        };
+        let frame = Frame::Peer { node: 1, last: true, data: vec![7; 100] };
+        let connect = || {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let heard = Some(Arc::clone(&heard));
+            output.pump((0, 2), ours.into_split().0, events.clone(), heard, rooms.clone());
+            theirs
+        };
+        let mut theirs = connect();
+        write_frame(&mut theirs, &frame).await.unwrap();
+        write_frame(&mut theirs, &frame).await.unwrap();
+        drop(theirs);
+        assert!(matches!(next().await, (0, Event::Closed)));
+        assert_eq!(heard.load(Ordering::Relaxed), 0, "it is to come again");
+        // The next connection begins with it.
+        let mut theirs = connect();
+        write_frame(&mut theirs, &frame).await.unwrap();
+        rooms.give(1, PEER_WINDOW);
+        let (_, told) = next().await;
+        assert!(matches!(told, Event::Frame(told) if told == frame));
+        assert_eq!(heard.load(Ordering::Relaxed), 1);
+    }
 
     #[tokio::test]
     async fn a_connection_that_stays_open_holds_up_nobody_who_has_heard_all() {
