@@ -158,21 +158,24 @@ fn those_who_wait_share_questions() {
     assert!(questions(&mut w).is_empty());
 }
 
-/// What began after agents were asked is in use, although they say nothing of it.
+/// What began after agents were asked is in use, although they say nothing of it; also what began at the same time, as the driver hands on
+/// much at once.
 #[test]
 fn what_another_step_takes_meanwhile_is_in_use() {
-    let (mut w, id, steps) = world();
-    let body = Request::CreateStep { job: id, spec: Box::new(on_one("ahead")) };
-    let ahead = w.request_later(actor(1000), body);
-    let waits = ask(&mut w, id, "third");
-    let number = questions(&mut w)[0].0;
-    w.not_ended("n1", number, vec![]);
-    w.later(Span::from_secs(1));
-    w.exited("n1", steps[0], ExitStatus::OK);
-    assert!(matches!(w.replies.remove(&ahead), Some(Ok(Response::StepCreated { .. }))));
-    assert!(!refused(&mut w, waits), "n2 has not answered");
-    w.not_ended("n2", number, vec![steps[1]]);
-    assert!(refused(&mut w, waits));
+    for later in [Span(0), Span::from_secs(1)] {
+        let (mut w, id, steps) = world();
+        let body = Request::CreateStep { job: id, spec: Box::new(on_one("ahead")) };
+        let ahead = w.request_later(actor(1000), body);
+        let waits = ask(&mut w, id, "third");
+        let number = questions(&mut w)[0].0;
+        w.not_ended("n1", number, vec![]);
+        w.later(later);
+        w.exited("n1", steps[0], ExitStatus::OK);
+        assert!(matches!(w.replies.remove(&ahead), Some(Ok(Response::StepCreated { .. }))));
+        assert!(!refused(&mut w, waits), "n2 has not answered");
+        w.not_ended("n2", number, vec![steps[1]]);
+        assert!(refused(&mut w, waits), "{later:?}");
+    }
 }
 
 /// A client that asks again is answered under its last request, with its last patience.

@@ -10,7 +10,7 @@ use crate::rows::StepRow;
 use berth_model::feature::LOOK_FOR_ENDS;
 use berth_model::ids::{JobId, NodeName, StepKey};
 use berth_model::link::ToAgent;
-use berth_model::time::{Span, Time};
+use berth_model::time::Span;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long agents may take to answer, and an exit that is on its way to come: after that what others have counts as in use.
@@ -32,23 +32,28 @@ pub(super) enum Patience {
 #[derive(Clone, Debug)]
 pub(super) struct Look {
     ask: u64,
-    asked: Time,
-    /// Nodes that have not answered, and what they were asked about.
-    open: BTreeMap<NodeName, BTreeSet<StepKey>>,
+    /// What each node was asked about.
+    about: BTreeMap<NodeName, BTreeSet<StepKey>>,
+    /// Nodes that have not answered.
+    open: BTreeSet<NodeName>,
     /// What has not ended, as far as anybody can say.
     live: BTreeMap<NodeName, BTreeSet<StepKey>>,
 }
 
 impl Look {
-    /// Whether a step's part counts as in use on a node: its agent says so, or it began after it was asked.
+    /// Whether a step's part counts as in use on a node: its agent says so, or was not asked about it, as it began later. When it began does
+    /// not tell: much happens at one time.
     fn lives(&self, step: &StepRow, node: &NodeName) -> bool {
-        step.started > self.asked || self.live.get(node).is_some_and(|keys| keys.contains(&step.key))
+        let names = |keys: Option<&BTreeSet<StepKey>>| keys.is_some_and(|keys| keys.contains(&step.key));
+        !names(self.about.get(node)) || names(self.live.get(node))
     }
 
     /// A node will not answer: what it was asked about counts as in use.
     fn give_up(&mut self, node: &NodeName) {
-        if let Some(keys) = self.open.remove(node) {
-            self.live.insert(node.clone(), keys);
+        if self.open.remove(node)
+            && let Some(keys) = self.about.get(node)
+        {
+            self.live.insert(node.clone(), keys.clone());
         }
     }
 }
@@ -69,31 +74,34 @@ impl Cluster {
 
     /// Asks the agents for those whose patience is over.
     fn look_for_ends(&mut self, job: JobId) {
-        let mut jobs = BTreeSet::new();
+        let (mut jobs, mut asks) = (BTreeSet::new(), false);
         for waiting in self.waiting.get_mut(&job).into_iter().flatten() {
-            if waiting.patience == Patience::Over {
-                waiting.patience = Patience::Asked;
-                jobs.extend(waiting.parts(job).map(|(part, _)| part));
+            if waiting.patience == Patience::Waits {
+                continue;
             }
+            // Those that were asked for before are judged by this answer, too.
+            asks |= waiting.patience == Patience::Over;
+            waiting.patience = Patience::Asked;
+            jobs.extend(waiting.parts(job).map(|(part, _)| part));
         }
-        if jobs.is_empty() {
+        if !asks {
             return;
         }
-        let mut open: BTreeMap<NodeName, BTreeSet<StepKey>> = BTreeMap::new();
+        let mut about: BTreeMap<NodeName, BTreeSet<StepKey>> = BTreeMap::new();
         for record in jobs.iter().filter_map(|id| self.jobs.get(id)) {
             for step in record.steps.values().filter(|s| s.result.is_none() && s.consumes) {
                 for (_, part) in step.nodes.unended() {
-                    open.entry(part.node.clone()).or_default().insert(step.key);
+                    about.entry(part.node.clone()).or_default().insert(step.key);
                 }
             }
         }
         self.next_look += 1;
         // No earlier core had it: an answer to that one is none to this one.
         let ask = (self.term.0 << 32) | self.next_look;
-        let mut look = Look { ask, asked: self.clock, open, live: BTreeMap::new() };
-        let nodes: Vec<NodeName> = look.open.keys().cloned().collect();
-        for node in nodes {
-            let keys: Vec<StepKey> = look.open.get(&node).into_iter().flatten().copied().collect();
+        let open = about.keys().cloned().collect();
+        let mut look = Look { ask, about, open, live: BTreeMap::new() };
+        for node in look.open.clone() {
+            let keys: Vec<StepKey> = look.about.get(&node).into_iter().flatten().copied().collect();
             if self.says_what_has_ended(&node) {
                 self.send(&node, ToAgent::LookForEnds { ask, keys });
             } else {
@@ -114,7 +122,7 @@ impl Cluster {
     pub(super) fn not_ended(&mut self, node: &NodeName, ask: u64, keys: Vec<StepKey>) {
         let Some((job, look)) = self.looks.iter_mut().find(|(_, look)| look.ask == ask) else { return };
         let job = *job;
-        if look.open.remove(node).is_some() {
+        if look.open.remove(node) {
             look.live.insert(node.clone(), keys.into_iter().collect());
         }
         self.judge_busy(job);
@@ -134,7 +142,9 @@ impl Cluster {
     /// The time is over that agents had.
     pub(super) fn no_answer_to(&mut self, job: JobId, ask: u64) {
         let Some(look) = self.looks.get_mut(&job).filter(|look| look.ask == ask) else { return };
-        look.live.append(&mut look.open);
+        for node in look.open.clone() {
+            look.give_up(&node);
+        }
         self.judge_busy(job);
     }
 
