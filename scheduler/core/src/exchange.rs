@@ -115,6 +115,17 @@ impl Exchange {
         std::mem::take(&mut self.fetches)
     }
 
+    /// A gateway was not told to fetch an image, and why: the next one is to, or else those who wait ask by themselves.
+    pub(crate) fn not_told(&mut self, gateway: &NodeName, want: &Want, why: &str, now: Time) -> Vec<Said> {
+        let Some(group) = self.groups.get_mut(want) else { return Vec::new() };
+        if !group.fetcher.as_ref().is_some_and(|(node, ask)| node == gateway && *ask == 0) {
+            return Vec::new();
+        }
+        group.fetcher = None;
+        group.tried.insert(gateway.clone(), why.to_string());
+        self.decide(want, now)
+    }
+
     /// Whether a gateway was told to fetch the image, or does.
     pub(crate) fn is_sent(&self, node: &NodeName, want: &Want) -> bool {
         self.groups.get(want).is_some_and(|group| group.is_fetched_by(node))

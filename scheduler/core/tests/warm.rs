@@ -301,3 +301,46 @@ fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
     assert_eq!(asks(&mut w, "n2", 1000), [way(ImageWay::Source)]);
     assert_eq!(asks(&mut w, "n1", 1001), [way(ImageWay::Source)]);
 }
+
+#[test]
+fn a_gateway_of_an_earlier_version_is_not_waited_for() {
+    let mut config = berth_model::config::Config::default();
+    config.images.gateways = "n[2-3]".into();
+    for early in [&["n2"][..], &["n2", "n3"]] {
+        let mut w = World::new(&config);
+        for name in ["n1", "n2", "n3"] {
+            w.node(name, hardware(2, 1, 8000, 0));
+            if early.contains(&name) {
+                w.hello_knowing(name, hardware(2, 1, 8000, 0), Vec::new());
+            }
+            let said = FromPeers::Ready {
+                address: format!("{name}:1"),
+                key: format!("key of {name}"),
+                streams: true,
+                connected: Vec::new(),
+            };
+            assert!(says(&mut w, name, said).is_empty());
+        }
+        let image = ResolvedImage::Manifest {
+            source: "docker://r.io/x".into(),
+            digest: DIGEST.into(),
+            insecure: false,
+            indexes: Vec::new(),
+            pin: None,
+        };
+        let nodes = vec![NodeName::from("n1")];
+        let pull = Request::PullImage { image: Box::new(image.clone()), nodes, login: None };
+        assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
+        let (user, digest, failed) = (Uid(1000), DIGEST.to_string(), Vec::new());
+        let told = says(&mut w, "n1", FromPeers::Asked { ask: 1, user, digest, bytes: 0, failed });
+        let way = |way: ImageWay, note: &str| ToPeers::Way { ask: 1, way, note: note.into() };
+        let then = match early {
+            ["n2"] => ToPeers::Fetch { user: Uid(1000), image },
+            _ => {
+                let why = "its agent is of an earlier version";
+                way(ImageWay::Source, &format!("gateway n2: {why}; gateway n3: {why}"))
+            }
+        };
+        assert_eq!(told, [way(ImageWay::Wait, ""), then]);
+    }
+}

@@ -199,15 +199,25 @@ impl Cluster {
         self.tell_peers(told);
     }
 
-    pub(super) fn tell_peers(&mut self, told: Vec<(NodeName, ToPeers)>) {
-        for (to, said) in told {
-            if let ToPeers::Way { ask, way: ImageWay::Source, .. } = &said {
-                self.send_login(&to, *ask);
+    pub(super) fn tell_peers(&mut self, mut told: Vec<(NodeName, ToPeers)>) {
+        loop {
+            for (to, said) in told {
+                if let ToPeers::Way { ask, way: ImageWay::Source, .. } = &said {
+                    self.send_login(&to, *ask);
+                }
+                self.send(&to, ToAgent::Peers(said));
             }
-            self.send(&to, ToAgent::Peers(said));
-        }
-        for (gateway, run, want) in self.exchange.take_fetches() {
-            self.send_fetch(&gateway, run, &want);
+            let fetches = self.exchange.take_fetches();
+            if fetches.is_empty() {
+                return;
+            }
+            told = Vec::new();
+            for (gateway, run, want) in fetches {
+                if let Err(why) = self.send_fetch(&gateway, run, &want) {
+                    // It is not asked again for this image: so this comes to an end.
+                    told.extend(self.exchange.not_told(&gateway, &want, why, self.clock));
+                }
+            }
         }
     }
 
@@ -226,14 +236,25 @@ impl Cluster {
         });
     }
 
-    /// Tells a gateway to fetch the image that a run has, as the run's user and with the login that came with it. Who is not told, or cannot,
-    /// does not ask for it, and is not waited for.
-    fn send_fetch(&mut self, gateway: &NodeName, run: (JobId, Attempt), want: &Want) {
+    /// Tells a gateway to fetch the image that a run has, as the run's user and with the login that came with it. Who cannot does not ask for it,
+    /// and is not waited for.
+    ///
+    /// # Errors
+    /// It is not told: why.
+    fn send_fetch(
+        &mut self,
+        gateway: &NodeName,
+        run: (JobId, Attempt),
+        want: &Want,
+    ) -> Result<(), &'static str> {
+        if self.nodes.get(gateway).is_none_or(|n| n.link.is_none()) {
+            return Err("it is not connected to the controller");
+        }
         if run == NO_RUN {
             return self.send_fetch_for_user(gateway, want);
         }
         let (id, _) = run;
-        let Some(job) = self.jobs.get(&id) else { return };
+        let Some(job) = self.jobs.get(&id) else { return Err("the job that wants the image is over") };
         let common = self.common_of_others();
         let has = |container: &Option<ContainerSpec>| {
             container.as_ref().is_some_and(|container| source_of(container, &want.digest).is_some())
@@ -249,18 +270,24 @@ impl Cluster {
             launch::start(&common, job, run, (row, launch::Layouts::of(run, row)), 0)
                 .map(|(start, payload)| (start, payload, login))
         };
-        let Some(found) = of_step.or_else(of_job).or_else(of_running) else { return };
+        let Some(found) = of_step.or_else(of_job).or_else(of_running) else {
+            return Err("the job that wants the image does not run");
+        };
         self.tell_fetch(gateway, found);
+        Ok(())
     }
 
     /// The same, where a user asked for the image without a job: they are who the gateway knows by this uid.
-    fn send_fetch_for_user(&mut self, gateway: &NodeName, want: &Want) {
+    fn send_fetch_for_user(&mut self, gateway: &NodeName, want: &Want) -> Result<(), &'static str> {
         if !self.nodes.get(gateway).is_some_and(|n| n.answers_as_gateway()) {
-            return;
+            return Err("its agent is of an earlier version");
         }
         let wanted = self.asked.all(want.user, &want.digest, self.clock).next();
-        let Some(image) = wanted.map(|wanted| (*wanted.image).clone()) else { return };
+        let Some(image) = wanted.map(|wanted| (*wanted.image).clone()) else {
+            return Err("it is too long ago that a user asked for the image");
+        };
         self.send(gateway, ToAgent::Peers(ToPeers::Fetch { user: want.user, image }));
+        Ok(())
     }
 
     /// What a node may want that a user asked for: of that node, or of another one that waits for this one, a gateway.

@@ -224,6 +224,29 @@ fn gateways_fetch_for_the_others_and_what_they_say_is_passed_on() {
 }
 
 #[test]
+fn a_gateway_that_was_not_told_is_not_waited_for() {
+    let mut e = nodes(5);
+    e.set_gateways(&BTreeSet::from([node(3), node(4)]));
+    let _ = ask(&mut e, 0, 0);
+    let _ = ask(&mut e, 1, 0);
+    assert_eq!(e.take_fetches(), [(node(3), RUN, want(USER))]);
+    let said = e.not_told(&node(3), &want(USER), "it is old", at(0));
+    assert_eq!((way(&said, 0), e.take_fetches()), (None, vec![(node(4), RUN, want(USER))]));
+    assert!(e.not_told(&node(3), &want(USER), "it is old", at(0)).is_empty(), "nobody waits for it");
+    // One waits for the other, as where there is no gateway.
+    let said = e.not_told(&node(4), &want(USER), "it is old", at(0));
+    assert_eq!((way(&said, 0), way(&said, 1)), (Some(ImageWay::Source), None));
+    assert!(e.take_fetches().is_empty());
+    // One that asks by itself meanwhile fetches.
+    let mut e = nodes(5);
+    e.set_gateways(&BTreeSet::from([node(3)]));
+    let _ = ask(&mut e, 0, 0);
+    let _ = ask(&mut e, 3, 0);
+    assert!(e.not_told(&node(3), &want(USER), "it is old", at(0)).is_empty());
+    assert!(e.is_sent(&node(3), &want(USER)));
+}
+
+#[test]
 fn gateways_share_what_is_to_be_fetched() {
     let mut e = nodes(5);
     e.set_gateways(&BTreeSet::from([node(3), node(4)]));

@@ -255,6 +255,11 @@ impl World {
 
     /// A Hello of the connection that is there, as one that was repeated and is late.
     pub fn hello_again(&mut self, name: &str, hardware: Hardware) {
+        self.hello_knowing(name, hardware, berth_model::feature::Feature::known());
+    }
+
+    /// The same, of an agent that knows this.
+    pub fn hello_knowing(&mut self, name: &str, hardware: Hardware, features: Vec<String>) {
         let node = NodeName::from(name);
         let (connection, _) = self.sessions[&node];
         let message = FromAgent::Hello {
@@ -269,7 +274,7 @@ impl World {
             jobs: vec![],
             asked: self.clock(),
             unknown: vec![],
-            features: berth_model::feature::Feature::known(),
+            features,
         };
         self.event(Event::Agent { node, connection, message });
     }
