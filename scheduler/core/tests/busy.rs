@@ -9,7 +9,7 @@ use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
-use berth_sched_core::Event;
+use berth_sched_core::{Event, Write};
 use common::*;
 
 /// A job with all of two nodes, and a step on each.
@@ -200,6 +200,83 @@ fn a_client_that_waits_may_ask_for_what_it_waits() {
     w.exited("n2", steps[1], ExitStatus::OK);
     assert!(matches!(w.replies.remove(&third), Some(Ok(Response::StepCreated { .. }))));
     assert!(!w.replies.contains_key(&first));
+}
+
+/// A client that is told for what it waits asks again, to wait on: meanwhile nobody has its place, nor the room that came free.
+#[test]
+fn a_step_whose_client_asks_for_what_it_waits_keeps_its_place() {
+    for then in ["asks again", "leaves", "its job ends"] {
+        let (mut w, id, steps) = world();
+        let body = |name: &str, immediate| {
+            let spec = Box::new(StepSpec { immediate, ..on_one(name) });
+            Request::CreateStep { job: id, spec }
+        };
+        w.request_later(actor(1000), body("third", None));
+        let fourth = w.request_later(actor(1000), body("fourth", None));
+        w.later(Span::from_secs(60));
+        let known = w.request_later(actor(1000), body("third", Some(Span(0))));
+        let number = questions(&mut w)[0].0;
+        w.not_ended("n1", number, vec![steps[0]]);
+        w.not_ended("n2", number, vec![steps[1]]);
+        assert!(refused(&mut w, known));
+        // The request was answered, and is not any more whatever comes.
+        w.event(Event::Abandoned { request: berth_sched_core::RequestId(known) });
+        w.exited("n1", steps[0], ExitStatus::OK);
+        let fifth = w.request_later(actor(1000), body("fifth", None));
+        assert!(!w.replies.contains_key(&fourth) && !w.replies.contains_key(&fifth));
+        if then == "its job ends" {
+            // It was answered: it is not once more.
+            w.exited("n1", batch_key(id, 0), ExitStatus::OK);
+            assert_eq!(w.replies.remove(&fourth).unwrap().unwrap_err().code, RefusalCode::WrongState);
+            w.later(Span::from_secs(5));
+            assert!(!w.replies.contains_key(&known));
+            continue;
+        }
+        if then == "asks again" {
+            let third = w.request_later(actor(1000), body("third", None));
+            let Some(Ok(Response::StepCreated { layout, waited, .. })) = w.replies.remove(&third) else {
+                panic!("{:?}", w.replies)
+            };
+            assert_eq!(layout.nodes, [NodeName::from("n1")]);
+            assert_eq!(waited, Span::from_secs(60));
+            w.exited("n2", steps[1], ExitStatus::OK);
+        } else {
+            w.later(Span::from_secs(4));
+            assert!(!w.replies.contains_key(&fourth));
+            w.later(Span::from_secs(1));
+        }
+        assert!(matches!(w.replies.remove(&fourth), Some(Ok(Response::StepCreated { .. }))));
+        assert!(!w.replies.contains_key(&fifth));
+    }
+}
+
+/// Whoever makes a step in somebody else's job is in the log once, when there is a step, however often they asked.
+#[test]
+fn a_step_in_the_job_of_another_is_noted_when_it_is_made() {
+    let (mut w, id, steps) = world();
+    let body = |immediate| {
+        let spec = Box::new(StepSpec { immediate, ..on_one("third") });
+        Request::CreateStep { job: id, spec }
+    };
+    let noted = |w: &World| {
+        let made =
+            |write: &&Write| matches!(write, Write::AddAudit(row) if row.what.starts_with("made a step in"));
+        w.writes.iter().filter(made).count()
+    };
+    w.request_later(actor(0), body(None));
+    let known = w.request_later(actor(0), body(Some(Span(0))));
+    let number = questions(&mut w)[0].0;
+    w.not_ended("n1", number, vec![steps[0]]);
+    w.not_ended("n2", number, vec![steps[1]]);
+    assert!(refused(&mut w, known));
+    let made = w.request_later(actor(0), body(None));
+    assert_eq!(noted(&w), 0, "there is no step");
+    w.exited("n2", steps[1], ExitStatus::OK);
+    assert!(matches!(w.replies.remove(&made), Some(Ok(Response::StepCreated { .. }))));
+    assert_eq!(noted(&w), 1);
+    let again = w.request_later(actor(0), body(None));
+    assert!(matches!(w.replies.remove(&again), Some(Ok(Response::StepCreated { .. }))));
+    assert_eq!(noted(&w), 1, "that one was made before");
 }
 
 /// The job ends while agents are asked: who waits is told so, and an answer that comes late is none.

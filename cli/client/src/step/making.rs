@@ -42,10 +42,14 @@ where
         return (ask(Ask::Make).await, false);
     }
     // Most are made at once, and their controller is asked once.
-    if let Ok(answer) = timeout(submit::SOON, ask(Ask::Make)).await {
+    let mut first = Box::pin(ask(Ask::Make));
+    if let Ok(answer) = timeout(submit::SOON, first.as_mut()).await {
         return (answer, false);
     }
-    match timeout(KNOWN, ask(Ask::MakeOrRefuse)).await {
+    // The first request is let go when the second one is answered: with it the step would lose its place among those that wait.
+    let told = timeout(KNOWN, ask(Ask::MakeOrRefuse)).await;
+    drop(first);
+    match told {
         Ok(Err(RpcError::Refused(refusal))) if refusal.code == RefusalCode::Busy => {}
         Ok(answer) => return (answer, false),
         Err(_) => {}
@@ -89,6 +93,33 @@ mod tests {
         assert_eq!(asked(true, vec![None, made()]), (vec![Ask::Make, Ask::MakeOrRefuse], false));
         let all = vec![Ask::Make, Ask::MakeOrRefuse, Ask::Make];
         assert_eq!(asked(true, vec![None, busy, made()]), (all, true));
+    }
+
+    #[test]
+    fn the_first_request_is_there_until_the_second_one_is_answered() {
+        struct Open<'a>(&'a Cell<u32>);
+        impl Drop for Open<'_> {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() - 1);
+            }
+        }
+        let (open, most) = (Cell::new(0), Cell::new(0));
+        let ask = |how: Ask| {
+            open.set(open.get() + 1);
+            let (own, now, most) = (Open(&open), &open, &most);
+            async move {
+                let _own = own;
+                if how == Ask::Make {
+                    std::future::pending::<()>().await;
+                }
+                most.set(now.get());
+                Ok(Response::Done)
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (answer, waited) = runtime.block_on(make(true, || panic!("it was made"), ask));
+        assert!(answer.is_ok() && !waited);
+        assert_eq!((most.get(), open.get()), (2, 0));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! before their agents have looked, and said that these have not ended.
 
 use super::Cluster;
-use super::steps::NoRoom;
+use super::steps::{NoRoom, Waiting};
 use super::timers::Timer;
 use crate::event::RequestId;
 use crate::rows::StepRow;
@@ -62,9 +62,8 @@ impl Cluster {
     /// A step has waited for as long as its client has patience: it is refused as soon as it is known that it waits for steps that run.
     pub(super) fn has_waited(&mut self, job: JobId, request: RequestId) {
         let mut queue = self.waiting.get_mut(&job).into_iter().flatten();
-        let Some(waiting) = queue.find(|w| w.request == request && w.patience == Patience::Waits) else {
-            return;
-        };
+        let asks = |w: &&mut Waiting| w.request == request && !w.answered && w.patience == Patience::Waits;
+        let Some(waiting) = queue.find(asks) else { return };
         waiting.patience = Patience::Over;
         self.timers.insert((self.clock + ANSWER, Timer::StepBusy(job, request)));
         if !self.looks.contains_key(&job) {

@@ -457,22 +457,22 @@ impl Cluster {
                 takes_steps(record)?;
             }
         }
-        if self.waits_already(first, first_spec, request) {
+        if self.waits_already(first, first_spec, request, actor) {
             return Ok(());
         }
         match self.plan_het(&parts) {
+            Ok(_) if self.room_is_kept(first) => {}
             Ok(plans) => {
-                self.begin_het_step(request, plans, self.clock);
-                Ok(())
+                self.begin_het_step(request, actor, plans, self.clock);
+                return Ok(());
             }
-            Err(NoRoom::Never(why)) => Err(cannot(first, &why)),
-            Err(NoRoom::Busy) => {
-                let mut parts = parts;
-                let (first, spec) = parts.remove(0);
-                self.wait_for_room(request, first, spec, parts);
-                Ok(())
-            }
+            Err(NoRoom::Never(why)) => return Err(cannot(first, &why)),
+            Err(NoRoom::Busy) => {}
         }
+        let mut parts = parts;
+        let (first, spec) = parts.remove(0);
+        self.wait_for_room(request, actor, first, spec, parts);
+        Ok(())
     }
 
     /// Where each part of the step would be, if all of them can begin now.
@@ -490,7 +490,13 @@ impl Cluster {
     }
 
     /// Records and starts all parts of a step.
-    pub(super) fn begin_het_step(&mut self, request: RequestId, plans: Vec<(JobId, Plan)>, since: Time) {
+    pub(super) fn begin_het_step(
+        &mut self,
+        request: RequestId,
+        actor: &Actor,
+        plans: Vec<(JobId, Plan)>,
+        since: Time,
+    ) {
         let number = plans.iter().map(|(job, _)| self.next_step(*job)).max().unwrap_or(0);
         let id = StepId::Number(number);
         let layouts: Vec<Layout> = plans.iter().map(|(_, plan)| plan.layout()).collect();
@@ -504,6 +510,9 @@ impl Cluster {
             let het = Some(Arc::new(HetStep { first_node, ..whole.clone() }));
             self.begin_step(job, id, Plan { het, ..plan });
         }
+        let theirs = |key: &StepKey| Some(format!("{} of {}", key.job, self.foreign(actor, key.job)?));
+        let theirs: Vec<String> = whole.parts.iter().filter_map(theirs).collect();
+        self.note_jobs(actor, "made a step in", theirs);
         let waited = self.clock.since(since);
         self.tell_het_step(request, &whole, waited);
     }

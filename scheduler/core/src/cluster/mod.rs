@@ -266,9 +266,8 @@ impl Cluster {
             }
             Request::CreateStep { job, spec } => {
                 // Answered when the step has its resources, perhaps much later.
-                match self.create_step(request, &actor, job, self.with_prolog(*spec)) {
-                    Ok(()) => self.note_job(&actor, "made a step in", job),
-                    Err(refusal) => self.reply(request, Err(refusal)),
+                if let Err(refusal) = self.create_step(request, &actor, job, self.with_prolog(*spec)) {
+                    self.reply(request, Err(refusal));
                 }
                 return;
             }

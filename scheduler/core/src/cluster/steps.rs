@@ -29,6 +29,10 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub(super) struct Waiting {
     pub(super) request: RequestId,
+    /// The request was answered with what it waits for; its client asks again, or does not.
+    pub(super) answered: bool,
+    /// Who asked.
+    actor: Actor,
     spec: StepSpec,
     /// What it is in further components of the job.
     others: Vec<(JobId, StepSpec)>,
@@ -42,6 +46,9 @@ impl Waiting {
         std::iter::once((job, &self.spec)).chain(self.others.iter().map(|(other, spec)| (*other, spec)))
     }
 }
+
+/// For how long a step keeps its place whose client, which waits for others, was told that they run.
+const KEPT: Span = Span::from_secs(5);
 
 /// Whether a part of a step counts as in use on a node.
 type InUse<'a> = &'a dyn Fn(&StepRow, &NodeName) -> bool;
@@ -330,22 +337,23 @@ impl Cluster {
         takes_steps(record)?;
         if let Some(enter) = &spec.enter {
             let plan = self.plan_entering(record, &spec, enter)?;
-            self.begin_asked_step(request, job, plan, self.clock);
+            self.begin_asked_step(request, actor, job, plan, self.clock);
             return Ok(());
         }
         self.check_step_images(&record.spec.spec, &spec)?;
-        if self.waits_already(job, &spec, request) {
+        if self.waits_already(job, &spec, request, actor) {
             return Ok(());
         }
         match self.plan_step(job, &spec) {
+            Ok(_) if self.room_is_kept(job) => {}
             Ok(plan) => {
-                self.begin_asked_step(request, job, plan, self.clock);
+                self.begin_asked_step(request, actor, job, plan, self.clock);
                 return Ok(());
             }
             Err(NoRoom::Never(why)) => return Err(cannot(job, &why)),
             Err(NoRoom::Busy) => {}
         }
-        self.wait_for_room(request, job, spec, Vec::new());
+        self.wait_for_room(request, actor, job, spec, Vec::new());
         Ok(())
     }
 
@@ -363,10 +371,21 @@ impl Cluster {
     }
 
     /// Whether the step waits already: its client asks again, perhaps with another patience, and is answered under this request.
-    pub(super) fn waits_already(&mut self, job: JobId, spec: &StepSpec, request: RequestId) -> bool {
+    pub(super) fn waits_already(
+        &mut self,
+        job: JobId,
+        spec: &StepSpec,
+        request: RequestId,
+        actor: &Actor,
+    ) -> bool {
         let mut queue = self.waiting.get_mut(&job).into_iter().flatten();
         let Some(old) = queue.find(|w| w.spec.submission == spec.submission) else { return false };
         (old.request, old.patience) = (request, Patience::Waits);
+        old.actor.clone_from(actor);
+        if std::mem::take(&mut old.answered) {
+            // There may be room for it since.
+            self.retry_waiting_in(job);
+        }
         self.wait_as_asked(job, request, spec.immediate);
         true
     }
@@ -375,12 +394,15 @@ impl Cluster {
     pub(super) fn wait_for_room(
         &mut self,
         request: RequestId,
+        actor: &Actor,
         job: JobId,
         spec: StepSpec,
         others: Vec<(JobId, StepSpec)>,
     ) {
         let (since, patience, immediate) = (self.clock, Patience::Waits, spec.immediate);
-        self.waiting.entry(job).or_default().push(Waiting { request, spec, others, since, patience });
+        let (actor, answered) = (actor.clone(), false);
+        let waiting = Waiting { request, answered, actor, spec, others, since, patience };
+        self.waiting.entry(job).or_default().push(waiting);
         self.wait_as_asked(job, request, immediate);
     }
 
@@ -395,9 +417,10 @@ impl Cluster {
         }
     }
 
-    fn begin_asked_step(&mut self, request: RequestId, job: JobId, plan: Plan, since: Time) {
+    fn begin_asked_step(&mut self, request: RequestId, actor: &Actor, job: JobId, plan: Plan, since: Time) {
         let id = StepId::Number(self.next_step(job));
         self.begin_step(job, id, plan);
+        self.note_job(actor, "made a step in", job);
         let Some(record) = self.job(job) else { return };
         let Some(step) = record.steps.get(&id) else { return };
         let (key, layout) = (step.key, step.layout(record.run()));
@@ -581,26 +604,54 @@ impl Cluster {
 
     fn retry_waiting_in(&mut self, job: JobId) {
         let Some(queue) = self.waiting.remove(&job) else { return };
-        let mut left = Vec::new();
+        let (mut left, mut kept) = (Vec::new(), false);
         for waiting in queue {
-            if !waiting.others.is_empty() {
-                let parts: Vec<(JobId, StepSpec)> =
-                    std::iter::once((job, waiting.spec.clone())).chain(waiting.others.clone()).collect();
-                match self.plan_het(&parts) {
-                    Ok(plans) => self.begin_het_step(waiting.request, plans, waiting.since),
-                    Err(NoRoom::Busy) => left.push(waiting),
-                    Err(NoRoom::Never(why)) => self.reply(waiting.request, Err(cannot(job, &why))),
-                }
+            if kept {
+                left.push(waiting);
                 continue;
             }
-            match self.plan_step(job, &waiting.spec) {
-                Ok(plan) => self.begin_asked_step(waiting.request, job, plan, waiting.since),
+            match self.plan_waiting(job, &waiting) {
+                // Its client asks again in a moment: what comes behind it does not take its room.
+                Ok(_) if waiting.answered => {
+                    kept = true;
+                    left.push(waiting);
+                }
+                Ok(plans) if !waiting.others.is_empty() => {
+                    self.begin_het_step(waiting.request, &waiting.actor, plans, waiting.since);
+                }
+                Ok(plans) => {
+                    for (job, plan) in plans {
+                        self.begin_asked_step(waiting.request, &waiting.actor, job, plan, waiting.since);
+                    }
+                }
                 Err(NoRoom::Busy) => left.push(waiting),
-                Err(NoRoom::Never(why)) => self.reply(waiting.request, Err(cannot(job, &why))),
+                Err(NoRoom::Never(why)) => self.refuse_one(&waiting, cannot(job, &why)),
             }
         }
         if !left.is_empty() {
             self.waiting.insert(job, left);
+        }
+    }
+
+    /// Where a step that waits would be, if it can begin now.
+    fn plan_waiting(&self, job: JobId, waiting: &Waiting) -> Result<Vec<(JobId, Plan)>, NoRoom> {
+        if waiting.others.is_empty() {
+            return Ok(vec![(job, self.plan_step(job, &waiting.spec)?)]);
+        }
+        let parts: Vec<(JobId, StepSpec)> =
+            waiting.parts(job).map(|(part, spec)| (part, spec.clone())).collect();
+        self.plan_het(&parts)
+    }
+
+    /// Whether there is room that a step is to have whose client asks again in a moment.
+    pub(super) fn room_is_kept(&self, job: JobId) -> bool {
+        let mut queue = self.waiting.get(&job).into_iter().flatten();
+        queue.any(|w| w.answered && self.plan_waiting(job, w).is_ok())
+    }
+
+    fn refuse_one(&mut self, waiting: &Waiting, why: Refusal) {
+        if !waiting.answered {
+            self.reply(waiting.request, Err(why));
         }
     }
 
@@ -618,24 +669,43 @@ impl Cluster {
         for waiting in over {
             let over =
                 Refusal::new(RefusalCode::WrongState, format!("Job {job} is over; the step cannot start"));
-            self.reply(waiting.request, Err(over));
+            self.refuse_one(&waiting, over);
         }
     }
 
-    /// The client of a waiting step is gone, or its patience.
+    /// The client of a waiting step is gone, or its patience. A step whose client wanted to wait at first keeps its place for a moment when that
+    /// is told what it waits for: it asks again, to wait on.
     pub(super) fn give_up_waiting(&mut self, job: JobId, request: RequestId, tell: bool) {
         let Some(queue) = self.waiting.get_mut(&job) else { return };
-        let before = queue.len();
-        queue.retain(|w| w.request != request);
-        let gone = queue.len() < before;
-        if queue.is_empty() {
-            self.waiting.remove(&job);
+        let Some(at) = queue.iter().position(|w| w.request == request && !w.answered) else { return };
+        match queue.get_mut(at).filter(|w| tell && w.spec.immediate.is_none()) {
+            Some(waiting) => {
+                (waiting.answered, waiting.patience) = (true, Patience::Waits);
+                self.timers.insert((self.clock + KEPT, Timer::StepKept(job, request)));
+            }
+            None => self.forget_waiting(job, at),
         }
-        if gone && tell {
+        if tell {
             let busy =
                 format!("Unable to create step for job {job}: Requested nodes are busy with other steps");
             self.reply(request, Err(Refusal::new(RefusalCode::Busy, busy)));
         }
+    }
+
+    fn forget_waiting(&mut self, job: JobId, at: usize) {
+        let Some(queue) = self.waiting.get_mut(&job) else { return };
+        queue.remove(at);
+        if queue.is_empty() {
+            self.waiting.remove(&job);
+        }
+    }
+
+    /// The client of a step that kept its place was to ask again by now.
+    pub(super) fn no_longer_kept(&mut self, job: JobId, request: RequestId) {
+        let mut queue = self.waiting.get(&job).into_iter().flatten();
+        let Some(at) = queue.position(|w| w.request == request && w.answered) else { return };
+        self.forget_waiting(job, at);
+        self.retry_waiting(job);
     }
 
     pub(super) fn abandoned(&mut self, request: RequestId) {

@@ -24,6 +24,8 @@ pub(super) enum Timer {
     StepImmediate(JobId, RequestId),
     /// An end on its way that a step waits for whose client has no more patience.
     StepBusy(JobId, RequestId),
+    /// A step that keeps its place although its client was answered.
+    StepKept(JobId, RequestId),
     /// Answers of agents to a question which steps of a job have not ended.
     Look(JobId, u64),
     /// The time limit. Agents keep it too, for times without a controller.
@@ -66,6 +68,7 @@ impl Cluster {
                 Timer::Immediate(job) => self.patience_over(job),
                 Timer::StepImmediate(job, request) => self.has_waited(job, request),
                 Timer::StepBusy(job, request) => self.give_up_waiting(job, request, true),
+                Timer::StepKept(job, request) => self.no_longer_kept(job, request),
                 Timer::Look(job, ask) => self.no_answer_to(job, ask),
                 Timer::Limit(job) => self.limit_passed(job),
                 Timer::Purge(job) => self.purge(job),
