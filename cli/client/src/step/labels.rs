@@ -59,11 +59,11 @@ impl Labels {
         let at = self.place(whose.1);
         let goes_on = self.unended[at] == Some(whose);
         if !goes_on {
+            if line.begun && line.rest == b"\n" {
+                return; // that was written by whoever came in between, whose own line is left as it is
+            }
             if self.unended[at].take().is_some() {
                 out.push(b'\n');
-            }
-            if line.begun && line.rest == b"\n" {
-                return; // that was written by whoever came in between
             }
             let mark = if line.begun { '>' } else { ':' };
             out.extend_from_slice(format!("{:>width$}{mark} ", whose.0, width = self.width).as_bytes());
@@ -143,6 +143,12 @@ mod tests {
         assert_eq!(labels.feed(0, false, b" three\n"), b"\n0>  three\n");
         assert_eq!(labels.feed(1, false, b"\n"), b"", "that was written");
         assert_eq!(labels.feed(1, false, b"y\n"), b"1: y\n");
+        // Nor does that end the line of whoever came in between.
+        assert_eq!(labels.feed(0, false, b"a"), b"0: a");
+        assert_eq!(labels.feed(1, false, b"x"), b"\n1: x");
+        assert_eq!(labels.feed(0, false, b"\n"), b"");
+        assert_eq!(labels.feed(1, false, b"y\n"), b"y\n");
+        assert_eq!(labels.feed(0, false, b"b\n"), b"0: b\n", "its next line");
         // Error output that goes elsewhere ends no line.
         assert_eq!(labels.feed(1, false, b"z"), b"1: z");
         assert_eq!(labels.feed(0, true, b"error\n"), b"0: error\n");
