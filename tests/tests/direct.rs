@@ -5,7 +5,7 @@ use berth_model::direct::StreamWay;
 use berth_model::{Attempt, JobId, StepId, StepKey};
 use berth_tests::sandbox::wait;
 use berth_tests::stolen::{copy, identity, say};
-use berth_tests::{Cmd, Hosts};
+use berth_tests::{Cmd, Hosts, Running};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -67,7 +67,7 @@ fn streams_go_straight_to_nodes_whatever_the_controller_does_as_root() {
         } else {
             let options = ["-w", nodes, "sh", "-c", script];
             let mut step = hosts.cmd(from, "srun").args(options).stdin_open().limit(90).spawn();
-            let heard = |step: &berth_tests::Running, word| {
+            let heard = |step: &Running, word| {
                 let text = String::from_utf8_lossy(&step.stdout()).into_owned();
                 wait(30, || (lines(&String::from_utf8_lossy(&step.stdout()), word) == count).then_some(()))
                     .unwrap_or_else(|| panic!("{from}: {word}: {text}"));
@@ -143,13 +143,49 @@ fn a_gibibyte_comes_over_a_direct_stream_and_who_does_not_read_holds_up_nobody_e
     held.finish();
 }
 
-fn attach(step: StepKey) -> Vec<u8> {
-    let StepKey { job, attempt, step } = step;
-    let json = serde_json::json!({ "job": job, "attempt": attempt, "step": step }).to_string();
-    let mut frame = vec![1, 255, 255, 255, 255];
+/// A step that says something all the time: whoever has a stream of it hears that.
+const TALKS: &str = "srun sh -c 'while sleep 0.2; do echo still here; done'";
+
+/// Waits until the step of such a job talks.
+fn wait_until_it_talks(hosts: &Hosts, job: u32) {
+    let file = hosts.work().join(format!("slurm-{job}.out"));
+    let said = || std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(wait(30, || said().contains("still here").then_some(())).is_some(), "{}", said());
+}
+
+fn frame(kind: u8, what: &serde_json::Value) -> Vec<u8> {
+    let json = what.to_string();
+    let mut frame = vec![kind, 255, 255, 255, 255];
     frame.extend(u32::try_from(json.len()).unwrap().to_le_bytes());
     frame.extend(json.as_bytes());
     frame
+}
+
+fn named(step: StepKey) -> serde_json::Value {
+    let StepKey { job, attempt, step } = step;
+    serde_json::json!({ "job": job, "attempt": attempt, "step": step })
+}
+
+/// To be the client of a step. Where it has one, which is there, another is refused, and its connection ends.
+fn attach(step: StepKey) -> Vec<u8> {
+    frame(1, &named(step))
+}
+
+/// To hear a step beside its client.
+fn watch(step: StepKey) -> Vec<u8> {
+    frame(30, &serde_json::json!({ "step": named(step) }))
+}
+
+/// A stream is there, and something comes by it.
+fn hears(stream: &mut Running, else_why: &str) {
+    let before = stream.stdout().len();
+    let more = wait(20, || (stream.stdout().len() > before).then_some(()));
+    assert!(more.is_some() && stream.alive(), "{else_why}: {}", stream.stderr());
+}
+
+/// Streams that a node has cut, as its log says.
+fn cuts(hosts: &Hosts, host: &str) -> usize {
+    log(hosts, host).matches("is cut: the key of that machine").count()
 }
 
 #[test]
@@ -157,7 +193,7 @@ fn a_grant_is_good_for_one_connection_of_one_machine_to_one_step_as_root() {
     let hosts = site();
     let user = hosts.user().clone();
     let sleeper = |node: &str| {
-        let words = ["--parsable", "-w", node, "--wrap", "srun sleep 300"];
+        let words = ["--parsable", "-w", node, "--wrap", TALKS];
         hosts.cmd("front", "sbatch").args(words).ok().text().trim().parse::<u32>().unwrap()
     };
     let (first, second) = (sleeper("n2"), sleeper("n3"));
@@ -165,6 +201,7 @@ fn a_grant_is_good_for_one_connection_of_one_machine_to_one_step_as_root() {
     let steps = || hosts.root("n1", "squeue").args(["-h", "--steps", "-o", "%i"]).run().text();
     let both = || [first, second].iter().all(|j| steps().contains(&format!("{j}.0"))).then_some(());
     assert!(wait(30, both).is_some(), "{}", steps());
+    wait_until_it_talks(&hosts, first);
     let front = identity(&hosts, "front");
     let n3 = identity(&hosts, "n3");
     let n2_port = "10.77.0.2:7818";
@@ -223,21 +260,21 @@ fn a_grant_is_good_for_one_connection_of_one_machine_to_one_step_as_root() {
     assert_ne!(hosts.root("front", "curl").args(curl).run().rc, 0);
     // A stolen grant and its machine, once the machine is removed: what is open is cut, and nothing opens.
     let (open, unused) = (way(), way());
-    let mut bytes = opening(&open, &attach(key(first)));
-    bytes.extend([0; 3]);
     let mut stolen = connected(&hosts, "front", &front, n2_port);
-    stolen.write(&bytes);
-    stolen.wait_for("welcome", 20);
+    stolen.write(&opening(&open, &watch(key(first))));
+    stolen.wait_for("still here", 20);
+    hears(&mut stolen, "nothing has cut it off yet");
     hosts.root("n1", "berth").args(["node", "remove", "front"]).ok();
     assert!(wait(20, || (!stolen.alive()).then_some(())).is_some(), "it is not cut off");
     stolen.finish();
+    assert!(wait(20, || (cuts(&hosts, "n2") == 1).then_some(())).is_some(), "{}", log(&hosts, "n2"));
     let said = say(&hosts, "front", &front, n2_port, &opening(&unused, &attach(key(first))));
     assert!(said.contains(refusal), "{said}");
     hosts.root("n1", "scancel").args([first.to_string(), second.to_string()]).ok();
 }
 
 /// A connection to a node's port with somebody's key, which stays.
-fn connected(hosts: &Hosts, from: &str, shows: &[String], port: &str) -> berth_tests::Running {
+fn connected(hosts: &Hosts, from: &str, shows: &[String], port: &str) -> Running {
     Cmd::new("nsenter")
         .arg(format!("--net={}", hosts.network(from).display()))
         .args(["openssl", "s_client", "-quiet", "-tls1_3", "-alpn", "berth-streams/1", "-connect", port])
@@ -252,10 +289,11 @@ fn connected(hosts: &Hosts, from: &str, shows: &[String], port: &str) -> berth_t
 fn streams_of_a_key_that_is_nobodys_any_more_are_cut_on_every_node_as_root() {
     let hosts = site();
     let user = hosts.user().clone();
-    let words = ["--parsable", "-w", "n2", "--wrap", "srun sleep 300"];
+    let words = ["--parsable", "-w", "n2", "--wrap", TALKS];
     let job = hosts.cmd("front", "sbatch").args(words).ok().text().trim().parse::<u32>().unwrap();
     let steps = || hosts.root("n1", "squeue").args(["-h", "--steps", "-o", "%i"]).run().text();
     assert!(wait(30, || steps().contains(&format!("{job}.0")).then_some(())).is_some(), "{}", steps());
+    wait_until_it_talks(&hosts, job);
     let step = StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Number(0) };
     let n2_port = "10.77.0.2:7818";
     let grant = |shows: &[String]| -> String {
@@ -267,24 +305,28 @@ fn streams_of_a_key_that_is_nobodys_any_more_are_cut_on_every_node_as_root() {
     };
     let opening = |grant: &str| {
         let mut bytes = format!("{}\n", serde_json::json!({ "grant": grant })).into_bytes();
-        bytes.extend(attach(step));
+        // The step has its client, the srun of the script: another one would be refused.
+        bytes.extend(watch(step));
         bytes
     };
     let open = |shows: &[String]| {
         let mut stream = connected(&hosts, "n3", shows, n2_port);
-        let mut bytes = opening(&grant(shows));
-        bytes.extend([0; 3]);
-        stream.write(&bytes);
-        stream.wait_for("welcome", 20);
+        stream.write(&opening(&grant(shows)));
+        stream.wait_for("still here", 20);
+        hears(&mut stream, "nothing has cut it off yet");
         stream
+    };
+    let cut_off = |mut stream: Running, seconds: u64, cut: usize| {
+        assert!(wait(seconds, || (!stream.alive()).then_some(())).is_some(), "{}", log(&hosts, "n2"));
+        stream.finish();
+        assert!(wait(20, || (cuts(&hosts, "n2") == cut).then_some(())).is_some(), "{}", log(&hosts, "n2"));
     };
 
     // All that the login node keeps to itself is n3's, too; then the login node has another key.
     let stolen = copy(&hosts, "front", "n3");
-    let (mut stream, unused) = (open(&stolen), grant(&stolen));
+    let (stream, unused) = (open(&stolen), grant(&stolen));
     hosts.root("front", "berth").args(["node", "rotate-key"]).ok();
-    assert!(wait(20, || (!stream.alive()).then_some(())).is_some(), "it is not cut off");
-    stream.finish();
+    cut_off(stream, 20, 1);
     let said = say(&hosts, "n3", &stolen, n2_port, &opening(&unused));
     assert!(said.contains("named this machine for no such stream"), "{said}");
 
@@ -299,11 +341,9 @@ fn streams_of_a_key_that_is_nobodys_any_more_are_cut_on_every_node_as_root() {
     hosts.kill_9("n1", "controller");
     hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).ok();
     hosts.root("n1", "berth").args(["node", "remove", "front"]).ok();
-    assert!(stream.alive(), "nobody can have told n2");
+    hears(&mut stream, "nobody can have told n2");
     cut("-D");
-    assert!(wait(120, || (!stream.alive()).then_some(())).is_some(), "{}", log(&hosts, "n2"));
-    stream.finish();
-    assert!(log(&hosts, "n2").contains("is cut: the key of that machine"), "{}", log(&hosts, "n2"));
+    cut_off(stream, 120, 2);
     hosts.root("n1", "scancel").arg(job.to_string()).ok();
 }
 
