@@ -142,15 +142,15 @@ async fn an_agent_with_a_key_that_is_in_no_books_is_told_of_by_the_name_for_whic
         [("n1", "compute"), ("front", "login")].map(|(name, role)| identity(&authority, name, role));
     let (port, address) = open_port(&authority, &own).await;
     let server = start_for(dir.path(), Rank::Administrator, Some(port), Vec::new());
-    // The last one has a certificate for that name, and as what runs no jobs.
-    for (machine, node) in [(&n1, "n2"), (&n1, "n1"), (&front, "front")] {
+    // A certificate is good for every spelling of its name: the core takes them for one. The last one has one for that name, and as what runs no jobs.
+    for (machine, node) in [(&n1, "n2"), (&n1, "n1"), (&n1, "N1"), (&front, "front")] {
         let tls = client_config(machine, authority.certificate(), "controller").unwrap();
         let way = Uplink::Remote(Arc::new(Remote::new(address.clone(), tls)));
         let refused = way.open(&Preface::Node { node: NodeName::from(node) }).await.unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
     }
     let told = server.recorder.unknown.lock().unwrap().clone();
-    assert_eq!(told, [(NodeName::from("n1"), KeyId(n1.key.id()))]);
+    assert_eq!(told, ["n1", "N1"].map(|name| (NodeName::from(name), KeyId(n1.key.id()))));
 }
 
 /// What a machine may say first. A word that is not here does not compile; put it into [`every_word`], too.

@@ -256,3 +256,47 @@ fn a_machine_that_is_given_up_is_not_asked_about_again() {
     unknown(&mut back, "n3", 3);
     assert_eq!(back.core.why_held(), None);
 }
+
+/// What the administrators' log says of machines that came and are not in the backup.
+fn asked_about(w: &World) -> usize {
+    let asked =
+        |write: &&Write| matches!(write, Write::AddAudit(row) if row.what.starts_with("waits for a word"));
+    w.writes.iter().filter(asked).count()
+}
+
+#[test]
+fn one_old_certificate_is_asked_about_once_however_it_spells_its_name() {
+    let w = World::small();
+    let mut back = w.of_backup(w.writes.len());
+    for (name, key) in [("n2", 2), ("N2", 2), ("n2", 2), ("n3", 2), ("N1", 4)] {
+        unknown(&mut back, name, key);
+    }
+    assert_eq!((awaited(&back), asked_about(&back)), (vec!["n1".to_string(), "n2".to_string()], 1));
+    back.request(actor(0), Request::RemoveMember { name: "n2".into(), force: false }).unwrap();
+    for (name, key) in [("N2", 2), ("n2", 2), ("N1", 4)] {
+        unknown(&mut back, name, key);
+    }
+    assert_eq!((awaited(&back), asked_about(&back)), (vec!["n1".to_string()], 1));
+}
+
+#[test]
+fn a_machine_that_came_with_several_keys_is_not_approved() {
+    let (mut back, _) = without_a_machine();
+    // As somebody with an old certificate may spell it.
+    unknown(&mut back, "N2", 3);
+    let (own, old) = (KeyId::of_digest([2; 32]), KeyId::of_digest([3; 32]));
+    let why = back.core.why_held().unwrap();
+    assert!(why.contains(own.short()) && why.contains(old.short()) && !why.contains("node approve"), "{why}");
+    let refused = back.request(actor(0), Request::ApproveMember { name: "n2".into() }).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::WrongState);
+    assert!(
+        refused.message.contains("2 keys") && refused.message.contains("berth node remove n2"),
+        "{refused}"
+    );
+    for key in 4..100 {
+        unknown(&mut back, "n2", key);
+    }
+    let refused = back.request(actor(0), Request::ApproveMember { name: "n2".into() }).unwrap_err();
+    assert!(refused.message.contains("8 keys"), "{refused}");
+    assert_eq!(asked_about(&back), 1);
+}

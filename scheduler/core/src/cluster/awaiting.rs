@@ -7,7 +7,10 @@ use berth_model::ids::{JobId, NodeName};
 use berth_model::member::{KeyId, MemberRole, MemberState, check_host_name};
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
 use berth_model::time::Time;
+use std::collections::BTreeMap;
 
+/// Most keys that are kept of a machine that is not in the backup.
+const MOST_KEYS: usize = 8;
 /// By how much a node may raise the ids of jobs by what it reports, whenever the backup was made.
 const LEAST: u64 = 1_000_000;
 /// More jobs than a controller takes in a second: so many ids may have been given out for each since the backup was made.
@@ -34,13 +37,21 @@ impl Cluster {
         }
         let strange = awaited.iter().filter(|(_, state)| matches!(state, Awaited::Approval));
         for (name, _) in strange {
-            let key =
-                self.unknown.get(name).map(|(key, from)| format!(" (key {}, from {from})", key.short()));
+            let keys = self.unknown.get(name);
+            let shown = keys.map(|keys| format!(" ({})", told(keys))).unwrap_or_default();
+            let what = if keys.is_some_and(|keys| keys.len() > 1) {
+                format!(
+                    "it has certificates of it by several keys, one of which may be an old one: 'berth node remove {name}' gives up \
+                     what it runs, and it can join again with a token"
+                )
+            } else {
+                format!(
+                    "it has a certificate of it, is not in the backup, and may run jobs: 'berth node approve {name}' has it back, \
+                     and 'berth node remove {name}' gives up what it runs"
+                )
+            };
             parts.push(format!(
-                "a backup was restored, and no job starts before somebody says whether {name}{} belongs to the cluster: it has a \
-                 certificate of it, is not in the backup, and may run jobs: 'berth node approve {name}' has it back, and \
-                 'berth node remove {name}' gives up what it runs",
-                key.unwrap_or_default()
+                "a backup was restored, and no job starts before somebody says whether {name}{shown} belongs to the cluster: {what}"
             ));
         }
         for (name, state) in awaited {
@@ -74,21 +85,37 @@ impl Cluster {
 
     /// The agent of a machine has come that shows a certificate of the cluster's and is not in its books. While nothing starts anyway, it is waited for
     /// what an administrator says: it may have joined after the backup, and run what would start again.
+    ///
+    /// A certificate is good for every spelling of its name, and an old one has been in many hands: it is asked about once, by the name that was told
+    /// first, and about no machine that is known.
     pub(super) fn unknown(&mut self, name: NodeName, key: KeyId, from: String) {
-        let known = self.members.contains_key(&name) || self.nodes.contains_key(&name);
-        let settled = self.departed.contains(&name) || self.keys.contains_key(&key);
         let fit = check_host_name(&name.0).is_ok() && KeyId::parse(&key.0).is_ok();
-        if !self.on_hold() || known || settled || !fit {
+        if !self.on_hold() || !fit || self.keys.contains_key(&key) || self.taken(&name).is_some() {
             return;
         }
-        if self.restored.awaited.insert(name.clone(), Awaited::Approval).is_none() {
-            let what = format!(
-                "waits for a word about {name}, which is not in the backup: key {}, from {from}",
-                key.short()
-            );
-            self.note_own(what);
+        let same = |other: &NodeName| other.0.eq_ignore_ascii_case(&name.0);
+        let otherwise = self.unknown.iter().any(|(of, keys)| keys.contains_key(&key) && !same(of));
+        if otherwise || self.departed.iter().any(same) {
+            return;
         }
-        self.unknown.insert(name, (key, from));
+        let known = self.restored.awaited.iter().find(|(other, _)| same(other));
+        let name = match known.map(|(other, state)| (other.clone(), *state)) {
+            Some((other, Awaited::Approval)) => other,
+            Some(_) => return,
+            None => {
+                self.restored.awaited.insert(name.clone(), Awaited::Approval);
+                let what = format!(
+                    "waits for a word about {name}, which is not in the backup: key {}, from {from}",
+                    key.short()
+                );
+                self.note_own(what);
+                name
+            }
+        };
+        let keys = self.unknown.entry(name).or_default();
+        if keys.len() < MOST_KEYS || keys.contains_key(&key) {
+            keys.insert(key, from);
+        }
     }
 
     /// Whether a machine waits for an administrator's word because it is not in the backup.
@@ -98,16 +125,33 @@ impl Cluster {
 
     /// It belongs to the cluster, by the key that it showed: it is waited for what it runs.
     pub(super) fn approve_unknown(&mut self, actor: &Actor, name: &NodeName) -> Result<Response, Refusal> {
-        let Some((key, from)) = self.unknown.get(name).cloned() else {
-            let text =
-                format!("{name} has not come again since the controller started: try again in a moment");
-            return Err(Refusal::new(RefusalCode::WrongState, text));
+        let wrong = |text: String| Err(Refusal::new(RefusalCode::WrongState, text));
+        let Some(keys) = self.unknown.get(name) else {
+            return wrong(format!(
+                "{name} has not come again since the controller started: try again in a moment"
+            ));
         };
-        if let Some(other) = self.keys.get(&key) {
-            let text =
-                format!("{name} shows the key of {other}: 'berth node remove {name}', and join it again");
-            return Err(Refusal::new(RefusalCode::WrongState, text));
+        // Whoever came last is not therefore the right one.
+        let (1, Some((key, from))) = (keys.len(), keys.first_key_value()) else {
+            return wrong(format!(
+                "{name} came with {} keys ({}), and which is its own cannot be told here: 'berth node remove {name}', and join it \
+                 again with a token",
+                keys.len(),
+                told(keys)
+            ));
+        };
+        if let Some(other) = self.keys.get(key) {
+            return wrong(format!(
+                "{name} shows the key of {other}: 'berth node remove {name}', and join it again with a token"
+            ));
         }
+        if let Some(other) = self.taken(name) {
+            return wrong(format!(
+                "there is a machine {other} in the cluster already, with another key: 'berth node remove {name}' gives up what \
+                 came by this name"
+            ));
+        }
+        let (key, from) = (key.clone(), from.clone());
         let now = self.clock;
         self.note(actor, format!("approved {name}, which is not in the backup, with key {}", key.short()));
         self.put_member(MemberRow {
@@ -154,4 +198,11 @@ impl Cluster {
         self.out.meta = true;
         self.at_rest(name);
     }
+}
+
+/// Keys, and from where they came.
+fn told(keys: &BTreeMap<KeyId, String>) -> String {
+    let told: Vec<String> =
+        keys.iter().map(|(key, from)| format!("key {}, from {from}", key.short())).collect();
+    told.join("; ")
 }

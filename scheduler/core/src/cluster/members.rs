@@ -156,6 +156,11 @@ impl Cluster {
         }
     }
 
+    /// The machine that has this name. As names of hosts they are the same however they are written (RFC 4343).
+    pub(super) fn taken(&self, name: &NodeName) -> Option<&NodeName> {
+        self.members.keys().chain(self.nodes.keys()).find(|n| n.0.eq_ignore_ascii_case(&name.0))
+    }
+
     pub(super) fn enrol(
         &mut self,
         actor: &Actor,
@@ -201,9 +206,7 @@ impl Cluster {
             );
             return refuse(RefusalCode::WrongState, text);
         }
-        // As names of hosts they are the same however they are written (RFC 4343).
-        let taken = self.members.keys().chain(self.nodes.keys()).find(|n| n.0.eq_ignore_ascii_case(&name.0));
-        if let Some(other) = taken {
+        if let Some(other) = self.taken(&name) {
             let text = format!(
                 "there is a machine {other} in the cluster already, with another key: 'berth node remove {other}' on \
                  the controller if it is gone or was installed anew"

@@ -120,8 +120,8 @@ pub struct Cluster {
     store_full: Option<String>,
     /// What holds since a backup was restored.
     restored: Restored,
-    /// Machines that came after a restore and are not in the backup: with which key, and from where. They come again.
-    unknown: BTreeMap<NodeName, (KeyId, String)>,
+    /// Machines that came after a restore and are not in the backup: with which keys, and from where. They come again.
+    unknown: BTreeMap<NodeName, BTreeMap<KeyId, String>>,
     /// Machines that are taken out as soon as their jobs are gone. Not stored: a client whose question is lost asks again.
     leaving: BTreeMap<NodeName, given_up::Leaving>,
     out: Changes,
