@@ -235,8 +235,10 @@ fn who_removed_images_of_others_from_a_node_is_in_the_audit_log() {
         says(&mut w, "n2", removed(7, vec![image(1, "r.io/x:1"), image(2, "")])),
         [ToPeers::Noted { ask: 7 }]
     );
-    let what = "removed from node n2, as its agent says: image sha256:1 (r.io/x:1) of ann, ben; sha256:2 of ann, ben";
-    assert_eq!(audit(&w), [(Uid(0), "root".to_string(), what.to_string())]);
+    // Whoever the node names, it is the node that says it.
+    let what =
+        "says that root (uid 0) removed there: image sha256:1 (r.io/x:1) of ann, ben; sha256:2 of ann, ben";
+    assert_eq!(audit(&w), [(Uid(0), "node n2".to_string(), what.to_string())]);
     // Whatever a node says, an entry stays an entry; and nothing is no removal.
     let many = (0..1000).map(|n| image(n, &"x".repeat(1000))).collect();
     assert_eq!(says(&mut w, "n2", removed(8, many)), [ToPeers::Noted { ask: 8 }]);
@@ -248,6 +250,34 @@ fn who_removed_images_of_others_from_a_node_is_in_the_audit_log() {
             && all[1].2.contains("sha256:7 (")
             && !all[1].2.contains("sha256:8 (")
     );
+}
+
+#[test]
+fn a_node_fills_the_audit_log_with_no_more_than_sixty_removals_an_hour() {
+    let mut w = three();
+    let removed = |ask| {
+        let image = RemovedImage { digest: DIGEST.into(), name: String::new(), owners: vec!["ann".into()] };
+        FromPeers::Removed { ask, by: Uid(1000), user: "ann".into(), images: vec![image] }
+    };
+    let made = |w: &World, by: &str| -> Vec<String> {
+        let entry = |write: &Write| match write {
+            Write::AddAudit(row) if row.user == by => Some(row.what.clone()),
+            _ => None,
+        };
+        w.writes.iter().filter_map(entry).collect()
+    };
+    for ask in 0..200 {
+        assert_eq!(says(&mut w, "n2", removed(ask)), [ToPeers::Noted { ask }]);
+    }
+    let all = made(&w, "node n2");
+    assert_eq!(all.len(), 61);
+    assert!(all[59].contains("ann (uid 1000)") && all[60].contains("in that agent's own log"), "{all:?}");
+    // Not at the cost of another node, and for an hour.
+    says(&mut w, "n3", removed(1));
+    assert_eq!(made(&w, "node n3").len(), 1);
+    w.later(Span::from_secs(3600));
+    says(&mut w, "n2", removed(1));
+    assert_eq!(made(&w, "node n2").len(), 62);
 }
 
 #[test]

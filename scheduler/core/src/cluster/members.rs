@@ -387,6 +387,7 @@ impl Cluster {
             self.out.last.push(Write::DeleteNode(name.clone()));
         }
         self.await_no_more(name);
+        self.removals.remove(name);
         self.ahead.retain(|(node, ..)| node != name);
         self.looking.stale = true;
         if let Some(member) = member {

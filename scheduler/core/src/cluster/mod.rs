@@ -98,6 +98,8 @@ pub struct Cluster {
     exchange: Exchange,
     /// Keys of nobody by which machines have something of nodes.
     strange: strange::Strange,
+    /// Entries of the audit log that nodes have made.
+    removals: trail::Removals,
     /// Jobs that leave GPUs idle.
     idle: BTreeMap<JobId, gpus::Idle>,
     /// Images that users have nodes fetch without a job.
@@ -171,6 +173,7 @@ impl Cluster {
             looking: ahead::Looking::default(),
             exchange: Exchange::default(),
             strange: strange::Strange::default(),
+            removals: trail::Removals::default(),
             idle: BTreeMap::new(),
             asked: exchange::Asked::default(),
             names: names::Names::default(),

@@ -7,7 +7,8 @@ use berth_model::exchange::RemovedImage;
 use berth_model::ids::{JobId, NodeName, Uid};
 use berth_model::request::{Actor, Refusal, Response};
 use berth_model::rights::{Rank, Role};
-use berth_model::time::Span;
+use berth_model::time::{Span, Time};
+use std::collections::BTreeMap;
 
 /// Most characters of an entry.
 const LONGEST: usize = 2000;
@@ -15,6 +16,12 @@ const LONGEST: usize = 2000;
 const NAMED: usize = 20;
 /// Most characters of a word that an agent says for an entry.
 const LONGEST_WORD: usize = 100;
+/// Most entries that one node's agent makes within [`A_WHILE`]: what is beyond is in its own log alone.
+const MOST_REMOVALS: u32 = 60;
+const A_WHILE: Span = Span::from_secs(3600);
+
+/// How many entries of removed images nodes have made, and since when.
+pub(super) type Removals = BTreeMap<NodeName, (Time, u32)>;
 
 /// As what somebody acts on what is not theirs: who is nothing in the whole cluster coordinates an account.
 fn role(actor: &Actor) -> Role {
@@ -93,7 +100,7 @@ impl Cluster {
         self.note(actor, format!("{verb} job {}{more}", jobs.join(", ")));
     }
 
-    /// Enters that images of others were removed on a node. Which role that takes the node has judged: it has its own root.
+    /// Enters that images of others were removed on a node. It is the node's word, and nobody else's: whoever has its key says what they like.
     pub(super) fn note_removed(&mut self, node: &NodeName, by: Uid, user: &str, images: &[RemovedImage]) {
         let word = |text: &str| text.chars().take(LONGEST_WORD).collect::<String>();
         let image = |image: &RemovedImage| {
@@ -103,10 +110,23 @@ impl Cluster {
             format!("{}{name} of {}", word(&image.digest), owners.join(", "))
         };
         let all: Vec<String> = images.iter().take(RemovedImage::MOST).map(image).collect();
-        if !all.is_empty() {
-            let what = format!("removed from node {node}, as its agent says: image {}", all.join("; "));
-            self.enter_in_log(by, word(user), None, None, what);
+        if all.is_empty() {
+            return;
         }
+        let now = self.clock;
+        let (since, made) = self.removals.entry(node.clone()).or_insert((now, 0));
+        if *since + A_WHILE <= now {
+            (*since, *made) = (now, 0);
+        }
+        *made = made.saturating_add(1);
+        let what = if *made <= MOST_REMOVALS {
+            format!("says that {} (uid {by}) removed there: image {}", word(user), all.join("; "))
+        } else if *made == MOST_REMOVALS + 1 {
+            "says that more images were removed there within an hour: more removals are in that agent's own log".to_string()
+        } else {
+            return;
+        };
+        self.enter_in_log(Uid(0), format!("node {node}"), None, None, what);
     }
 
     /// Whoever has the file can be the cluster's controller and any of its machines.
