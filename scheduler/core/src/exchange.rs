@@ -148,11 +148,6 @@ impl Exchange {
         self.peers.get(node).map(|peer| peer.address.as_str())
     }
 
-    /// The node that said that it shows this key.
-    pub(crate) fn shown(&self, key: &str) -> Option<&NodeName> {
-        self.peers.iter().find(|(_, peer)| peer.key == key).map(|(node, _)| node)
-    }
-
     /// A machine has another key: nobody gives anything to who has the old one, and it is no node of the exchange until it shows the
     /// new one. A login node is none anyway.
     pub(crate) fn rekeyed(&mut self, node: &NodeName, old: String, now: Time) -> Vec<Said> {

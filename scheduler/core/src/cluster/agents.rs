@@ -313,6 +313,9 @@ impl Cluster {
             None => {
                 let node = Node::new(row, &self.config, self.clock);
                 self.nodes.insert(name.clone(), Arc::new(node));
+                if !self.members.contains_key(name) {
+                    self.strange.add_own(name);
+                }
             }
             Some(n) => {
                 let same = NodeCondition { not_responding: false, ..n.row.condition.clone() };

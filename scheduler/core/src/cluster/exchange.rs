@@ -143,9 +143,9 @@ impl Cluster {
                 let told = match self.members.get(node) {
                     // It was exchanged, and the node says the other one as soon as it has it.
                     Some(member) if member.key.0 != key => Vec::new(),
-                    _ => self.exchange.ready(node, address, key),
+                    _ => self.exchange.ready(node, address, key.clone()),
                 };
-                self.told_of_keys(node, connected);
+                self.told_of_keys(node, key, connected);
                 told
             }
             FromPeers::Wanted { ask, job, attempt, digest, bytes, failed } => {

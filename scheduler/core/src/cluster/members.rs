@@ -140,6 +140,7 @@ impl Cluster {
         }
         self.keys.insert(row.key.clone(), row.name.clone());
         self.departed.remove(&row.name);
+        self.strange.drop_own(&row.name);
         self.is_known_now(&row.name);
         let response = Response::Enrolled { member: row.info() };
         self.out.last.push(Write::PutMember(row));
@@ -388,6 +389,7 @@ impl Cluster {
         }
         self.await_no_more(name);
         self.removals.remove(name);
+        self.strange.drop_own(name);
         self.ahead.retain(|(node, ..)| node != name);
         self.looking.stale = true;
         if let Some(member) = member {

@@ -75,6 +75,9 @@ impl Cluster {
             cluster.timers.insert((cluster.clock, super::timers::Timer::Lost(name)));
         }
         cluster.restore_members(stored.members, stored.tokens)?;
+        for name in cluster.nodes.keys().filter(|name| !cluster.members.contains_key(*name)) {
+            cluster.strange.add_own(name);
+        }
         let mut specs: BTreeMap<JobId, Arc<Spec>> = BTreeMap::new();
         for mut spec in stored.specs {
             check_version(|| format!("specification of job {}", spec.job), spec.version)?;
