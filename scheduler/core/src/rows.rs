@@ -377,6 +377,9 @@ pub struct MemberRow {
     /// It may vouch for administrators.
     #[serde(default)]
     pub administrators: bool,
+    /// It is being removed: it is taken out when what its jobs have there is gone.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 impl MemberRow {

@@ -537,6 +537,38 @@ fn a_removed_machine_is_cut_off_and_its_name_is_free() {
 }
 
 #[test]
+fn a_machine_that_was_being_removed_when_the_controller_ended_is_out_when_its_jobs_are_gone() {
+    for comes in [true, false] {
+        let mut w = empty();
+        w.root(token(0)).unwrap();
+        w.joined(enrol(0, 1, "n1"));
+        w.node("n1", hardware(4, 1, 4000, 0));
+        let job = w.batch("runs", |s| s.requeue = Some(false));
+        w.request_later(actor(0), remove("n1", true));
+        assert_eq!(w.state(job), JobState::Completing);
+        w.core = w.restored();
+        w.event(Event::Tick);
+        let resume =
+            Request::UpdateNode { nodes: vec!["n1".into()], state: NodeStateChange::Resume, reason: None };
+        assert!(w.refused(resume, RefusalCode::WrongState).contains("is being removed"));
+        assert!(w.cut.is_empty() && w.core.snapshot().member_by_key(&key(1)).is_some());
+        if comes {
+            w.hello("n1", "boot", hardware(4, 1, 4000, 0), vec![], vec![(job, Attempt(0))]);
+            assert!(w.cut.is_empty(), "it still has the job");
+            w.gone("n1", job, 0);
+        } else {
+            // All that an end may take is over.
+            w.later(Span::from_secs(100));
+        }
+        assert_eq!(w.cut, [NodeName::from("n1")]);
+        assert!(w.core.snapshot().member_by_key(&key(1)).is_none());
+        assert!(w.log().last().unwrap().what.contains("removed n1 with key"), "{:?}", w.log());
+        assert!(w.restored().snapshot().member(&"n1".into()).is_none());
+        assert_eq!(w.state(job), JobState::NodeFail);
+    }
+}
+
+#[test]
 fn a_machine_leaves_by_its_own_key_alone_and_while_no_job_needs_it() {
     let mut w = empty();
     w.root(token_with(0, |t| t.uses = 3)).unwrap();

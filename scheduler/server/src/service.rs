@@ -191,9 +191,11 @@ impl Service for Controller {
             }
             _ => false,
         };
-        // A step may wait for its resources for hours: it holds no place in the queue.
+        // A step may wait for its resources for hours, and a removal until jobs are gone: they hold no place in the queue.
         let place = match body {
-            Request::CreateStep { .. } | Request::CreateHetStep { .. } => None,
+            Request::CreateStep { .. }
+            | Request::CreateHetStep { .. }
+            | Request::RemoveMember { force: true, .. } => None,
             _ => Some(self.queue.acquire().await.map_err(|_| stopping())?),
         };
         let request = self.shared.next_request();

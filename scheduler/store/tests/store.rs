@@ -322,6 +322,7 @@ fn members_and_tokens_survive_and_the_log_is_read_from_its_end() {
             from: "10.0.0.1".into(),
             renewed: Time(2),
             administrators: true,
+            leaving: true,
         })
     };
     let token = |id: &str, uses_left: u32| {

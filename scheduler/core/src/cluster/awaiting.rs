@@ -166,6 +166,7 @@ impl Cluster {
             from,
             renewed: now,
             administrators: false,
+            leaving: false,
         });
         Ok(Response::Done)
     }

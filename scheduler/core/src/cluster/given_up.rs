@@ -7,15 +7,18 @@
 use super::Cluster;
 use super::timers::{REPEAT, Timer};
 use crate::event::RequestId;
-use crate::rows::Phase;
-use berth_model::ids::{JobId, NodeName};
+use crate::rows::{MemberRow, Phase};
+use berth_model::bytes::ByteStr;
+use berth_model::ids::{Gid, JobId, NodeName, Uid};
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
+use berth_model::rights::Rank;
+use berth_model::spec::Identity;
 use berth_model::time::{Span, Time};
 
 /// A connected machine that is being removed with its jobs.
 #[derive(Debug)]
 pub(super) struct Leaving {
-    /// Who is told when it is out.
+    /// Who is told when it is out: nobody who asked a controller before this one.
     requests: Vec<RequestId>,
     actor: Actor,
     /// How many jobs had something on it.
@@ -126,8 +129,21 @@ impl Cluster {
             c.reason_time = Some(now);
         }
         self.out.nodes.insert(name.clone());
+        if let Some(member) = self.members.get(name).cloned() {
+            self.put_member(MemberRow { leaving: true, ..(*member).clone() });
+        }
         self.leaving.insert(name.clone(), Leaving { requests: vec![request], actor: actor.clone(), jobs });
         self.give_up(name);
+    }
+
+    /// After a start: what was being removed still is.
+    pub(super) fn restore_leaving(&mut self) {
+        let leaving = self.members.iter().filter(|(_, member)| member.leaving);
+        let leaving: Vec<NodeName> = leaving.map(|(name, _)| name.clone()).collect();
+        for name in leaving {
+            let jobs = self.nodes.get(&name).map_or(0, |node| node.held.len());
+            self.leaving.insert(name, Leaving { requests: Vec::new(), actor: own(), jobs });
+        }
     }
 
     /// Takes out what was to be removed, and is clear now.
@@ -158,4 +174,18 @@ impl Cluster {
             )),
         }
     }
+}
+
+/// Who does on what was asked of an earlier controller: the audit log has who asked.
+fn own() -> Actor {
+    let identity = Identity {
+        uid: Uid(0),
+        gid: Gid(0),
+        groups: Vec::new(),
+        user: "berth".to_string(),
+        group: String::new(),
+        home: ByteStr::default(),
+        shell: ByteStr::default(),
+    };
+    Actor { rank: Rank::Administrator, ..Actor::user(identity) }
 }

@@ -226,6 +226,7 @@ impl Cluster {
             from,
             renewed: now,
             administrators: token.administrators,
+            leaving: false,
         };
         match token.uses_left - 1 {
             0 => self.delete_token(&token.id),

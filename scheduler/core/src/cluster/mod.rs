@@ -124,7 +124,7 @@ pub struct Cluster {
     restored: Restored,
     /// Machines that came after a restore and are not in the backup: with which keys, and from where. They come again.
     unknown: BTreeMap<NodeName, BTreeMap<KeyId, String>>,
-    /// Machines that are taken out as soon as their jobs are gone. Not stored: a client whose question is lost asks again.
+    /// Machines that are taken out as soon as their jobs are gone. That they are is on record; who asked, and is told then, is not.
     leaving: BTreeMap<NodeName, given_up::Leaving>,
     out: Changes,
 }

@@ -144,6 +144,7 @@ impl Cluster {
             job.steps.insert(row.key.step, Arc::new(row));
         }
         cluster.arm_all();
+        cluster.restore_leaving();
         cluster.watch_given_up();
         cluster.out = super::Changes::default();
         Ok(cluster)
