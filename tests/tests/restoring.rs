@@ -132,7 +132,9 @@ each_user! {
             assert!(status.contains(word), "{status}");
         }
         sandbox.cmd("scontrol").args(["update", &format!("NodeName={node}"), "State=DOWN", "Reason=lost"]).ok();
-        assert_ne!(reason(&sandbox, job), "Restored");
+        // Nor is it waited any longer for what the backup does not have.
+        let goes_on = wait(60, || (reason(&sandbox, job) != "Restored").then_some(()));
+        assert!(goes_on.is_some(), "{}", sandbox.cmd("berth").arg("status").ok().text());
         alone.signal(Signal::SIGTERM);
         alone.finish();
         sandbox.up();

@@ -300,3 +300,44 @@ fn a_machine_that_came_with_several_keys_is_not_approved() {
     assert!(refused.message.contains("8 keys"), "{refused}");
     assert_eq!(asked_about(&back), 1);
 }
+
+#[test]
+fn nothing_starts_before_machines_can_have_come_of_which_the_backup_says_nothing() {
+    for comes in [false, true] {
+        let mut w = World::small();
+        let waits = w.batch("1", |s| s.hold = true);
+        let mut back = w.just_restored(w.writes.len());
+        let begin = back.now;
+        back.request(actor(1000), Request::Release(vec![JobSelector::Job(waits)])).unwrap();
+        back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+        // All that are known have come.
+        assert_eq!(awaited(&back), Vec::<String>::new());
+        assert_eq!((back.info(waits).reason, back.starts()), (Reason::Restored, vec![]));
+        assert!(back.core.why_held().unwrap().contains("first 30 seconds"));
+        // It is on record: a controller that starts meanwhile does not begin anew.
+        let again = |later: i64| {
+            let config = CoreConfig::new(&Config::default()).unwrap();
+            let at = begin + Span::from_secs(later);
+            Cluster::restore(config, Term(1002), stored_after(&w, &back), at).unwrap().why_held()
+        };
+        assert!(again(29).is_some());
+        assert_eq!(again(30), None);
+
+        back.later(Span::from_secs(15));
+        let asked = back.clock();
+        back.heartbeat("n1", asked);
+        if comes {
+            unknown(&mut back, "n2", 2);
+        }
+        back.later(Span(Span::from_secs(15).0 - 1));
+        assert_eq!(back.starts(), []);
+        back.later(Span(1));
+        if comes {
+            assert_eq!((awaited(&back), back.starts()), (vec!["n2".to_string()], vec![]));
+            let why = back.core.why_held().unwrap();
+            assert!(why.contains("n2") && !why.contains("seconds"), "{why}");
+            back.request(actor(0), Request::RemoveMember { name: "n2".into(), force: false }).unwrap();
+        }
+        assert_eq!((back.core.why_held(), back.starts()), (None, vec![batch_key(waits, 100)]));
+    }
+}

@@ -1,6 +1,7 @@
 //! What a restored cluster waits for before it starts a job, in words, and what an administrator says of it.
 
 use super::Cluster;
+use super::restored::COMING;
 use crate::node::names;
 use crate::rows::{Awaited, MemberRow, ROW_VERSION};
 use berth_model::ids::{JobId, NodeName};
@@ -26,6 +27,13 @@ impl Cluster {
     pub fn why_held(&self) -> Option<String> {
         let awaited = &self.restored.awaited;
         let mut parts = Vec::new();
+        if self.may_yet_come() {
+            parts.push(format!(
+                "a backup was restored, and no job starts in the first {} seconds: machines that joined since the backup was made are \
+                 on no list of those to wait for, and may yet come",
+                COMING.secs()
+            ));
+        }
         let missing = awaited.iter().filter(|(_, state)| matches!(state, Awaited::Word | Awaited::Rest));
         let missing: Vec<&NodeName> = missing.map(|(name, _)| name).collect();
         if !missing.is_empty() {

@@ -147,6 +147,7 @@ impl Cluster {
         cluster.restore_leaving();
         cluster.watch_given_up();
         cluster.out = super::Changes::default();
+        cluster.let_them_come();
         Ok(cluster)
     }
 

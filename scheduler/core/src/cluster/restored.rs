@@ -2,6 +2,7 @@
 //! told what it still runs.
 
 use super::Cluster;
+use super::timers::Timer;
 use crate::event::Effect;
 use crate::job::Progress;
 use crate::parts::Parts;
@@ -11,6 +12,7 @@ use berth_model::distribution::Distribution;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::launch::StepExit;
 use berth_model::link::EndCause;
+use berth_model::time::{Span, Time};
 use std::sync::Arc;
 
 /// How far the ids of jobs go on above those of the backup.
@@ -21,6 +23,8 @@ const ATTEMPTS: u32 = 100;
 const STEPS: u32 = 1_000;
 /// By how much a node may raise the term by what it reports: no more can have been given out.
 const MOST: u64 = 1_000_000;
+/// For how long after the first start of a controller nothing starts. Agents that have lost their controller try again within seven seconds.
+pub(super) const COMING: Span = Span::from_secs(30);
 
 /// What a store that came from a backup needs before a controller takes it: counters above all that can have been given
 /// out since, and the names of the nodes to be waited for; tokens to join are taken back, since they may have been used up.
@@ -56,6 +60,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
             attempts: attempt.saturating_add(ATTEMPTS),
             steps: step.saturating_add(STEPS),
             made: clock,
+            not_before: Some(Time::default()),
             awaited: stored.nodes.iter().map(|n| (n.name.clone(), Awaited::Word)).collect(),
         }),
     });
@@ -97,7 +102,23 @@ fn lost(now: berth_model::Time) -> StepExit {
 impl Cluster {
     /// Whether no job may start: a node that has not told what it runs may have started any of them.
     pub(super) fn on_hold(&self) -> bool {
-        !self.restored.awaited.is_empty()
+        self.may_yet_come() || !self.restored.awaited.is_empty()
+    }
+
+    /// Whether a machine of which the backup says nothing may not have had the time to come.
+    pub(super) fn may_yet_come(&self) -> bool {
+        self.restored.not_before.is_some_and(|first| self.clock < first)
+    }
+
+    /// The first controller after a restore starts: from now on machines can come.
+    pub(super) fn let_them_come(&mut self) {
+        if self.restored.not_before == Some(Time::default()) {
+            self.restored.not_before = Some(self.clock + COMING);
+            self.out.meta = true;
+        }
+        if let Some(first) = self.restored.not_before {
+            self.timers.insert((first, Timer::Held));
+        }
     }
 
     /// Whether the node is about to tell, for the first time after a restore, what it runs.
@@ -232,6 +253,11 @@ impl Cluster {
         }
         self.unknown.remove(node);
         self.out.meta = true;
+        self.end_hold();
+    }
+
+    /// Jobs start again if nothing is waited for any more.
+    pub(super) fn end_hold(&mut self) {
         if !self.on_hold() {
             let waiting: Vec<JobId> = self.queue.values().flatten().map(|key| key.job).collect();
             // With other reasons, and each partition is gone through.

@@ -54,6 +54,8 @@ pub(super) enum Timer {
     Reboot(NodeName),
     /// What a node had that was given up while it was connected should be gone.
     GivenUp(NodeName),
+    /// After a restore, machines that the backup does not have should have come.
+    Held,
 }
 
 impl Cluster {
@@ -83,6 +85,7 @@ impl Cluster {
                 Timer::Asked => self.asked.expire(self.clock),
                 Timer::Reboot(node) => self.check_reboot(&node),
                 Timer::GivenUp(node) => self.check_given_up(&node),
+                Timer::Held => self.end_hold(),
             }
         }
     }

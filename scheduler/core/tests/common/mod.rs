@@ -134,12 +134,24 @@ pub fn exit(status: ExitStatus) -> StepExit {
 }
 
 impl World {
-    /// The cluster that comes of a backup made after the first `writes`: without its agents.
+    /// The cluster that comes of a backup made after the first `writes`: without its agents, and once the time is over in which nothing starts anyway.
     pub fn of_backup(&self, writes: usize) -> World {
+        self.made_of(writes, |restored| restored.not_before = None)
+    }
+
+    /// The same as its first controller starts.
+    pub fn just_restored(&self, writes: usize) -> World {
+        self.made_of(writes, |_| {})
+    }
+
+    fn made_of(&self, writes: usize, change: impl Fn(&mut Restored)) -> World {
         let mut stored = stored(&self.writes[..writes]);
         for write in go_on_from(&stored, 0) {
             match write {
-                Write::PutMeta(meta) => stored.meta = Some(meta),
+                Write::PutMeta(mut meta) => {
+                    meta.restored.iter_mut().for_each(&change);
+                    stored.meta = Some(meta);
+                }
                 Write::DeleteToken(id) => stored.tokens.retain(|t| t.id != id),
                 Write::AddAudit(row) => assert!(row.what.starts_with("a backup was restored"), "{row:?}"),
                 other => panic!("{other:?}"),
