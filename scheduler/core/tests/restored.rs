@@ -7,7 +7,7 @@ use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
 use berth_model::link::ToAgent;
-use berth_model::member::{KeyId, MemberState};
+use berth_model::member::{KeyId, MemberRole, MemberState};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
@@ -236,6 +236,12 @@ fn a_machine_that_joined_after_the_backup_is_asked_about_and_then_awaited() {
     let on_record = back.writes.iter().any(|w| matches!(w, Write::PutMember(row) if row.name.0 == "n2"));
     assert!(on_record);
     assert_eq!(awaited(&back), ["n2"], "what it runs is still to be told");
+    // It is no node yet, of which anybody could say that it is down.
+    let why = back.core.why_held().unwrap();
+    assert!(
+        why.contains("record: n2;") && why.contains("berth node remove") && !why.contains("State="),
+        "{why}"
+    );
     back.hello("n2", "boot", hardware(4, 1, 4000, 2), vec![], vec![(waits, Attempt(0))]);
     assert!(ended(&back, waits));
     assert_eq!(back.starts(), []);
@@ -243,6 +249,39 @@ fn a_machine_that_joined_after_the_backup_is_asked_about_and_then_awaited() {
     assert_eq!(awaited(&back), Vec::<String>::new());
     let starts = back.starts();
     assert_eq!((starts.len(), starts[0].job), (1, waits));
+}
+
+#[test]
+fn a_machine_that_was_approved_and_does_not_come_is_removed() {
+    let (mut back, waits) = without_a_machine();
+    back.request(actor(0), Request::ApproveMember { name: "n2".into() }).unwrap();
+    back.request(actor(0), Request::RemoveMember { name: "n2".into(), force: false }).unwrap();
+    assert_eq!((back.core.why_held(), back.starts()), (None, vec![batch_key(waits, 100)]));
+}
+
+#[test]
+fn a_machine_that_joins_as_a_login_node_has_nothing_to_tell() {
+    for role in [MemberRole::Login, MemberRole::Compute] {
+        let (mut back, waits) = without_a_machine();
+        let (id, hash) = ("aaaaaaaa".to_string(), "0".repeat(64));
+        let make = Request::CreateToken {
+            id: id.clone(),
+            hash: hash.clone(),
+            role,
+            ttl: Span::from_mins(60),
+            uses: 1,
+            approval: false,
+            administrators: false,
+        };
+        back.request(actor(0), make).unwrap();
+        let (key, from) = (KeyId::of_digest([9; 32]), "10.0.0.7".to_string());
+        back.request(actor(0), Request::Enrol { token: id, hash, key, name: "n2".into(), from }).unwrap();
+        if role == MemberRole::Login {
+            assert_eq!((back.core.why_held(), back.starts()), (None, vec![batch_key(waits, 100)]));
+        } else {
+            assert_eq!((awaited(&back), back.starts()), (vec!["n2".to_string()], vec![]));
+        }
+    }
 }
 
 #[test]

@@ -35,13 +35,20 @@ impl Cluster {
             ));
         }
         let missing = awaited.iter().filter(|(_, state)| matches!(state, Awaited::Word | Awaited::Rest));
-        let missing: Vec<&NodeName> = missing.map(|(name, _)| name).collect();
-        if !missing.is_empty() {
-            parts.push(format!(
-                "a backup was restored, and no job starts before these nodes have come back and have nothing left that is on no \
-                 record: {}; of one that will not come back say so: scontrol update NodeName=... State=DOWN Reason=...",
-                names(missing)
-            ));
+        // What was approved is no node before it has come again.
+        let (nodes, members): (Vec<&NodeName>, Vec<&NodeName>) =
+            missing.map(|(name, _)| name).partition(|name| self.nodes.contains_key(*name));
+        for (missing, word) in [
+            (nodes, "scontrol update NodeName=... State=DOWN Reason=..."),
+            (members, "'berth node remove NAME', and it can join again with a token"),
+        ] {
+            if !missing.is_empty() {
+                parts.push(format!(
+                    "a backup was restored, and no job starts before these nodes have come back and have nothing left that is on no \
+                     record: {}; of one that will not come back say so: {word}",
+                    names(missing)
+                ));
+            }
         }
         let strange = awaited.iter().filter(|(_, state)| matches!(state, Awaited::Approval));
         for (name, _) in strange {
@@ -186,14 +193,18 @@ impl Cluster {
         self.await_no_more(name);
     }
 
-    /// A machine is in the books: one that was not in the backup is to say what it runs.
-    pub(super) fn is_known_now(&mut self, name: &NodeName) {
-        if let Some(state) = self.restored.awaited.get_mut(name)
-            && *state == Awaited::Approval
-        {
-            *state = Awaited::Word;
-            self.unknown.remove(name);
-            self.out.meta = true;
+    /// A machine is in the books: one that was not in the backup is to say what it runs, if it runs anything.
+    pub(super) fn is_known_now(&mut self, name: &NodeName, role: MemberRole) {
+        if !self.is_unknown(name) {
+            return;
+        }
+        match role {
+            MemberRole::Compute => {
+                self.restored.awaited.insert(name.clone(), Awaited::Word);
+                self.unknown.remove(name);
+                self.out.meta = true;
+            }
+            MemberRole::Login => self.await_no_more(name),
         }
     }
 

@@ -141,7 +141,7 @@ impl Cluster {
         self.keys.insert(row.key.clone(), row.name.clone());
         self.departed.remove(&row.name);
         self.strange.drop_own(&row.name);
-        self.is_known_now(&row.name);
+        self.is_known_now(&row.name, row.role);
         let response = Response::Enrolled { member: row.info() };
         self.out.last.push(Write::PutMember(row));
         response
