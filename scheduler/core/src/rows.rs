@@ -60,7 +60,8 @@ pub struct Restored {
     /// first controller starts after the restore; none where a version before restored it.
     #[serde(default)]
     pub not_before: Option<Time>,
-    /// Nodes of the backup that have not yet come to rest; while there is one, no job starts.
+    /// Nodes of the backup that have not yet come to rest; while there is one, no job starts. With them those of which nothing is awaited any more, for as
+    /// long as the others are there.
     pub awaited: BTreeMap<NodeName, Awaited>,
 }
 
@@ -76,6 +77,8 @@ pub enum Awaited {
     Approval,
     /// An administrator's word: it told of this job, which cannot have been given out since the backup.
     Beyond(JobId),
+    /// Nothing: it was given up or removed, and is not asked about again. It holds nothing up.
+    Gone,
 }
 
 /// A submission, immutable: shared by all tasks of an array.

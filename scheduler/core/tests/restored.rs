@@ -380,3 +380,29 @@ fn nothing_starts_before_machines_can_have_come_of_which_the_backup_says_nothing
         assert_eq!((back.core.why_held(), back.starts()), (None, vec![batch_key(waits, 100)]));
     }
 }
+
+#[test]
+fn what_was_said_of_a_machine_another_controller_does_not_ask_again() {
+    let w = World::small();
+    let mut back = w.of_backup(w.writes.len());
+    unknown(&mut back, "n2", 2);
+    unknown(&mut back, "n3", 3);
+    back.request(actor(0), Request::ApproveMember { name: "n3".into() }).unwrap();
+    for name in ["n2", "n3"] {
+        back.request(actor(0), Request::RemoveMember { name: name.into(), force: false }).unwrap();
+    }
+    let why = back.core.why_held().unwrap();
+    assert!(why.contains("n1") && !why.contains("n2") && !why.contains("n3"), "{why}");
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    back.core = Cluster::restore(config, Term(1002), stored_after(&w, &back), back.now).unwrap();
+    for (name, key) in [("n2", 2), ("N2", 2), ("n3", 3)] {
+        unknown(&mut back, name, key);
+    }
+    assert_eq!((awaited(&back), asked_about(&back)), (vec!["n1".to_string()], 2));
+    assert_eq!(back.core.why_held(), Some(why));
+    // With the last node that is awaited this is forgotten.
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(back.core.why_held(), None);
+    let restored = stored_after(&w, &back).meta.unwrap().restored.unwrap();
+    assert!(restored.awaited.is_empty(), "{restored:?}");
+}

@@ -20,7 +20,7 @@ const RATE: u64 = 1_000;
 impl Cluster {
     /// Nodes of a restored backup for which all jobs wait.
     pub fn awaited(&self) -> impl Iterator<Item = &NodeName> {
-        self.restored.awaited.keys()
+        self.restored.awaited.iter().filter(|(_, state)| **state != Awaited::Gone).map(|(name, _)| name)
     }
 
     /// Why no job starts since a backup was restored, and what to do about it.
@@ -189,12 +189,26 @@ impl Cluster {
     /// It does not, or is lost: what it runs is given up.
     pub(super) fn give_up_unknown(&mut self, actor: &Actor, name: &NodeName) {
         self.note(actor, format!("gave up {name}, which is not in the backup"));
+        self.is_gone(name);
+    }
+
+    /// A machine is out: while nothing starts anyway it is on record that it is not asked about again, whichever controller it comes to.
+    pub(super) fn is_gone(&mut self, name: &NodeName) {
         self.departed.insert(name.clone());
-        self.await_no_more(name);
+        self.unknown.remove(name);
+        if self.on_hold() {
+            self.restored.awaited.insert(name.clone(), Awaited::Gone);
+            self.out.meta = true;
+            self.end_hold();
+        }
     }
 
     /// A machine is in the books: one that was not in the backup is to say what it runs, if it runs anything.
     pub(super) fn is_known_now(&mut self, name: &NodeName, role: MemberRole) {
+        if self.restored.awaited.get(name) == Some(&Awaited::Gone) {
+            self.restored.awaited.remove(name);
+            self.out.meta = true;
+        }
         if !self.is_unknown(name) {
             return;
         }

@@ -388,7 +388,6 @@ impl Cluster {
             self.out.nodes.remove(name);
             self.out.last.push(Write::DeleteNode(name.clone()));
         }
-        self.await_no_more(name);
         self.removals.remove(name);
         self.strange.drop_own(name);
         self.ahead.retain(|(node, ..)| node != name);
@@ -396,8 +395,10 @@ impl Cluster {
         if let Some(member) = member {
             self.members.remove(name);
             self.keys.remove(&member.key);
-            self.departed.insert(name.clone());
             self.out.last.push(Write::DeleteMember(name.clone()));
+            self.is_gone(name);
+        } else {
+            self.await_no_more(name);
         }
         self.out.effects.push(Effect::CutOff { node: name.clone(), why });
     }

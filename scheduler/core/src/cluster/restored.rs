@@ -102,7 +102,7 @@ fn lost(now: berth_model::Time) -> StepExit {
 impl Cluster {
     /// Whether no job may start: a node that has not told what it runs may have started any of them.
     pub(super) fn on_hold(&self) -> bool {
-        self.may_yet_come() || !self.restored.awaited.is_empty()
+        self.may_yet_come() || self.restored.awaited.values().any(|state| *state != Awaited::Gone)
     }
 
     /// Whether a machine of which the backup says nothing may not have had the time to come.
@@ -259,6 +259,11 @@ impl Cluster {
     /// Jobs start again if nothing is waited for any more.
     pub(super) fn end_hold(&mut self) {
         if !self.on_hold() {
+            // Nobody is asked about any more.
+            if !self.restored.awaited.is_empty() {
+                self.restored.awaited.clear();
+                self.out.meta = true;
+            }
             let waiting: Vec<JobId> = self.queue.values().flatten().map(|key| key.job).collect();
             // With other reasons, and each partition is gone through.
             waiting.into_iter().for_each(|job| self.enqueue(job));
