@@ -2,7 +2,7 @@
 
 use crate::ReadConfig;
 use crate::agents;
-use crate::backup::noted::{self, Note};
+use crate::backup::noted::{self, Entered, Note};
 use crate::driver::Input;
 use crate::ends::Ends;
 use crate::identity::{Identities, controller};
@@ -159,15 +159,16 @@ impl Controller {
 
     /// Enters backups into the audit log that were noted in this directory, for as long as it is polled.
     pub(crate) async fn enter_backups(self: Arc<Self>, private: PathBuf) {
+        let mut entered = Entered::default();
         loop {
             tokio::time::sleep(NOTES).await;
             let at = private.clone();
             let Ok(notes) = tokio::task::spawn_blocking(move || noted::left(&at)).await else { continue };
-            for (path, Note { user, file, time }) in notes {
+            for (path, Note { user, file, time }) in entered.open(notes, noted::remove) {
                 let ago = Span(wall_clock().0.saturating_sub(time.0));
                 let body = Request::BackedUp { by: user, file, ago };
                 match self.request(controller(), body).await {
-                    Ok(_) => noted::forget(&path),
+                    Ok(_) => entered.forget(path, noted::remove),
                     // A later look finds it again.
                     Err(refusal) => tracing::debug!("a backup is not on record yet: {refusal}"),
                 }

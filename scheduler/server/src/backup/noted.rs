@@ -6,6 +6,7 @@ use crate::ControllerError;
 use berth_model::Time;
 use nix::unistd::{Gid, Uid, User};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -71,10 +72,11 @@ pub(crate) fn left(private: &Path) -> Vec<(PathBuf, Note)> {
         }
         match read(&path) {
             Ok(note) => notes.push((path, note)),
-            Err(e) => {
-                tracing::warn!("{} is no note of a backup: {e}", path.display());
-                forget(&path);
-            }
+            Err(e) => match remove(&path) {
+                Ok(()) => tracing::warn!("{} is no note of a backup, and was removed: {e}", path.display()),
+                // It is found again at once: that is not said twice a second.
+                Err(_) => tracing::debug!("{} is no note of a backup: {e}", path.display()),
+            },
         }
     }
     notes.sort_by_key(|(_, note)| note.time);
@@ -85,10 +87,38 @@ fn read(path: &Path) -> std::io::Result<Note> {
     Ok(serde_json::from_slice(&std::fs::read(path)?)?)
 }
 
-/// It is on record.
-pub(crate) fn forget(path: &Path) {
-    if let Err(e) = std::fs::remove_file(path) {
-        tracing::warn!("{}: {e}", path.display());
+/// Removes the file of a note.
+pub(crate) fn remove(path: &Path) -> std::io::Result<()> {
+    std::fs::remove_file(path)
+}
+
+/// Notes that are on record, and whose files could not be removed: nothing but their removal is tried again.
+#[derive(Debug, Default)]
+pub(crate) struct Entered(BTreeSet<PathBuf>);
+
+impl Entered {
+    /// Of these notes, which are all that are there, those that are not on record.
+    pub(crate) fn open(
+        &mut self,
+        mut notes: Vec<(PathBuf, Note)>,
+        remove: impl Fn(&Path) -> std::io::Result<()>,
+    ) -> Vec<(PathBuf, Note)> {
+        self.0.retain(|path| notes.iter().any(|(there, _)| there == path));
+        notes.retain(|(path, _)| !self.0.contains(path));
+        self.0.retain(|path| remove(path).is_err());
+        notes
+    }
+
+    /// A note is on record.
+    pub(crate) fn forget(&mut self, path: PathBuf, remove: impl Fn(&Path) -> std::io::Result<()>) {
+        if let Err(e) = remove(&path) {
+            tracing::warn!(
+                "{}: the note of a backup, which is in the audit log, cannot be removed, and will be entered again when the \
+                 controller starts: {e}",
+                path.display()
+            );
+            self.0.insert(path);
+        }
     }
 }
 
@@ -109,8 +139,32 @@ mod tests {
         let files: Vec<&str> = notes.iter().map(|(_, note)| note.file.as_str()).collect();
         assert!(files[0].starts_with('/') && files[0].ends_with("/first.tar"), "{files:?}");
         assert_eq!(files[1..], ["/backups/second.tar"]);
-        notes.iter().for_each(|(path, _)| forget(path));
+        let mut entered = Entered::default();
+        notes.into_iter().for_each(|(path, _)| entered.forget(path, remove));
         assert!(left(&private).is_empty());
         assert_eq!(std::fs::read_dir(private.join("backups")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_note_that_cannot_be_removed_is_entered_once() {
+        let state = tempfile::tempdir().unwrap();
+        let private = state.path().join("private");
+        leave(state.path(), Path::new("/backups/first.tar"), Time(1)).unwrap();
+        let cannot = |_: &Path| Err(std::io::Error::from(ErrorKind::ReadOnlyFilesystem));
+        let mut entered = Entered::default();
+        let files =
+            |notes: &[(PathBuf, Note)]| notes.iter().map(|(_, note)| note.file.clone()).collect::<Vec<_>>();
+        let open = entered.open(left(&private), cannot);
+        assert_eq!(files(&open), ["/backups/first.tar"]);
+        // It was refused, and is found again; then it is on record.
+        for (path, _) in entered.open(left(&private), cannot) {
+            entered.forget(path, cannot);
+        }
+        assert!(entered.open(left(&private), cannot).is_empty());
+        // Another one is entered beside it, and the first goes as soon as it can.
+        leave(state.path(), Path::new("/backups/second.tar"), Time(2)).unwrap();
+        let open = entered.open(left(&private), remove);
+        assert_eq!(files(&open), ["/backups/second.tar"]);
+        assert_eq!(files(&left(&private)), ["/backups/second.tar"]);
     }
 }
