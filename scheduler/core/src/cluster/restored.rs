@@ -116,7 +116,8 @@ impl Cluster {
             self.restored.not_before = Some(self.clock + COMING);
             self.out.meta = true;
         }
-        if let Some(first) = self.restored.not_before {
+        // Long after, nothing is held up by it.
+        if let Some(first) = self.restored.not_before.filter(|first| self.clock < *first) {
             self.timers.insert((first, Timer::Held));
         }
     }
