@@ -353,8 +353,8 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<ImageRecord> {
         let what = image.name.clone().unwrap_or_else(|| format!("{}@{}", image.source, image.digest));
-        let manifest = self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
-        let Document::Manifest(manifest) = parse_document(&what, &manifest, None)? else {
+        let described = self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
+        let Document::Manifest(manifest) = parse_document(&what, &described, None)? else {
             return Err(Error::new(
                 ErrorKind::Refused,
                 what,
@@ -364,7 +364,8 @@ impl Store {
         };
         check_config_type(&what, &manifest)?;
         let config_digest = descriptor_digest(&what, manifest.config())?;
-        let (config, layers) = self.config(&what, &manifest, &config_digest, source)?;
+        let configured = self.config_blob(&what, &manifest, &config_digest, source)?;
+        let (config, layers) = read_config(&what, &manifest, &configured, &self.platform, &self.limits)?;
         self.admit(&what, &layers)?;
         let diff_ids: Vec<Digest> = layers.iter().map(|l| l.diff_id.clone()).collect();
         let lowest = self.lowest(&layers);
@@ -375,9 +376,10 @@ impl Store {
             let pending = PendingRecord { layers: diff_ids, config_digest: config_digest.clone(), merged };
             let name = self.pending_name(&image.digest);
             files::write(self.images.as_fd(), &name, &print(&pending)?, self.give_to)?;
-            // Collection may have removed the blobs of an image that nothing named until now.
-            self.blob(source, BlobKind::Manifest, &image.digest, self.limits.manifest_bytes)?;
-            self.blob(source, BlobKind::Blob, &config_digest, self.limits.config_bytes)?;
+            // Collection may have removed the blobs of an image that nothing named until now. The source is not asked for them again: all who
+            // use the store wait for this lock.
+            self.keep_blob(&image.digest, &described)?;
+            self.keep_blob(&config_digest, &configured)?;
         }
         self.bound_images(&layers);
         if let Some(lowest) = &lowest {
@@ -435,13 +437,13 @@ impl Store {
         Ok(())
     }
 
-    fn config(
+    fn config_blob(
         &self,
         what: &str,
         manifest: &ImageManifest,
         digest: &Digest,
         source: &dyn BlobSource,
-    ) -> Result<(ImageConfig, Vec<LayerInfo>)> {
+    ) -> Result<Vec<u8>> {
         let bytes = match self.user {
             // They have to have it, whatever the store has.
             Some(_) => {
@@ -459,20 +461,31 @@ impl Store {
             )
             .next("push the image again"));
         }
-        read_config(what, manifest, &bytes, &self.platform, &self.limits)
+        Ok(bytes)
     }
 
     /// A small blob, from the store or from the source; verified either way.
     fn blob(&self, source: &dyn BlobSource, kind: BlobKind, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
-        let name = digest.file_name();
-        if let Some(bytes) = files::read(self.blobs.as_fd(), &name)?
-            && verify("stored blob", &bytes, digest).is_ok()
-        {
+        if let Some(bytes) = self.kept_blob(digest)? {
             return Ok(bytes);
         }
         let bytes = read_verified(source, kind, digest, limit)?;
-        files::write(self.blobs.as_fd(), &name, &bytes, self.give_to)?;
+        files::write(self.blobs.as_fd(), &digest.file_name(), &bytes, self.give_to)?;
         Ok(bytes)
+    }
+
+    /// A small blob that is whole in the store.
+    fn kept_blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        let bytes = files::read(self.blobs.as_fd(), &digest.file_name())?;
+        Ok(bytes.filter(|bytes| verify("stored blob", bytes, digest).is_ok()))
+    }
+
+    /// Has a small blob in the store that was verified, without asking anybody.
+    fn keep_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        match self.kept_blob(digest)? {
+            Some(_) => Ok(()),
+            None => files::write(self.blobs.as_fd(), &digest.file_name(), bytes, self.give_to),
+        }
     }
 
     /// Makes all layers present, several at a time, the largest first; tells which came from the source.

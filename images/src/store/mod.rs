@@ -26,8 +26,8 @@
 //! were being made anew.
 //!
 //! Order of locks: a user's quota, then fetch, then use, then layer, then place, then store. Nobody waits for a layer while holding
-//! another. Fetch and layer are held while a source is read, which may be slow or hostile: the first is each user's own, and of
-//! the second see [`turn`].
+//! another. Quota, fetch, use and layer are held while a source is read, which may be slow or hostile: the first two are each user's
+//! own, the third is shared, and of the fourth see [`turn`]. Place and store never are: all wait for them, and so for nobody's source.
 
 mod ensure;
 mod export;

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use berth_images::{
-    Algorithm, Confine, Confined, Credentials, Digest, Error, ErrorKind, Helpers, ProgressEvent, Registries,
-    ResolvedManifest, RunAs, Store, open_source,
+    Algorithm, Confine, Confined, Credentials, Digest, Error, ErrorKind, Helpers, ProgressEvent,
+    PruneOptions, Registries, ResolvedManifest, RunAs, Store, open_source,
 };
 
 use crate::concurrency::{helpers, program};
 use crate::support::fake::{Behaviour, FakeRegistry};
 use crate::support::registry::{Authority, RealRegistry};
+use crate::support::watched::Watched;
 use crate::support::{
     Bench, Compression, ImageBuilder, Tar, arch, blob_path, gzip, put_blob, resolve_text, write_layout,
 };
@@ -454,6 +455,37 @@ fn nobody_waits_for_what_another_users_registry_does_not_bring_as_root() {
         assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
         assert_eq!(shared.bench.records("tmp"), Vec::<String>::new());
     }
+}
+
+/// Whoever removes an image collects what nothing names yet, such as the manifest of one whose configuration is slow to come.
+#[test]
+fn a_source_is_asked_for_nothing_while_everybody_waits() {
+    let bench = Bench::new();
+    let digest = ImageBuilder::new(vec![Tar::new().file("b", b"x").end()]).write(&bench.layout());
+    let size = |path: PathBuf| usize::try_from(std::fs::metadata(path).unwrap().len()).unwrap();
+    let manifest = size(blob_path(&bench.layout(), &digest));
+    let lock = bench.path().join("store/locks/store");
+    let is_free = || match std::fs::File::open(&lock) {
+        Ok(file) => rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    let (opened, manifests) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (image, source) = Watched::new(&bench, |size, blob| {
+        assert!(is_free(), "whoever uses the store waits for this source");
+        if size == manifest {
+            manifests.fetch_add(1, Ordering::SeqCst);
+        }
+        // The manifest is there by now, and its configuration comes.
+        if opened.fetch_add(1, Ordering::SeqCst) == 1 {
+            bench.store().prune(&PruneOptions::default()).unwrap();
+            assert_eq!(bench.records("blobs"), Vec::<String>::new());
+        }
+        Ok(blob)
+    });
+    bench.store().ensure(&image, &source, &()).unwrap();
+    assert_eq!(manifests.load(Ordering::SeqCst), 1);
+    assert_eq!(bench.records("blobs").len(), 2);
+    assert_eq!(bench.store().verify(&[]).unwrap().problems(), Vec::<String>::new());
 }
 
 /// An image in one file that everybody can read.
