@@ -81,8 +81,8 @@ impl Store {
         Ok(record.is_some_and(|record| record.boot == boot_id()))
     }
 
-    /// Makes the layer present, and says whether it came from the source. `None` when `wait` is false and another process works
-    /// on it. When `failed` is set, another layer of the image did.
+    /// Makes the layer present, and says whether it came from the source. `None` when another process works on it, and `wait` is false or
+    /// what it made is gone. When `failed` is set, another layer of the image did.
     pub(super) fn ensure_layer(
         &self,
         layer: &LayerInfo,
@@ -96,7 +96,11 @@ impl Store {
         }
         let turn = match self.try_turn(layer)? {
             Some(turn) => turn,
-            None if wait => self.turn(layer, progress, Some(failed))?,
+            None if wait => match self.turn(layer, progress, Some(failed), false)? {
+                Some(turn) => turn,
+                // Others made it. Where it is gone again, it is waited for again.
+                None => return Ok(self.layer_record(&layer.diff_id)?.map(|record| (record.report, false))),
+            },
             None => return Ok(None),
         };
         let report = match self.layer_record(&layer.diff_id)? {
@@ -121,7 +125,8 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<()> {
         let name = layer.diff_id.file_name();
-        let turn = self.turn(layer, progress, None)?;
+        // What is there ends no waiting of whoever makes it anew.
+        let Some(turn) = self.turn(layer, progress, None, true)? else { return Ok(()) };
         let (work, _) = self.unpack_layer(layer, source, &turn.watched(progress), None)?;
         self.placing(&layer.diff_id, || self.put_anew(work, &name))?;
         progress.event(ProgressEvent::LayerDone { diff_id: layer.diff_id.clone() });

@@ -146,34 +146,40 @@ impl Store {
         self.free_turn(&layer_lock(layer))
     }
 
-    /// The turn to make a layer, waiting for others where that is right. When `failed` is set, another layer of the image did, and nobody
-    /// waits any more. Whoever has it looks first whether the layer is there by now.
+    /// The turn to make a layer, waiting for others where that is right; `None` where it is there meanwhile, which is nothing to whoever
+    /// makes it `anew`. When `failed` is set, another layer of the image did, and nobody waits any more. Whoever has the turn looks first
+    /// whether the layer is there by now.
     pub(super) fn turn(
         &self,
         layer: &LayerInfo,
         progress: &dyn Progress,
         failed: Option<&AtomicBool>,
-    ) -> Result<Turn<'_>> {
+        anew: bool,
+    ) -> Result<Option<Turn<'_>>> {
         if let Some(turn) = self.try_turn(layer)? {
-            return Ok(turn);
+            return Ok(Some(turn));
         }
         let name = layer_lock(layer);
         progress.event(ProgressEvent::Waiting { what: format!("layer {}", layer.diff_id.short()) });
         let mut vigil = Vigil::new(self.span, layer.size, self.whose());
         let begun = Instant::now();
+        // Somebody beside the holder may have made it.
+        let there = || -> Result<bool> { Ok(!anew && self.layer_record(&layer.diff_id)?.is_some()) };
         let waits = || -> Result<bool> {
             let said = files::read(self.locks.as_fd(), &name)?.and_then(|text| Said::parse(&text));
-            // Somebody beside the holder may have made it.
-            Ok(vigil.goes_on(begun.elapsed(), said) && self.layer_record(&layer.diff_id)?.is_none())
+            Ok(vigil.goes_on(begun.elapsed(), said) && !there()?)
         };
         if let Some(turn) = self.turn_while(&name, failed, waits)? {
-            return Ok(turn);
+            return Ok(Some(turn));
         }
-        // One of this user's at a time, however many wait.
+        // One of this user's at a time, however many wait; its source may be as bad, while others bring the layer.
         let own = format!("{name}.{}", self.whose());
         loop {
-            if let Some(turn) = self.turn_while(&own, failed, || Ok(true))? {
-                return Ok(turn);
+            if there()? {
+                return Ok(None);
+            }
+            if let Some(turn) = self.turn_while(&own, failed, || Ok(!there()?))? {
+                return Ok(Some(turn));
             }
         }
     }
@@ -248,8 +254,96 @@ pub(super) fn place_lock(diff_id: &Digest) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Algorithm;
+    use crate::store::boot_id;
+    use crate::store::record::{LayerRecord, VERSION, print};
+    use crate::unpack::LayerReport;
+    use std::path::Path;
+    use std::sync::mpsc::{Receiver, channel};
 
     const MIB: u64 = 1 << 20;
+
+    /// The store below `root`, for work of `user`'s.
+    fn store(root: &Path, user: Option<u32>) -> Store {
+        let mut store = Store::open(&root.join("store")).unwrap().waiting_for_others(Duration::ZERO);
+        store.user = user;
+        store
+    }
+
+    /// A place for a store, and a layer that is not in it.
+    fn layer() -> (tempfile::TempDir, LayerInfo) {
+        let digest = Digest::of(Algorithm::Sha256, b"layer");
+        let layer = LayerInfo { diff_id: digest.clone(), digest, size: 1, foreign: false };
+        (tempfile::tempdir().unwrap(), layer)
+    }
+
+    /// Has everybody see the layer.
+    fn publish(store: &Store, layer: &LayerInfo) {
+        let work = WorkDir::new(store).unwrap();
+        let directory = work.open().unwrap();
+        rustix::fs::mkdirat(&directory, "fs", rustix::fs::Mode::RWXU).unwrap();
+        let record = LayerRecord {
+            version: VERSION,
+            diff_id: layer.diff_id.clone(),
+            report: LayerReport::default(),
+            listed: true,
+            rebuildable: true,
+            image: None,
+            boot: boot_id(),
+        };
+        files::write(directory.as_fd(), "layer.json", &print(&record).unwrap(), None).unwrap();
+        store.publish_layer(work, &layer.diff_id).unwrap();
+    }
+
+    /// Until somebody waits, and has looked at the lock some times.
+    fn once_waiting(waits: &Receiver<()>) {
+        waits.recv_timeout(seconds(20)).unwrap();
+        std::thread::sleep(LOOKS.1);
+    }
+
+    /// Two processes of one user find each other's sources slow, and another user's is not.
+    #[test]
+    fn a_layer_that_another_user_made_ends_the_waiting_for_ones_own() {
+        let (dir, layer) = layer();
+        let (theirs, first, second) =
+            (store(dir.path(), Some(1001)), store(dir.path(), Some(1002)), store(dir.path(), Some(1002)));
+        let _holder = theirs.try_turn(&layer).unwrap().unwrap();
+        let own = first.turn(&layer, &(), None, false).unwrap().unwrap();
+        assert_eq!(own.name, format!("{}.1002", layer_lock(&layer)));
+        let ((waits, waiting), (ended, ends), over) = (channel(), channel(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let told = |_: ProgressEvent| waits.send(()).unwrap();
+                let turn = second.turn(&layer, &told, Some(&over), false);
+                ended.send(turn.map(|turn| turn.map(|turn| turn.name))).unwrap();
+            });
+            once_waiting(&waiting);
+            publish(&theirs, &layer);
+            let turn = ends.recv_timeout(seconds(20));
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(turn.expect("it waits for its own user's source").unwrap(), None);
+        });
+    }
+
+    /// What is there is made anew where it is damaged, or in another form.
+    #[test]
+    fn who_makes_a_layer_anew_waits_for_its_user_as_others_do() {
+        let (dir, layer) = layer();
+        let (first, second) = (store(dir.path(), None), store(dir.path(), None));
+        publish(&first, &layer);
+        let holder = first.turn(&layer, &(), None, true).unwrap().unwrap();
+        let (waits, waiting) = channel();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let told = |_: ProgressEvent| waits.send(()).unwrap();
+                second.turn(&layer, &told, None, true).map(|turn| turn.map(|turn| turn.name))
+            });
+            once_waiting(&waiting);
+            assert!(!other.is_finished(), "both fetch it");
+            holder.end().unwrap();
+            assert_eq!(other.join().unwrap().unwrap(), Some(layer_lock(&layer)));
+        });
+    }
 
     fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
