@@ -236,7 +236,7 @@ impl Store {
         if let Some(known) = self.whole_record(&record.digest)? {
             if was_new {
                 (record.source, record.insecure) = (known.source, known.insecure);
-                record.created = known.created;
+                (record.created, record.sif_signatures) = (known.created, known.sif_signatures);
             }
             for (old, new) in [(known.names, &mut record.names), (known.own, &mut record.own)] {
                 let mut all: Vec<_> = old.into_iter().filter(|name| !new.contains(name)).collect();
@@ -685,6 +685,39 @@ fn fetch_lock(digest: &Digest) -> String {
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
+
+    /// The record of an image that came from a SIF file, which says this of its signatures.
+    fn record(source: &str, said: Option<&str>) -> ImageRecord {
+        ImageRecord {
+            version: VERSION,
+            digest: Digest::of(Algorithm::Sha256, b"x"),
+            names: vec![source.to_owned()],
+            own: Vec::new(),
+            config_digest: Digest::of(Algorithm::Sha256, b"config"),
+            config: ImageConfig::default(),
+            layers: Vec::new(),
+            bytes: 0,
+            created: 1,
+            source: Some(source.to_owned()),
+            insecure: false,
+            merged: None,
+            sif_signatures: said.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn what_is_known_of_an_image_is_all_of_the_first_that_made_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        store.record_made(record("sif:/a", Some("by A")), true).unwrap();
+        let second = record("sif:/b", Some("by B"));
+        let made = store.record_made(second.clone(), true).unwrap();
+        assert_eq!((made.source.as_deref(), made.sif_signatures.as_deref()), (Some("sif:/a"), Some("by A")));
+        assert_eq!(made.names, ["sif:/a", "sif:/b"]);
+        // One that was made anew is as it came now.
+        let made = store.record_made(second, false).unwrap();
+        assert_eq!((made.source.as_deref(), made.sif_signatures.as_deref()), (Some("sif:/b"), Some("by B")));
+    }
 
     #[test]
     fn what_an_import_needs_is_known_by_its_lock() {
