@@ -36,6 +36,7 @@ pub(super) const MAX_PARALLEL: usize = 8;
 /// What a lock's name has before the image, and the name of what an import needs behind it.
 const FETCH: &str = "fetch-";
 const PENDING: &str = ".pending";
+const PARTIAL: &str = ".partial";
 /// Characters of what a SIF file says of its signatures.
 const MOST_SAID: usize = 1000;
 
@@ -106,7 +107,7 @@ impl Store {
         self.sweep()?;
         let is_new = self.whole_record(&image.digest)?.is_none();
         let result = self.import(image, source, progress).and_then(|record| self.record_made(record, is_new));
-        let (pending, partial) = (self.pending_name(&image.digest), partial_name(&image.digest));
+        let (pending, partial) = (self.pending_name(&image.digest), self.partial_name(&image.digest));
         let ended = match &result {
             // Room may be made, and complete layers wait for the next try.
             Err(e) if e.kind() == ErrorKind::NoSpace => {
@@ -344,6 +345,11 @@ impl Store {
     /// What such an import needs.
     fn pending_name(&self, digest: &Digest) -> String {
         format!("{}{}{PENDING}", digest.file_name(), self.own_mark())
+    }
+
+    /// What such an import needed that failed on a full disk: kept for as long as somebody wants the image, whatever others have of it.
+    fn partial_name(&self, digest: &Digest) -> String {
+        format!("{}{}{PARTIAL}", digest.file_name(), self.own_mark())
     }
 
     fn import(
@@ -664,13 +670,17 @@ pub(super) fn record_name(digest: &Digest) -> String {
 /// The image of which `name` says what an import needs, and the lock that the import holds.
 pub(super) fn pending_of(name: &str) -> Option<(Digest, String)> {
     let name = name.strip_suffix(PENDING)?;
-    let digest = Digest::from_file_name(name.split_once('.').map_or(name, |(digest, _)| digest))?;
-    Some((digest, format!("{FETCH}{name}")))
+    Some((made_of(name)?, format!("{FETCH}{name}")))
 }
 
-/// What an import needed that failed on a full disk: kept for as long as somebody wants the image.
-pub(super) fn partial_name(digest: &Digest) -> String {
-    format!("{}.partial", digest.file_name())
+/// The image of which `name` says what an import needed that failed on a full disk.
+pub(super) fn partial_of(name: &str) -> Option<Digest> {
+    made_of(name.strip_suffix(PARTIAL)?)
+}
+
+/// The image that stands before a user, if one does.
+fn made_of(name: &str) -> Option<Digest> {
+    Digest::from_file_name(name.split_once('.').map_or(name, |(digest, _)| digest))
 }
 
 pub(super) fn use_lock(digest: &Digest) -> String {
@@ -685,6 +695,7 @@ fn fetch_lock(digest: &Digest) -> String {
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
+    use std::collections::BTreeSet;
 
     /// The record of an image that came from a SIF file, which says this of its signatures.
     fn record(source: &str, said: Option<&str>) -> ImageRecord {
@@ -703,6 +714,44 @@ mod tests {
             merged: None,
             sif_signatures: said.map(str::to_owned),
         }
+    }
+
+    #[test]
+    fn what_one_user_had_no_room_for_stays_whatever_becomes_of_anothers_import() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("store")).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let image = ResolvedManifest {
+            source: "oci:/x".to_owned(),
+            digest: digest.clone(),
+            insecure: false,
+            name: None,
+            indexes: Vec::new(),
+            pin: None,
+        };
+        let needed = PendingRecord {
+            layers: Vec::new(),
+            config_digest: Digest::of(Algorithm::Sha256, b"config"),
+            merged: None,
+        };
+        let partials = |store: &Store| -> Vec<String> {
+            let names = store.names(&store.images).unwrap();
+            names.into_iter().filter(|name| name.ends_with(PARTIAL)).collect()
+        };
+        let mut all = Vec::new();
+        for user in [Some(1001), None, Some(1002)] {
+            store.user = user;
+            let name = store.partial_name(&digest);
+            files::write(store.images.as_fd(), &name, &print(&needed).unwrap(), None).unwrap();
+            all.push(name);
+        }
+        // The last user's source has nothing of it.
+        store.ensure(&image, &StoreAlone, &()).unwrap_err();
+        assert_eq!(partials(&store), all[..2]);
+        store.collect(&BTreeSet::from([digest])).unwrap();
+        assert_eq!(partials(&store), all[..2], "somebody wants it");
+        store.collect(&BTreeSet::new()).unwrap();
+        assert_eq!(partials(&store), Vec::<String>::new());
     }
 
     #[test]
@@ -726,6 +775,8 @@ mod tests {
         for user in ["", ".1001"] {
             let found = pending_of(&format!("{name}{user}.pending"));
             assert_eq!(found, Some((digest.clone(), format!("{lock}{user}"))));
+            assert_eq!(partial_of(&format!("{name}{user}.partial")), Some(digest.clone()));
+            assert_eq!(partial_of(&format!("{name}{user}.pending")), None);
         }
         for other in [format!("{name}.json"), format!("{name}.partial"), "x.pending".to_owned()] {
             assert_eq!(pending_of(&other), None);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{AtFlags, Dir, fstatvfs, statat};
 use serde::{Deserialize, Serialize};
 
-use super::ensure::{partial_name, pending_of, record_name, use_lock};
+use super::ensure::{partial_of, pending_of, record_name, use_lock};
 use super::form::LayerForm;
 use super::grant::parse_name;
 use super::lock::Hold;
@@ -485,7 +485,7 @@ impl Store {
                     layers.extend(pending.layers);
                     merged.extend(pending.merged);
                     blobs.extend([digest, pending.config_digest]);
-                } else if let Some(digest) = name.strip_suffix(".partial").and_then(Digest::from_file_name) {
+                } else if let Some(digest) = partial_of(name) {
                     let bytes = files::read(self.images.as_fd(), name)?.filter(|_| wanted.contains(&digest));
                     let Some(partial) = bytes.and_then(|bytes| parse::<PendingRecord>(name, &bytes).ok())
                     else {
@@ -511,10 +511,10 @@ impl Store {
                     .and_then(Digest::from_file_name)
                 {
                     // Of an image that did not come after all.
-                    let there = [record_name(&digest), partial_name(&digest)];
-                    let comes = names.iter().any(|name| pending_of(name).is_some_and(|(of, _)| of == digest));
-                    if !wanted.contains(&digest) && !comes && !there.iter().any(|there| names.contains(there))
-                    {
+                    let there = names.contains(&record_name(&digest));
+                    let of = |name: &String| pending_of(name).map(|(of, _)| of).or_else(|| partial_of(name));
+                    let comes = names.iter().any(|name| of(name).as_ref() == Some(&digest));
+                    if !wanted.contains(&digest) && !comes && !there {
                         files::remove(self.images.as_fd(), name)?;
                     }
                 } else if name.ends_with(".grants")

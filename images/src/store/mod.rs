@@ -13,8 +13,8 @@
 //!                  merged-sha256-HEX is several layers as one, below more than can be mounted at once;
 //!                  sha256-HEX.replaced-N was damaged, and something may still run on it
 //!   images/        sha256-HEX.json, written when everything an image needs is on disk; .pending, or .UID.pending, while it is not,
-//!                  .partial after an import that failed on a full disk; .grant-UID, that a user may read it; .released after one
-//!                  gave it back; .signatures, what is known of them; .seen, through which files all of
+//!                  .partial or .UID.partial after an import that failed on a full disk; .grant-UID, that a user may read it;
+//!                  .released after one gave it back; .signatures, what is known of them; .seen, through which files all of
 //!                  it was read here
 //!   locks/         flock(2) files: quota-, fetch-, use-, layer-, place-, and store
 //!   tmp/           work in progress, each with a lock that dies with its process

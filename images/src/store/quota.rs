@@ -236,8 +236,8 @@ impl Store {
     /// Removes what was made for a user who may not have it, unless others have it or need it.
     pub(crate) fn drop_refused(&self, digest: &Digest) -> Result<()> {
         // What others had no room for waits for their next try.
-        let partial = |name: &String| name.strip_suffix(".partial").and_then(Digest::from_file_name);
-        let waiting: BTreeSet<Digest> = self.names(&self.images)?.iter().filter_map(partial).collect();
+        let waiting: BTreeSet<Digest> =
+            self.names(&self.images)?.iter().filter_map(|name| super::ensure::partial_of(name)).collect();
         if self.mark_released(digest)?
             && !self.drop_released(std::slice::from_ref(digest), &waiting)?.images.is_empty()
         {

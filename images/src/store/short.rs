@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 
-use super::ensure::pending_of;
+use super::ensure::{partial_of, pending_of};
 use super::lock::Hold;
 use super::quota::amount;
 use super::record::{PendingRecord, parse};
@@ -83,8 +83,7 @@ impl Store {
             }
         }
         for name in self.names(&self.images)? {
-            let partial = name.strip_suffix(".partial").and_then(Digest::from_file_name);
-            let comes = match (pending_of(&name), partial) {
+            let comes = match (pending_of(&name), partial_of(&name)) {
                 // One whose lock is free is what a killed import left.
                 (Some((_, lock)), _) => self.try_lock(&lock, Hold::Exclusive)?.is_none(),
                 (None, Some(digest)) => needed.contains(&digest),
