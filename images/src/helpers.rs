@@ -110,8 +110,8 @@ pub struct Helpers {
 #[serde(rename_all = "snake_case")]
 enum Report {
     Progress(ProgressEvent),
-    /// All of the image was read from its source, for the user to show that they have it.
-    Whole,
+    /// All of the image was read from its source, for the user to show that they have it, and through this file.
+    Whole(SeenFile),
     Done,
     Failed(Error),
 }
@@ -175,8 +175,10 @@ impl Helpers {
         let opened = SystemTime::now();
         let seen = file.as_ref().map_or(Ok(false), |file| store.is_seen(&image.digest, file))?;
         let work = if seen { Work::Seen } else { Work::Import };
-        let whole = self.import(store, image, work, uid, progress)?;
-        if let Some(file) = file.filter(|file| whole && file.is_settled(opened))
+        let read = self.import(store, image, work, uid, progress)?;
+        // Whoever may rename where it is may have had its path lead elsewhere while it was read. A fetcher that says otherwise is its
+        // user's, who has the content in any case.
+        if let Some(file) = file.filter(|file| read.as_ref() == Some(file) && file.is_settled(opened))
             && self.file_of(store, image, uid)?.as_ref() == Some(&file)
         {
             store.note_seen(&image.digest, file)?;
@@ -327,7 +329,8 @@ impl Helpers {
         Ok(())
     }
 
-    /// Has the two processes make the image present for `uid`, or do something else about it. Whether all of it was read from its source.
+    /// Has the two processes make the image present for `uid`, or do something else about it. Gives the file, where all of it was read
+    /// through one.
     fn import(
         &self,
         store: &Store,
@@ -335,7 +338,7 @@ impl Helpers {
         work: Work<'_>,
         uid: u32,
         progress: &dyn Progress,
-    ) -> Result<bool> {
+    ) -> Result<Option<SeenFile>> {
         let json = |e: serde_json::Error| start_failed(&e.to_string());
         let described = serde_json::to_string(image).map_err(json)?;
         // Dropped after the fetcher has ended.
@@ -500,10 +503,10 @@ impl<R: Read + AsFd> Read for Said<'_, R> {
     }
 }
 
-/// Relays the report until it says how things ended, and whether all was read from the source.
-fn follow(report: impl Read, progress: &dyn Progress) -> Result<bool> {
+/// Relays the report until it says how things ended, and through which file all was read, if through one.
+fn follow(report: impl Read, progress: &dyn Progress) -> Result<Option<SeenFile>> {
     let mut lines = BufReader::new(report);
-    let (mut stray, mut whole) = (String::new(), false);
+    let (mut stray, mut whole) = (String::new(), None);
     loop {
         let mut line = Vec::new();
         let read = (&mut lines)
@@ -520,7 +523,7 @@ fn follow(report: impl Read, progress: &dyn Progress) -> Result<bool> {
         }
         match serde_json::from_slice(&line) {
             Ok(Report::Progress(event)) => progress.event(event),
-            Ok(Report::Whole) => whole = true,
+            Ok(Report::Whole(file)) => whole = Some(file),
             Ok(Report::Done) => return Ok(whole),
             Ok(Report::Failed(error)) => return Err(error),
             Err(_) => stray = printable(String::from_utf8_lossy(&line).trim(), 300),

@@ -265,6 +265,10 @@ impl<F: Fn() -> Result<Box<dyn BlobSource>> + Send + Sync> BlobSource for Openin
             Err(error) => Err(error.clone()),
         }
     }
+
+    fn read_through(&self) -> Option<String> {
+        self.opened.get()?.as_ref().ok()?.read_through()
+    }
 }
 
 /// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--look yes] [--seen yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS]` makes the image present, or
@@ -338,8 +342,11 @@ pub fn unpacker_main(
             }
             None => Some(store.ensure_signed(&image, &source, signers.as_ref(), &progress).map_err(refused)?),
         };
-        if prepared.is_some() && store.has_read_all() {
-            say(&Report::Whole);
+        if prepared.is_some()
+            && store.has_read_all()
+            && let Some(file) = source.read_through().and_then(|words| serde_json::from_str(&words).ok())
+        {
+            say(&Report::Whole(file));
         }
         if let Some(uid) = options.grant {
             let granted = store.grant(&image, uid);

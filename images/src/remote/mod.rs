@@ -54,6 +54,9 @@ struct Open {
     kind: BlobKind,
     digest: Digest,
     offset: u64,
+    /// No blob is wanted, but what [`crate::BlobSource::read_through`] says.
+    #[serde(default)]
+    file: bool,
 }
 
 struct Frame {

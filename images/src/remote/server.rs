@@ -1,7 +1,7 @@
 //! The serving side: opens blobs of a source as they are asked for.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{Cursor, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{ALIVE, Kind, MAX_PAYLOAD, MAX_STREAMS, Open, WINDOW, read_frame, write_frame};
@@ -132,7 +132,14 @@ fn serve_stream(
         let text = serde_json::to_vec(&error.sanitised()).unwrap_or_default();
         send(Kind::Fail, &text);
     };
-    let mut blob = match source.open(open.kind, &open.digest, open.offset) {
+    let opened: Result<Box<dyn Read + Send>> = match open.file {
+        true => match source.read_through() {
+            Some(words) => Ok(Box::new(Cursor::new(words.into_bytes()))),
+            None => Err(Error::new(ErrorKind::NotFound, source.describe(), "is not read through one file")),
+        },
+        false => source.open(open.kind, &open.digest, open.offset),
+    };
+    let mut blob = match opened {
         Ok(blob) => blob,
         Err(error) => return fail(&error),
     };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::docker::{Blob, Images};
 use super::sniff::{Through, open_through, read_small};
-use super::{BlobKind, BlobSource, Layout};
+use super::{BlobKind, BlobSource, Layout, words_of};
 use crate::archive::{EntryKind, Reader};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -188,6 +188,10 @@ impl BlobSource for ArchiveSource {
             Some((start, length)) => Ok(Box::new(self.member(*start, *length, offset))),
             None => Err(no_blob(&self.describe(), digest)),
         }
+    }
+
+    fn read_through(&self) -> Option<String> {
+        words_of(&self.file)
     }
 }
 

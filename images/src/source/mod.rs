@@ -7,6 +7,7 @@ mod oci_sif;
 mod sniff;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::manifest::{Document, Platform, choose, descriptor_digest, parse_docum
 use crate::reference::{Engine, Reference, RegistryRef};
 use crate::registry::{Credentials, Registries, Registry};
 use crate::squashfs::SquashfsSource;
+use crate::store::SeenFile;
 use crate::unpack::Limits;
 
 use engine::EngineSource;
@@ -68,6 +70,17 @@ pub trait BlobSource: Send + Sync {
     fn is_peers(&self) -> bool {
         false
     }
+
+    /// The one file through which all that it gives is read, as that is now, in words that every process of this machine has for it;
+    /// nothing, where there is none, or the kernel does not tell.
+    fn read_through(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What [`BlobSource::read_through`] says of a file.
+pub(crate) fn words_of(file: &File) -> Option<String> {
+    SeenFile::of(file).and_then(|file| serde_json::to_string(&file).ok())
 }
 
 /// Reads a whole small blob, bounded and verified.

@@ -11,7 +11,7 @@ use oci_spec::image::ImageManifest;
 
 use super::layout::{Member, no_blob};
 use super::sniff::{Through, open_through};
-use super::{BlobKind, BlobSource, Layout, read_verified, resolve_layout};
+use super::{BlobKind, BlobSource, Layout, read_verified, resolve_layout, words_of};
 use super::{ResolveOptions, ResolvedManifest};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -46,7 +46,14 @@ impl OciSif {
     /// # Errors
     /// It cannot be read, or is a SIF file that is damaged.
     pub(crate) fn open(path: &Path, through: Through) -> Result<Option<OciSif>> {
-        let file = open_through(path, through)?;
+        OciSif::of(path, open_through(path, through)?)
+    }
+
+    /// As [`OciSif::open`], of a file that is open, named `path` in messages.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn of(path: &Path, file: File) -> Result<Option<OciSif>> {
         let sif = Sif::of(&file).map_err(|e| e.within(&path.display().to_string()))?;
         let Some(sif) = sif else { return Ok(None) };
         let signed = sif.signed();
@@ -115,6 +122,10 @@ impl BlobSource for OciSif {
         }
         let (at, length) = *self.blobs.get(digest).ok_or_else(|| no_blob(&self.describe(), digest))?;
         Ok(Box::new(Member::of(&self.file, (at, length), offset)))
+    }
+
+    fn read_through(&self) -> Option<String> {
+        words_of(&self.file)
     }
 }
 

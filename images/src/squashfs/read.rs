@@ -174,6 +174,11 @@ impl Image {
         Ok(image)
     }
 
+    /// The file that it is read from.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// The file, as it is now.
     pub(super) fn file_metadata(&self) -> Result<Metadata> {
         self.file.metadata().map_err(|e| Error::io("squashfs image", e))

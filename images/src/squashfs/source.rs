@@ -5,6 +5,7 @@
 //! and a file that changed is another image.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -22,7 +23,9 @@ use crate::outer;
 use crate::remembered::{Entry, Remembered};
 use crate::sif::script::Shell;
 use crate::sif::{Holds, SIF_SIGNATURES, Sif, inside};
-use crate::source::{BlobKind, BlobSource, OciSif, ResolveOptions, Squashed, Through, open_through};
+use crate::source::{
+    BlobKind, BlobSource, OciSif, ResolveOptions, Squashed, Through, open_through, words_of,
+};
 use crate::unpack::Limits;
 
 /// Bytes that are handed over at once, and how many pieces may wait.
@@ -89,7 +92,7 @@ impl SquashfsSource {
             None => (vec![(0, length)], None),
             Some(Holds::Squashfs(place, _)) => (vec![*place], None),
             Some(Holds::Oci { .. }) => {
-                let Squashed { layers, config } = oci(path, through)?;
+                let Squashed { layers, config } = oci(path, &file)?;
                 (layers, Some(config))
             }
         };
@@ -191,14 +194,15 @@ impl SquashfsSource {
     }
 }
 
-/// The squashfs layers of an OCI image in a SIF file, for this machine.
-fn oci(path: &Path, through: Through) -> Result<Squashed> {
+/// The squashfs layers of an OCI image in a SIF file, for this machine. What they are called is read in the file that they are read from.
+fn oci(path: &Path, file: &File) -> Result<Squashed> {
     let gone = || {
         let what = format!("sif:{}", path.display());
         Error::new(ErrorKind::NotFound, what, "the file is another one than when it was named")
             .next("submit again")
     };
-    let image = OciSif::open(path, through)?.ok_or_else(gone)?;
+    let file = file.try_clone().map_err(|e| Error::io("squashfs image", e))?;
+    let image = OciSif::of(path, file)?.ok_or_else(gone)?;
     let pinned = image.resolve(&ResolveOptions::default())?;
     image.squashed(&pinned.digest)?.ok_or_else(gone)
 }
@@ -312,6 +316,10 @@ impl BlobSource for SquashfsSource {
         std::io::copy(&mut (&mut layer).take(offset), &mut std::io::sink())
             .map_err(|e| Error::io(self.describe(), e))?;
         Ok(Box::new(layer))
+    }
+
+    fn read_through(&self) -> Option<String> {
+        self.images.first().and_then(|image| words_of(image.file()))
     }
 }
 

@@ -5,7 +5,8 @@
 //! through which it was read, which the kernel calls by a number that it gives to no other one while the machine runs (Linux 6.8; an
 //! older kernel tells none, and nothing is believed). On that mount nobody but whoever serves it sets the time of change, which is compared
 //! to the nanosecond; and who serves it had the content. The descriptor is the user's, opened for reading: one that shows no right to read
-//! counts for nothing.
+//! counts for nothing. That it is the file that was read says the fetcher, of the descriptor through which it read: a path may lead
+//! elsewhere for a moment.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
@@ -95,7 +96,7 @@ impl Store {
         Ok(self.seen(digest)?.files.contains(file))
     }
 
-    /// Notes that all of the image was read through this file, which was the same before and after, and settled before.
+    /// Notes that all of the image was read through this file, which its path led to before and after, and which was settled before.
     pub(crate) fn note_seen(&self, digest: &Digest, file: SeenFile) -> Result<()> {
         let _store = self.lock("store", Hold::Exclusive)?;
         let mut seen = self.seen(digest)?;

@@ -548,6 +548,66 @@ fn a_file_that_is_as_it_was_when_it_was_read_is_not_read_again_for_the_next_user
     assert!(!store.is_granted(&image, 54_004).unwrap());
 }
 
+/// A link that leads to one file while an image is read, and to another one before and after.
+#[derive(Clone, Debug)]
+struct Swapped {
+    link: PathBuf,
+    shown: PathBuf,
+    read: PathBuf,
+}
+
+impl Swapped {
+    fn lead(&self, to: &std::path::Path) {
+        let next = self.link.with_extension("next");
+        std::os::unix::fs::symlink(to, &next).unwrap();
+        std::fs::rename(&next, &self.link).unwrap();
+    }
+}
+
+impl Confine for Swapped {
+    fn place(&self) -> Result<Box<dyn Confined>, Error> {
+        self.lead(&self.read);
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Confined for Swapped {
+    fn lists(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+impl Drop for Swapped {
+    fn drop(&mut self) {
+        self.lead(&self.shown);
+    }
+}
+
+/// Where somebody else may rename, a path need not lead to the file that was read, be it looked at before and after.
+#[test]
+fn a_file_that_stands_in_for_the_one_that_is_read_gives_nobody_what_was_read_as_root() {
+    let shared = Shared::new();
+    let store = &shared.store;
+    let private = shared.layout("private", vec![Tar::new().file("secret", b"of Alice").end()]);
+    let whole = in_a_file(&shared, &private, "whole.tar");
+    let hollow = in_a_file(&shared, &without_layers(&shared, &private, "hollow"), "hollow.tar");
+    settle();
+    let path = |image: &ResolvedManifest| PathBuf::from(image.source.strip_prefix("oci-archive:").unwrap());
+    let swapped =
+        Swapped { link: shared.bench.path().join("link.tar"), shown: path(&hollow), read: path(&whole) };
+    swapped.lead(&swapped.shown);
+    let linked = ResolvedManifest { source: format!("oci-archive:{}", swapped.link.display()), ..whole };
+    let confine: Arc<dyn Confine> = Arc::new(swapped);
+    let alice =
+        Helpers { confine: Some(confine), ..shared.user(Some(54_001), &Registries::default(), vec![]) };
+    alice.ensure(store, &linked, &()).unwrap();
+    assert!(store.is_granted(&linked, 54_001).unwrap());
+    let mallory = shared.user(Some(54_002), &Registries::default(), vec![]);
+    let error = mallory.ensure(store, &hollow, &()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert!(!store.is_granted(&hollow, 54_002).unwrap());
+}
+
 /// Who has a layer by another way is not asked for it again, so that a file without it passes for them, and shows nothing.
 #[test]
 fn a_hollow_file_gives_nobody_what_others_have_as_root() {
