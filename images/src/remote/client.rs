@@ -319,7 +319,6 @@ mod tests {
 
     use super::super::serve_fetcher;
     use super::*;
-    use crate::digest::Algorithm;
     use crate::source::read_verified;
 
     struct Memory(HashMap<Digest, Vec<u8>>);

@@ -43,7 +43,9 @@ impl Store {
         };
         signers.judge(image, &verdict, progress)?;
         let prepared = self.ensure(image, source, progress)?;
-        self.remember(&image.digest, verdict, kept)?;
+        if says_enough(&verdict, source) {
+            self.remember(&image.digest, verdict, kept)?;
+        }
         Ok(prepared)
     }
 
@@ -68,8 +70,7 @@ impl Store {
                 signers.judge(image, &verdict, progress)?;
                 self.remember(&image.digest, verdict, kept)
             }
-            // That other nodes know of none says nothing of the registry.
-            Ok((verdict, _)) if verdict.signed_by.is_none() && source.is_peers() => Ok(()),
+            Ok((verdict, _)) if !says_enough(&verdict, source) => Ok(()),
             Ok((verdict, kept)) => self.remember(&image.digest, verdict, kept),
             Err(error) if signers.required => Err(error),
             Err(_) => Ok(()),
@@ -155,6 +156,11 @@ impl Store {
         let record = SignatureRecord { version: VERSION, verdicts };
         files::write(self.images.as_fd(), &verdicts_name(digest), &print(&record)?, self.give_to)
     }
+}
+
+/// Whether it is worth remembering: that other nodes know of no signature says nothing of the registry.
+fn says_enough(verdict: &Verdict, source: &dyn BlobSource) -> bool {
+    verdict.signed_by.is_some() || !source.is_peers()
 }
 
 /// How the names of such files end.

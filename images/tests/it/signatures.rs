@@ -531,6 +531,51 @@ fn what_one_node_was_told_of_a_signature_others_judge_by_their_own_keys_and_ask_
     site.bench.assert_empty();
 }
 
+/// A source that has an image, and nothing that was said of its signatures.
+struct Silent {
+    inner: Box<dyn BlobSource>,
+    peers: bool,
+}
+
+impl BlobSource for Silent {
+    fn describe(&self) -> String {
+        "silent".to_owned()
+    }
+
+    fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>, Error> {
+        match kind {
+            BlobKind::Signatures => Ok(Box::new(Cursor::new(br#"{"found":[],"passed":[]}"#.to_vec()))),
+            _ => self.inner.open(kind, digest, offset),
+        }
+    }
+
+    fn is_peers(&self) -> bool {
+        self.peers
+    }
+}
+
+#[test]
+fn that_another_node_knows_of_no_signature_is_not_remembered_as_the_registrys_word() {
+    let bench = Bench::new();
+    ImageBuilder::new(vec![Tar::new().file("a", b"good").end()]).write(&bench.layout());
+    let anonymous = Credentials::anonymous();
+    let layout = resolve_text(&format!("oci:{}", bench.layout().display()), &anonymous, false).unwrap();
+    let image =
+        ResolvedManifest { source: "docker://registry.example/team/app".to_owned(), ..layout.clone() };
+    let signers = Signers {
+        required: false,
+        keys: vec![Pair::p256().public("team.pub")],
+        identity: "registry.example/team/app".to_owned(),
+    };
+    let store = bench.store();
+    for (peers, known) in [(true, 0), (false, 1)] {
+        let inner = open_source(&layout, &Registries::default(), &anonymous).unwrap();
+        let source = Silent { inner, peers };
+        drop(store.ensure_signed(&image, &source, Some(&signers), &()).unwrap());
+        assert_eq!(store.verdicts(&image.digest).unwrap().len(), known);
+    }
+}
+
 fn helpers_of(registries: Registries, signers: Option<Signers>) -> Helpers {
     Helpers {
         login: None,
