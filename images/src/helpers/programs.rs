@@ -13,7 +13,7 @@ use berth_model::pin::file_of;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::confine::join;
-use super::score::give_up_protection;
+use super::score::go_first;
 use super::{Answer, MAX_LINE, Report, RunAs, hand, start_failed};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -160,7 +160,7 @@ pub fn fetcher_main(
         let source = image.map(|image| image.source).or(options.resolve.clone()).unwrap_or_default();
         let podman = matches!(Engine::of(&source), Some((Engine::Podman, _)));
         join(&options.join)?;
-        give_up_protection()?;
+        go_first()?;
         become_identity(options.identity.as_ref(), if podman { SetId::On } else { SetId::Off })?;
         if podman && options.identity.is_some() {
             leave_nothing_running()?;
@@ -289,7 +289,7 @@ pub fn unpacker_main(
     };
     let run = || -> Result<()> {
         let options = parse(arguments)?;
-        give_up_protection()?;
+        go_first()?;
         become_identity(options.identity.as_ref(), SetId::Off)?;
         let (Some(root), Some(image)) = (&options.store, &options.image) else {
             return Err(start_failed("--store and --image are needed"));

@@ -1,27 +1,38 @@
-//! Whom the kernel kills when memory runs out: not jobs, in place of what fetches and unpacks their images.
+//! Whom the kernel kills when memory runs out: what fetches and unpacks an image before jobs, whose tasks have 0 at least.
 
 use crate::error::{Error, Result};
 
 const SCORE: &str = "/proc/self/oom_score_adj";
+/// As if it had all of the machine's memory beside its own: with less, a job that has most of it would go before an import that has little.
+const FIRST: i32 = 1000;
 
-/// Gives up the protection that the agent has, and what it starts has with it. Anybody may do that, but only before the process has become
-/// somebody else: from then on the file is root's.
+/// Gives up the protection that the agent has, and what it starts has with it, and goes before jobs. Anybody may raise it, but only before
+/// the process has become somebody else: from then on the file is root's.
 ///
 /// # Errors
-/// The kernel refuses.
-pub(super) fn give_up_protection() -> Result<()> {
+/// The kernel refuses, and the protection is there still.
+pub(super) fn go_first() -> Result<()> {
     // Without the file there is no protection either.
-    let protected = std::fs::read_to_string(SCORE).is_ok_and(|score| is_protected(&score));
-    match protected {
-        true => std::fs::write(SCORE, "0").map_err(|e| {
-            Error::io(format!("{SCORE}: the agent's protection from the kernel, to be given up"), e)
-        }),
-        false => Ok(()),
+    let Some(score) = std::fs::read_to_string(SCORE).ok().and_then(|score| parse(&score)) else {
+        return Ok(());
+    };
+    let Some(raised) = raised(score) else { return Ok(()) };
+    match std::fs::write(SCORE, raised.to_string()) {
+        Err(e) if score < 0 => {
+            Err(Error::io(format!("{SCORE}: the agent's protection from the kernel, to be given up"), e))
+        }
+        // Who has none, as where nothing of this is written, does no harm.
+        _ => Ok(()),
     }
 }
 
-fn is_protected(score: &str) -> bool {
-    score.trim().parse::<i32>().is_ok_and(|score| score < 0)
+fn parse(score: &str) -> Option<i32> {
+    score.trim().parse().ok()
+}
+
+/// What it is to be instead, where it is lower.
+fn raised(score: i32) -> Option<i32> {
+    (score < FIRST).then_some(FIRST)
 }
 
 #[cfg(test)]
@@ -29,8 +40,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protection_is_given_up_and_the_opposite_of_it_kept() {
-        assert!(is_protected("-900\n") && is_protected("-1"));
-        assert!(!is_protected("0\n") && !is_protected("500\n") && !is_protected(""));
+    fn imports_go_before_jobs_and_what_goes_before_them_still_does() {
+        let becomes = |text| parse(text).and_then(raised);
+        // As the agent has it, and as jobs do.
+        assert_eq!([becomes("-900\n"), becomes("0\n"), becomes("999")], [Some(FIRST); 3]);
+        assert_eq!([becomes("1000\n"), becomes("")], [None; 2]);
     }
 }
