@@ -10,6 +10,7 @@ mod confine;
 mod hand;
 mod programs;
 mod score;
+mod terminal;
 
 pub use confine::{Confine, Confined};
 pub(crate) use programs::{SetId, become_identity, parse_identity};

@@ -14,6 +14,7 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::confine::join;
 use super::score::go_first;
+use super::terminal::leave_terminal;
 use super::{Answer, MAX_LINE, Report, RunAs, hand, start_failed};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -154,30 +155,35 @@ pub fn fetcher_main(
     mut input: impl Read,
     mut output: impl Write + Send,
 ) -> u8 {
-    let become_user = |options: Options| {
+    let become_user = |options: &Options| -> Result<()> {
         let image =
             options.image.as_deref().and_then(|text| serde_json::from_str::<ResolvedManifest>(text).ok());
         let source = image.map(|image| image.source).or(options.resolve.clone()).unwrap_or_default();
         let podman = matches!(Engine::of(&source), Some((Engine::Podman, _)));
         join(&options.join)?;
         go_first()?;
+        if options.identity.is_some() {
+            leave_terminal()?;
+        }
         become_identity(options.identity.as_ref(), if podman { SetId::On } else { SetId::Off })?;
         if podman && options.identity.is_some() {
             leave_nothing_running()?;
         }
-        Ok(options)
+        Ok(())
     };
-    let options = match parse(arguments).and_then(become_user) {
+    let options = match parse(arguments) {
         Ok(options) => options,
         Err(error) => {
             eprintln!("berth: {error}");
             return 1;
         }
     };
-    let say = |answer: &Answer, output: &mut dyn Write| {
-        let written = serde_json::to_writer(&mut *output, answer).is_ok() && output.flush().is_ok();
-        u8::from(matches!(answer, Answer::Failed(_)) || !written)
-    };
+    if let Err(error) = become_user(&options) {
+        // A login that nobody reads any more stands before all that is asked.
+        let login = if options.login.is_some() { options.login_bytes } else { 0 };
+        let _ = std::io::copy(&mut input.by_ref().take(login), &mut std::io::sink());
+        return refuse(&options, error, input, output);
+    }
     if let Some(path) = &options.real_path {
         let answer = real_path(path).map_or_else(Answer::Failed, Answer::RootDir);
         return say(&answer, &mut output);
@@ -197,10 +203,7 @@ pub fn fetcher_main(
     }
     let credentials = match with_login(Credentials::from_env(), &options, &mut input) {
         Ok(credentials) => credentials,
-        Err(error) => {
-            eprintln!("berth: {error}");
-            return 1;
-        }
+        Err(error) => return refuse(&options, error, input, output),
     };
     if let Some(text) = &options.resolve {
         return say(&answer(text, &options, &credentials), &mut output);
@@ -212,6 +215,22 @@ pub fn fetcher_main(
         open_source_through(&image, &options.registries()?, &credentials, options.through)
     };
     u8::from(serve_fetcher(&Opening { open, opened: OnceLock::new() }, input, output).is_err())
+}
+
+/// Answers; gives the exit code.
+fn say(answer: &Answer, output: &mut dyn Write) -> u8 {
+    let written = serde_json::to_writer(&mut *output, answer).is_ok() && output.flush().is_ok();
+    u8::from(matches!(answer, Answer::Failed(_)) || !written)
+}
+
+/// Answers why there is nothing, whatever is asked: nobody may hear standard error.
+fn refuse(options: &Options, error: Error, input: impl Read, mut output: impl Write + Send) -> u8 {
+    if options.image.is_none() {
+        return say(&Answer::Failed(error), &mut output);
+    }
+    let open = || -> Result<Box<dyn BlobSource>> { Err(error.clone()) };
+    let _ = serve_fetcher(&Opening { open, opened: OnceLock::new() }, input, output);
+    1
 }
 
 /// Adds the login that comes first on `input`, if one was announced. A core file of ours would have it in it: none is made.

@@ -110,7 +110,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
 
 /// As [`open_regular`], by a way that may have links or not.
 pub(crate) fn open_through(path: &Path, through: Through) -> Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = retry_on_intr(|| match through {
         Through::Links => open(path, flags, Mode::empty()),
         Through::NoLinks => openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS),

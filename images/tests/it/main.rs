@@ -32,5 +32,6 @@ mod sif;
 mod signatures;
 mod squashfs;
 mod store;
+mod terminal;
 mod verify;
 mod waiting;
