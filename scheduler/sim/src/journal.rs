@@ -205,6 +205,10 @@ impl World {
                 ClientAct::Leaves(wish) => {
                     words(&"client", &"controller", &format!("gives up: {}", self.client.words(*wish)))
                 }
+                ClientAct::Looks(wish) => {
+                    let what = self.client.words(*wish);
+                    words(&"client", &"controller", &format!("looks whether it can run at all: {what}"))
+                }
                 ClientAct::Answer(request, result) => {
                     words(&"controller", &"client", &format!("answer to {}: {result:?}", request.0))
                 }

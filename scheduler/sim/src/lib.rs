@@ -20,6 +20,7 @@ mod rng;
 mod settings;
 mod store;
 mod truth;
+mod unsure;
 mod workload;
 mod world;
 

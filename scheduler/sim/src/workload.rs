@@ -28,6 +28,8 @@ pub(crate) enum ClientAct {
     Send(u64),
     /// Does not wait any longer, and goes.
     Leaves(u64),
+    /// Looks whether a job that was taken while the cluster had no node can run at all.
+    Looks(u64),
     /// Gets an answer.
     Answer(RequestId, Box<Result<Response, Refusal>>),
 }
@@ -52,6 +54,10 @@ pub(crate) struct Client {
     steps: BTreeMap<SubmissionId, StepKey>,
     /// Promised jobs and their kinds.
     kinds: BTreeMap<JobId, JobKind>,
+    /// Submissions sent while the cluster had no node: whether one can ever run them nobody could say.
+    pub(crate) unsure: BTreeSet<u64>,
+    /// Those asked about once more, and the jobs that came of them.
+    pub(crate) asked: BTreeMap<u64, JobId>,
 }
 
 pub(crate) fn actor(uid: u32) -> Actor {
@@ -96,6 +102,13 @@ impl Client {
             }
             other => format!("user {uid}: {other:?}"),
         }
+    }
+
+    /// Who sent a submission, what, and the job that came of it.
+    pub(crate) fn submission(&self, wish: u64) -> Option<(&Actor, &Request, Option<JobId>)> {
+        let wish = self.wishes.get(&wish)?;
+        let spec = crate::components::submitted(&wish.body)?;
+        Some((&wish.actor, &wish.body, self.promised.get(&spec.submission).copied()))
     }
 
     /// Every promised job must be in the store, and known to the core unless it ended long ago.
@@ -165,21 +178,26 @@ impl World {
             }
             ClientAct::Send(wish) => self.send_wish(wish),
             ClientAct::Leaves(wish) => self.leaves(wish),
+            ClientAct::Looks(wish) => {
+                self.looks_whether_it_can_run(wish);
+                Ok(())
+            }
             ClientAct::Answer(request, result) => self.answered(request, *result),
         }
     }
 
-    pub(crate) fn wish(&mut self, actor: Actor, body: Request) {
-        self.wish_after(Span(0), actor, body);
+    pub(crate) fn wish(&mut self, actor: Actor, body: Request) -> u64 {
+        self.wish_after(Span(0), actor, body)
     }
 
     /// The same after a while.
-    pub(crate) fn wish_after(&mut self, after: Span, actor: Actor, body: Request) {
+    pub(crate) fn wish_after(&mut self, after: Span, actor: Actor, body: Request) -> u64 {
         let id = self.client.next;
         self.client.next += 1;
         let wish = Wish { actor, body, request: RequestId(u64::MAX), tries: 0, done: false };
         self.client.wishes.insert(id, wish);
         self.plan(after, Happening::Client(ClientAct::Send(id)));
+        id
     }
 
     fn send_wish(&mut self, id: u64) -> Result<(), String> {
@@ -204,6 +222,9 @@ impl World {
         let (actor, body) = (wish.actor.clone(), wish.body.clone());
         self.client.next += 1;
         self.client.requests.insert(request, id);
+        if crate::components::submitted(&body).is_some() && self.has_no_node() {
+            self.client.unsure.insert(id);
+        }
         let again = Span(self.rng.between(2_000_000, 30_000_000));
         self.plan(again, Happening::Client(ClientAct::Send(id)));
         if leaves && !self.calm && self.rng.permille(150) {
@@ -241,8 +262,9 @@ impl World {
     }
 
     fn answered(&mut self, request: RequestId, result: Result<Response, Refusal>) -> Result<(), String> {
-        let Some(wish) = self.client.requests.get(&request).copied() else { return Ok(()) };
-        let Some(wish) = self.client.wishes.get_mut(&wish) else { return Ok(()) };
+        let Some(id) = self.client.requests.get(&request).copied() else { return Ok(()) };
+        self.cancel_what_cannot_run(id, &result);
+        let Some(wish) = self.client.wishes.get_mut(&id) else { return Ok(()) };
         if let Err(refusal) = &result
             && refusal.code == berth_model::request::RefusalCode::Internal
         {
@@ -258,6 +280,9 @@ impl World {
                 let Some(spec) = crate::components::submitted(body) else { return Ok(()) };
                 let (submission, kind, owner) = (spec.submission.clone(), spec.kind, wish.actor.clone());
                 self.count("jobs acknowledged");
+                if self.client.unsure.contains(&id) {
+                    self.count("jobs sent while the cluster had no node");
+                }
                 self.client.kinds.insert(job, kind);
                 debug_assert!(self.restored.is_some() || self.client.promised.get(&submission) == Some(&job));
                 if kind == JobKind::Alloc {

@@ -363,6 +363,7 @@ impl World {
             Stage::Asking => {
                 // Once more: what was taken only now may be held.
                 self.wishes_for_the_end();
+                self.look_what_can_run();
                 (Stage::Ending, self.options.patience)
             }
             Stage::Ending => {

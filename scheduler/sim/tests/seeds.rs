@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 58] = [
+const SEEN: [&str; 60] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -31,6 +31,8 @@ const SEEN: [&str; 58] = [
     "health checks that failed",
     "images to be fetched ahead",
     "jobs acknowledged",
+    "jobs cancelled that no machine could ever run",
+    "jobs sent while the cluster had no node",
     "jobs that asked for a deadline out of touch",
     "machines removed while they were connected and at work",
     "machines that joined",
