@@ -143,6 +143,11 @@ impl<'a> For<'a> {
             account: launch.job.account.as_deref(),
         }
     }
+
+    /// Of a step whose job is on another node, or on none yet: it has no cores and no devices of this one.
+    pub(crate) fn elsewhere(launch: &'a StepLaunch) -> For<'a> {
+        For { here: None, ..For::step(launch) }
+    }
 }
 
 /// A step's image on its way.
@@ -364,7 +369,7 @@ impl Images {
             }
         }
         let pulling = Pulling::new(|_| {});
-        let of = For { here: None, ..For::step(launch) };
+        let of = For::elsewhere(launch);
         let pull = Pull { of, login, pulling: &pulling, stop, ahead: true };
         self.make_present(&pull, &container.image)?;
         Ok(pulling.fetched())
@@ -374,7 +379,7 @@ impl Images {
     pub fn fetch_for_others(&self, launch: &StepLaunch, login: Option<&Login>) -> Result<(), String> {
         let Some(container) = &launch.container else { return Ok(()) };
         let (pulling, stop) = (Pulling::new(|_| {}), Arc::new(AtomicBool::new(false)));
-        let of = For { here: None, ..For::step(launch) };
+        let of = For::elsewhere(launch);
         let pull = Pull { of, login, pulling: &pulling, stop: &stop, ahead: false };
         self.make_present(&pull, &container.image).map(drop)
     }
