@@ -1,6 +1,7 @@
 //! What the node says of itself in files, below a directory that is `/` but in tests.
 
 use berth_model::elf::{self, Glibc, MadeFor};
+use rustix::fs::{Mode, OFlags};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,21 @@ impl Tree {
     /// A file's text without spaces around it; `None` when it cannot be read.
     pub fn text(&self, path: &str) -> Option<String> {
         let bytes = fs::read(self.path(path)).ok()?;
+        Some(String::from_utf8_lossy(&bytes).trim().to_string())
+    }
+
+    /// As [`Tree::text`], at most so many bytes of it, of a file that root, or who runs this, has put where others may have put theirs, too:
+    /// of a link, of what is no file and of another's nothing is read, and nobody is waited for.
+    pub fn own_text(&self, path: &str, most: u64) -> Option<String> {
+        use std::io::Read;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = fs::File::from(rustix::fs::open(self.path(path), flags, Mode::empty()).ok()?);
+        let meta = file.metadata().ok()?;
+        if !meta.is_file() || !is_ours(&meta) {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        file.take(most).read_to_end(&mut bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes).trim().to_string())
     }
 
@@ -90,6 +106,11 @@ impl Tree {
         self.path(path).exists()
     }
 
+    /// Whether a name is there, be it a link that leads nowhere.
+    pub fn is_named(&self, path: &str) -> bool {
+        fs::symlink_metadata(self.path(path)).is_ok()
+    }
+
     /// Whether a directory is one that nobody but root, or who runs this, can have put there or can change: no link, and its own.
     pub fn is_own_dir(&self, path: &str) -> bool {
         fs::symlink_metadata(self.path(path)).is_ok_and(|meta| is_own(&meta))
@@ -119,11 +140,16 @@ impl Tree {
     }
 }
 
+/// Whether it is root's, or of who runs this.
+fn is_ours(meta: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    [0, rustix::process::geteuid().as_raw()].contains(&meta.uid())
+}
+
 /// Whether it is a directory in which nobody but root, or who runs this, changes what is theirs.
 fn is_own(meta: &fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let own = [0, rustix::process::geteuid().as_raw()].contains(&meta.uid());
-    meta.is_dir() && own && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0)
+    meta.is_dir() && is_ours(meta) && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0)
 }
 
 /// Lexically, without leaving `/`.

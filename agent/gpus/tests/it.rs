@@ -818,13 +818,6 @@ fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     assert_eq!(mps(), None);
     assert!(why().contains("no control daemon of MPS runs"), "{}", why());
     tree.write("/tmp/nvidia-mps/control", "");
-    assert_eq!(mps(), None, "whoever made it is gone");
-    tree.write("/tmp/nvidia-mps/nvidia-cuda-mps-control.pid", "77\n");
-    assert_eq!(mps(), None, "there is no such process");
-    tree.write("/proc/77/comm", "bash\n");
-    assert_eq!(mps(), None, "another has its number");
-    assert!(why().contains("CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps"), "{}", why());
-    tree.write("/proc/77/comm", "nvidia-cuda-mps\n");
     let of = |dir: &Path, mode| {
         std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     };
@@ -832,6 +825,13 @@ fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     of(above, 0o1777);
     let mode = |mode| of(&dir, mode);
     mode(0o755);
+    assert_eq!(mps(), None, "whoever made it is gone");
+    tree.write("/tmp/nvidia-mps/nvidia-cuda-mps-control.pid", "77\n");
+    assert_eq!(mps(), None, "there is no such process");
+    tree.write("/proc/77/comm", "bash\n");
+    assert_eq!(mps(), None, "another has its number");
+    assert!(why().contains("CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps"), "{}", why());
+    tree.write("/proc/77/comm", "nvidia-cuda-mps\n");
     assert_eq!(mps().as_deref(), Some("/tmp/nvidia-mps"));
     mode(0o777);
     assert_eq!(mps(), None, "others may write there");
@@ -860,4 +860,56 @@ fn a_directory_of_mps_that_a_user_made_is_given_to_nobody() {
     std::fs::rename(&dir, &moved).unwrap();
     std::os::unix::fs::symlink(&moved, &dir).unwrap();
     assert_eq!(mps(), None, "a link");
+    assert!(why().contains("is a link"), "{}", why());
+}
+
+/// The agent looks there as root, before each step with a GPU: it opens nothing that would have it wait, or read without end.
+#[test]
+fn what_a_user_puts_in_the_place_of_the_number_of_mps_holds_nobody_up() {
+    use std::os::unix::fs::PermissionsExt;
+    let tree = Recorded::debian("535.54.03").gpus(1);
+    tree.write("/tmp/nvidia-mps/control", "");
+    tree.write("/proc/77/comm", "nvidia-cuda-mps\n");
+    tree.write("/elsewhere", "77\n");
+    let dir = tree.tree().path("/tmp/nvidia-mps");
+    let number = dir.join("nvidia-cuda-mps-control.pid");
+    let mode = |dir: &Path, mode| std::fs::set_permissions(dir, PermissionsExt::from_mode(mode)).unwrap();
+    mode(dir.parent().unwrap(), 0o1777);
+    // Nobody waits for the test itself.
+    let find = || {
+        let (said, heard) = std::sync::mpsc::channel();
+        let tree = tree.tree();
+        std::thread::spawn(move || said.send(berth_gpus::mps::find(&tree, "/tmp/nvidia-mps")));
+        heard.recv_timeout(Duration::from_secs(60)).expect("it waits for what a user put there")
+    };
+    let fifo = || {
+        let made = std::process::Command::new("mkfifo").arg(&number).status();
+        assert!(made.unwrap().success());
+    };
+    let link = |to: &Path| std::os::unix::fs::symlink(to, &number).unwrap();
+    // Root's own directory, in which others make files, and a user's.
+    for (open, why) in [(0o1777, "no control daemon of MPS runs"), (0o777, "others than root can change")] {
+        mode(&dir, open);
+        let refused = |what: &str| {
+            let said = find().unwrap_err();
+            assert!(said.contains(why), "{what}: {said}");
+            std::fs::remove_file(&number).unwrap();
+        };
+        fifo();
+        refused("a pipe that nobody writes to");
+        link(Path::new("/dev/zero"));
+        refused("bytes without end");
+        link(&tree.tree().path("/elsewhere"));
+        refused("a link to the right number");
+        std::fs::write(&number, format!("{}77\n", " ".repeat(1 << 20))).unwrap();
+        refused("more than a number");
+        if rustix::process::geteuid().is_root() {
+            std::fs::write(&number, "77\n").unwrap();
+            std::os::unix::fs::chown(&number, Some(12345), None).unwrap();
+            refused("a user's file");
+        }
+    }
+    mode(&dir, 0o1777);
+    std::fs::write(&number, "77\n").unwrap();
+    assert_eq!(find().unwrap(), "/tmp/nvidia-mps");
 }
