@@ -5,7 +5,7 @@ use crate::fabrics::Fabric;
 use berth_gpus::imex::Imex;
 use berth_model::ByteStr;
 use berth_model::hardware::Vendor;
-use berth_model::ids::JobId;
+use berth_model::ids::{JobId, Uid};
 use berth_model::launch::{NodeShare, StepLaunch};
 use berth_model::spec::ResolvedImage;
 use berth_runtime::cgroup::{
@@ -14,21 +14,26 @@ use berth_runtime::cgroup::{
 };
 use berth_step::spool::{read_json, write_json};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Name of the group, within a job's, in which a process is parked for the job's next step.
 const NEXT: &str = "next";
 /// Name of the group, within a job's, of logins to the node by the job's user.
 const VISITORS: &str = "extern";
-/// Name of the group of what fetches images, with a group for each in it.
+/// Name of the group of what fetches images, with a group for each user in it, in which each fetch has its own.
 const FETCH: &str = "fetch";
-/// Bytes of memory and processes that one has, and bytes that all have together.
+/// Bytes of memory and processes that one fetch has, and bytes that all of a user have together: what is common to users, one of them
+/// could take from the others.
 const FETCH_MEMORY: u64 = 1 << 30;
 const FETCH_PIDS: u64 = 1024;
-const FETCH_MEMORY_OF_ALL: u64 = 4 << 30;
+const FETCH_MEMORY_OF_A_USER: u64 = 2 << 30;
+/// With more than this a user's group stays when nothing is fetched: files in memory are the user's as long as they are there.
+const FETCH_LEFT: u64 = 4 << 20;
 /// Name of the device program by which a group that is there is kept from devices that came after it.
 const LATER: &str = "berth_later";
 /// Name of the group of zygote and supervisors.
@@ -58,6 +63,8 @@ pub struct Cgroups {
     knows_devices: bool,
     /// IMEX channels, of which a job has one at most.
     channels: Option<Imex>,
+    /// How many fetches users have under way: their groups stay.
+    fetching: Mutex<BTreeMap<Uid, usize>>,
 }
 
 impl Cgroups {
@@ -74,7 +81,15 @@ impl Cgroups {
         if usable && own {
             vacate(&facts)?;
         }
-        Ok(Cgroups { facts, root: tree_name(state), usable, allocated, knows_devices: true, channels: None })
+        Ok(Cgroups {
+            facts,
+            root: tree_name(state),
+            usable,
+            allocated,
+            knows_devices: true,
+            channels: None,
+            fetching: Mutex::default(),
+        })
     }
 
     /// With the IMEX channels that the node has.
@@ -89,7 +104,8 @@ impl Cgroups {
         let root = tree_name(state);
         let knows_devices = devices.is_some();
         let allocated = allocated(&devices.unwrap_or_default());
-        Some(Cgroups { facts, root, usable: true, allocated, knows_devices, channels })
+        let fetching = Mutex::default();
+        Some(Cgroups { facts, root, usable: true, allocated, knows_devices, channels, fetching })
     }
 
     /// Writes down where the tree is, for whoever has to take it away.
@@ -247,17 +263,22 @@ impl Cgroups {
         group.narrow(&self.denials(given), LATER)
     }
 
-    /// A group for what fetches an image, with what it starts: on these cores, if any, and without the device files that are allocated
-    /// but for those `given`.
+    fn fetching(&self) -> MutexGuard<'_, BTreeMap<Uid, usize>> {
+        self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A group for what fetches an image for a user, with what it starts: on these cores, if any, and without the device files that are
+    /// allocated but for those `given`. [`Cgroups::fetched`] takes it away.
     pub(crate) fn fetcher(
         &self,
+        user: Uid,
         whose: &str,
         cpus: &[u32],
         given: &[String],
     ) -> Result<Option<Cgroup>, CgroupError> {
         static LAST: AtomicU64 = AtomicU64::new(0);
-        let all = CgroupLimits { memory: Some(FETCH_MEMORY_OF_ALL), ..CgroupLimits::default() };
-        self.create(FETCH, &all)?;
+        let above = fetches_of(user);
+        let of_user = CgroupLimits { memory: Some(FETCH_MEMORY_OF_A_USER), ..CgroupLimits::default() };
         let limits = CgroupLimits {
             memory: Some(FETCH_MEMORY),
             cpus: cpus.to_vec(),
@@ -265,20 +286,64 @@ impl Cgroups {
             devices: Some(self.denials(given)),
             ..CgroupLimits::default()
         };
+        // Held until it is counted: a group in which nothing is yet is taken away like one that is left.
+        let mut fetching = self.fetching();
+        self.create(&above, &of_user)?;
         // Each has its own, since a device policy is set once; what an earlier agent began may still have one.
-        let there = self.fetchers();
+        let there = self.below(&above);
         let name = loop {
             let name = format!("{whose}.{}", LAST.fetch_add(1, Ordering::Relaxed));
             if !there.contains(&name) {
-                break format!("{FETCH}/{name}");
+                break format!("{above}/{name}");
             }
         };
-        self.create(&name, &limits).inspect_err(|_| self.drop_group(&name))
+        let made = self.create(&name, &limits).inspect_err(|_| self.drop_group(&name))?;
+        if made.is_some() {
+            *fetching.entry(user).or_default() += 1;
+        }
+        Ok(made)
     }
 
-    /// Names of the groups of what fetches images.
-    fn fetchers(&self) -> Vec<String> {
-        Cgroup::below(&self.facts, &format!("{}/{FETCH}", self.root))
+    /// Ends what a fetch of a user left, and removes its group; with the last one the user's, unless files are left in memory, of which
+    /// the user could make ever more otherwise.
+    pub(crate) fn fetched(&self, user: Uid, group: &Cgroup, patience: Duration) -> Result<(), CgroupError> {
+        let removed = group.kill_and_remove(patience);
+        let mut fetching = self.fetching();
+        if let Some(count) = fetching.get_mut(&user) {
+            *count -= 1;
+            if *count > 0 {
+                return removed;
+            }
+        }
+        fetching.remove(&user);
+        let of_user = Cgroup::named(&self.facts, &format!("{}/{}", self.root, fetches_of(user)));
+        if of_user.usage().memory.is_none_or(|bytes| bytes <= FETCH_LEFT)
+            && let Err(e) = of_user.remove()
+        {
+            tracing::debug!("{e}");
+        }
+        removed
+    }
+
+    /// Removes what is left of fetches and empty.
+    fn sweep_fetches(&self) {
+        let fetching = self.fetching();
+        for owner in self.below(FETCH).iter().map(|owner| format!("{FETCH}/{owner}")) {
+            if fetching.keys().any(|user| fetches_of(*user) == owner) {
+                continue;
+            }
+            let within = self.below(&owner).into_iter().map(|name| format!("{owner}/{name}"));
+            for name in within.chain([owner.clone()]) {
+                if let Err(e) = Cgroup::named(&self.facts, &format!("{}/{name}", self.root)).remove() {
+                    tracing::debug!("{e}");
+                }
+            }
+        }
+    }
+
+    /// Names of the groups in one of the tree.
+    fn below(&self, name: &str) -> Vec<String> {
+        Cgroup::below(&self.facts, &format!("{}/{name}", self.root))
     }
 
     /// What keeps somebody with these device files from all others.
@@ -321,12 +386,7 @@ impl Cgroups {
                 }
             } else if name == FETCH {
                 // An import goes on without its agent; what is left of one is empty, or is taken away with the tree.
-                for fetcher in self.fetchers() {
-                    let group = Cgroup::named(&self.facts, &format!("{}/{FETCH}/{fetcher}", self.root));
-                    if let Err(e) = group.remove() {
-                        tracing::debug!("{e}");
-                    }
-                }
+                self.sweep_fetches();
             } else if name != SUPERVISORS {
                 self.drop_group(&name);
             }
@@ -394,6 +454,11 @@ impl Cgroups {
     }
 }
 
+/// Name of the group of what fetches images for a user.
+fn fetches_of(user: Uid) -> String {
+    format!("{FETCH}/user_{user}")
+}
+
 /// Those that are device files, with their numbers.
 fn allocated(files: &[String]) -> Vec<(String, DeviceRule)> {
     let known = files.iter().filter_map(|file| match device_of(Path::new(file)) {
@@ -454,6 +519,33 @@ mod tests {
         assert_eq!(denied(&files[..1]), [false, true]);
         assert_eq!(denied(&files), [false, false]);
         // Where nothing can be limited there is no group either.
-        assert!(cgroups.fetcher("job_1", &[], &[]).unwrap().is_none());
+        assert!(cgroups.fetcher(Uid(1), "job_1", &[], &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn fetches_of_a_user_are_in_a_group_of_the_users_which_goes_with_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        // A hierarchy in which nothing is written but what is made.
+        let v1 = BTreeMap::from([(Controller::Cpuset, dir.path().to_path_buf())]);
+        let facts = CgroupFacts { v1, ..CgroupFacts::default() };
+        let state = Path::new("/nonexistent");
+        let cgroups = Cgroups::detect(state, &[], facts, false).unwrap();
+        let fetch = dir.path().join(tree_name(state)).join(FETCH);
+        let begin = |user: u32| cgroups.fetcher(Uid(user), "job_1", &[], &[]).unwrap().unwrap();
+        let end = |user: u32, group: &Cgroup| cgroups.fetched(Uid(user), group, Duration::ZERO).unwrap();
+        let has = |user: u32| cgroups.below(&fetches_of(Uid(user))).len();
+        let (first, second, other) = (begin(1), begin(1), begin(2));
+        assert_eq!((has(1), has(2)), (2, 1));
+        // What an earlier agent's fetch left, of which nothing lives.
+        std::fs::create_dir_all(fetch.join("user_3/job_2.0")).unwrap();
+        cgroups.sweep(&[]);
+        assert!(!fetch.join("user_3").exists());
+        assert_eq!((has(1), has(2)), (2, 1), "those have begun, and are not in their groups yet");
+        end(1, &first);
+        assert_eq!((has(1), has(2)), (1, 1));
+        end(1, &second);
+        assert!(!fetch.join("user_1").exists() && has(2) == 1);
+        end(2, &other);
+        assert!(!fetch.join("user_2").exists());
     }
 }

@@ -19,6 +19,7 @@ const REMOVAL: Duration = Duration::from_secs(2);
 /// Places of fetchers, of one job or of a user without one.
 pub(crate) struct Fetchers {
     cgroups: Arc<Cgroups>,
+    user: Uid,
     whose: String,
     cpus: Vec<u32>,
     /// Device files that they may open of those that the node allocates.
@@ -30,6 +31,7 @@ impl Fetchers {
     pub(crate) fn of_job(cgroups: &Arc<Cgroups>, launch: &StepLaunch) -> Fetchers {
         Fetchers {
             cgroups: Arc::clone(cgroups),
+            user: launch.identity.uid,
             whose: format!("job_{}", launch.key.job),
             cpus: launch.job.share.cpus.clone(),
             devices: jobs::devices(launch),
@@ -38,41 +40,49 @@ impl Fetchers {
 
     /// Without a job: it has no device that is allocated.
     pub(crate) fn of_user(cgroups: &Arc<Cgroups>, user: Uid) -> Fetchers {
-        let whose = format!("user_{}", user.0);
-        Fetchers { cgroups: Arc::clone(cgroups), whose, cpus: Vec::new(), devices: Vec::new() }
+        let (cgroups, whose) = (Arc::clone(cgroups), "no_job".to_owned());
+        Fetchers { cgroups, user, whose, cpus: Vec::new(), devices: Vec::new() }
     }
 }
 
 impl fmt::Debug for Fetchers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fetchers").field("whose", &self.whose).finish_non_exhaustive()
+        f.debug_struct("Fetchers")
+            .field("user", &self.user)
+            .field("whose", &self.whose)
+            .finish_non_exhaustive()
     }
 }
 
 impl Confine for Fetchers {
     fn place(&self) -> berth_images::Result<Box<dyn Confined>> {
-        let made = self.cgroups.fetcher(&self.whose, &self.cpus, &self.devices);
+        let made = self.cgroups.fetcher(self.user, &self.whose, &self.cpus, &self.devices);
         let group = made.map_err(|e| {
             let what = "control group of what fetches the image";
             Error::new(ErrorKind::Io, what, e.to_string()).next("look at the node's control groups")
         })?;
-        Ok(Box::new(Place(group)))
+        Ok(Box::new(Place { cgroups: Arc::clone(&self.cgroups), user: self.user, group }))
     }
 }
 
-/// `None` where nothing can be limited.
-struct Place(Option<Cgroup>);
+/// A fetcher's.
+struct Place {
+    cgroups: Arc<Cgroups>,
+    user: Uid,
+    /// `None` where nothing can be limited.
+    group: Option<Cgroup>,
+}
 
 impl Confined for Place {
     fn lists(&self) -> Vec<PathBuf> {
-        self.0.as_ref().map(Cgroup::lists).unwrap_or_default()
+        self.group.as_ref().map(Cgroup::lists).unwrap_or_default()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(group) = &self.0
-            && let Err(e) = group.kill_and_remove(REMOVAL)
+        if let Some(group) = &self.group
+            && let Err(e) = self.cgroups.fetched(self.user, group, REMOVAL)
         {
             // The next agent takes it away.
             tracing::warn!("{e}; processes that a fetch left: {:?}", group.processes());

@@ -79,13 +79,25 @@ impl Drop for Keeper {
     }
 }
 
+/// What the control groups of a fetch say, and that of all fetches of its user: nothing outside of one.
+const LIMITS: &str = r#"at=$(sed -n 's#.*\(/berth-[^:/]*/fetch/[^:]*\)$#\1#p' /proc/self/cgroup | head -n 1)
+[ -z "$at" ] || for place in $(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .* - cgroup2\{0,1\} .*/\1/p' /proc/self/mountinfo); do
+    tell() { value=$(find "$place" -path "*$2/$3" -exec cat {} + 2>/dev/null); [ -z "$value" ] || echo "$1 $value"; }
+    for file in memory.max memory.limit_in_bytes; do tell own_memory "$at" $file; tell users_memory "${at%/*}" $file; done
+    tell own_pids "$at" pids.max
+done
+sed -n 's/^Cpus_allowed_list:[^0-9]*/cpus /p' /proc/self/status"#;
+
+/// What follows a word there.
+fn told<'a>(word: &str, text: &'a str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
+}
+
 /// While an image is fetched, a program that the user's settings name runs as the user on the node.
 #[test]
 fn what_a_users_settings_start_to_fetch_an_image_has_the_devices_of_its_job_alone_as_root() {
     use std::os::unix::fs::PermissionsExt;
-    if !berth_tests::machine::is_root() {
-        return;
-    }
+    assert!(machine::is_root(), "devices are made, and users become others, by root");
     let devices = Devices::make();
     let registry = Registry::with_login();
     let image = registry.push(&images::busybox(), "team/private:1", &[]);
@@ -108,7 +120,7 @@ fn what_a_users_settings_start_to_fetch_an_image_has_the_devices_of_its_job_alon
     );
     let said = home.join("said");
     let script = format!(
-        "#!/bin/sh\n{{ cat /proc/self/cgroup; {}; }} > {}.$$ 2>&1\necho '{login}'\n",
+        "#!/bin/sh\n{{ cat /proc/self/cgroup\n{LIMITS}\n{}; }} > {}.$$ 2>&1\necho '{login}'\n",
         devices.probe(),
         said.display()
     );
@@ -123,25 +135,30 @@ fn what_a_users_settings_start_to_fetch_an_image_has_the_devices_of_its_job_alon
         sandbox.cmd_as(&user, program).dir(&home).env("DOCKER_CONFIG", &home).args(words).limit(90)
     };
     // The login is not carried, so that the node asks for it.
-    let words = ["--no-container-login", "--gres=gpu:toy:1", "--mem=50M", &container, "true"];
-    as_user("srun", &words).ok();
+    let cpus = "sed -n 's/^Cpus_allowed_list:[^0-9]*//p' /proc/self/status";
+    let options = ["--no-container-login", "--gres=gpu:toy:1", "--mem=50M", "--cpu-bind=none", &container];
+    let words: Vec<&str> = options.into_iter().chain(["sh", "-c", cpus]).collect();
+    let cpus = as_user("srun", &words).ok().text();
     let entries = std::fs::read_dir(&home).unwrap().flatten();
     let said = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("said."));
     let all: Vec<String> = said.map(|entry| std::fs::read_to_string(entry.path()).unwrap()).collect();
     // `srun` asked for it, too, where its user is.
-    let of_job: Vec<&String> = all.iter().filter(|text| text.contains("/fetch/job_")).collect();
+    let group = format!("/fetch/user_{}/job_", user.uid);
+    let of_job: Vec<&String> = all.iter().filter(|text| text.contains(&group)).collect();
     assert!(!of_job.is_empty(), "the node did not ask for the login in a place of its job's: {all:?}");
     for text in of_job {
         assert_eq!(of("file", text), [1], "{text}");
         assert_eq!(of("seen", text), [0, 2, 3], "{text}");
+        // Bounds of its own, one of its user's that leaves others theirs, and its job's cores.
+        let told = |word: &str| told(word, text).unwrap_or_default();
+        assert_eq!((told("own_memory"), told("users_memory")), ("1073741824", "2147483648"), "{text}");
+        assert_eq!((told("own_pids"), told("cpus")), ("1024", cpus.trim()), "{text}");
     }
 }
 
 #[test]
 fn a_job_reaches_its_own_devices_and_no_others_as_root() {
-    if !machine::is_root() {
-        return;
-    }
+    assert!(machine::is_root(), "devices are made, and users become others, by root");
     let devices = Devices::make();
     let sandbox = Sandbox::with_config(Who::root(), &devices.config());
     let user = Who::user();
