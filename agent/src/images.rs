@@ -118,6 +118,15 @@ impl Ready {
 /// Brings an image: from other nodes, where these are named, and otherwise from where it is.
 type Bring<'a, T> = dyn Fn(Option<&PeerSource>, Option<&Turn>) -> berth_images::Result<T> + 'a;
 
+/// Gives places to what asks registries for names, of which few do at the same time.
+pub(crate) trait Placing {
+    /// Waits for one.
+    ///
+    /// # Errors
+    /// Nobody wants it any more.
+    fn place(&self) -> berth_images::Result<Place<'_>>;
+}
+
 /// For whom an image is made present.
 #[derive(Clone, Copy)]
 pub(crate) struct For<'a> {
@@ -130,6 +139,8 @@ pub(crate) struct For<'a> {
     env: &'a [ByteStr],
     pub(crate) directory: &'a Path,
     pub(crate) account: Option<&'a str>,
+    /// Where what asks a registry for a name has to have a place.
+    placing: Option<&'a dyn Placing>,
 }
 
 impl<'a> For<'a> {
@@ -141,12 +152,18 @@ impl<'a> For<'a> {
             env: &launch.env,
             directory: launch.work_dir.as_path(),
             account: launch.job.account.as_deref(),
+            placing: None,
         }
     }
 
     /// Of a step whose job is on another node, or on none yet: it has no cores and no devices of this one.
     pub(crate) fn elsewhere(launch: &'a StepLaunch) -> For<'a> {
         For { here: None, ..For::step(launch) }
+    }
+
+    /// The right to ask a registry for a name, where that is needed: whoever waits for others to find it has none.
+    pub(crate) fn placed(self) -> berth_images::Result<Option<Place<'a>>> {
+        self.placing.map(Placing::place).transpose()
     }
 }
 
@@ -159,6 +176,23 @@ struct Pull<'a, F> {
     stop: &'a Arc<AtomicBool>,
     /// The job may never come: nothing else gives way.
     ahead: bool,
+}
+
+/// Of a pull whose image came by its name.
+struct Naming<'a, F> {
+    images: &'a Images,
+    pull: &'a Pull<'a, F>,
+}
+
+impl<F: Fn(Option<u8>) + Sync> Placing for Naming<'_, F> {
+    fn place(&self) -> berth_images::Result<Place<'_>> {
+        self.images.import_place(self.pull, None, &|| self.pull.pulling.event(waits()))
+    }
+}
+
+/// What is told while a place is waited for.
+fn waits() -> ProgressEvent {
+    ProgressEvent::Waiting { what: "others of the images that are brought".to_owned() }
 }
 
 impl Images {
@@ -393,7 +427,7 @@ impl Images {
         stop: &Arc<AtomicBool>,
     ) -> Result<(Fetched, Vec<String>), String> {
         let directory = user.home.as_path();
-        let of = For { step: None, here: None, user, env: &[], directory, account: None };
+        let of = For { step: None, here: None, user, env: &[], directory, account: None, placing: None };
         let pulling = Pulling::new(|_| {});
         let pull = Pull { of, login: None, pulling: &pulling, stop, ahead: false };
         let ready = self.make_present(&pull, image)?;
@@ -446,10 +480,9 @@ impl Images {
             None => {
                 admission::admit_named(&self.config, &wanted.typed, of.account)?;
                 pulling.state().wanted = true;
-                let found = {
-                    let _place = self.import_place(pull, None, &|| {}).map_err(|e| e.to_string())?;
-                    self.find(&wanted.typed, of, (helpers.as_ref(), &credentials), stop)?
-                };
+                let naming = Naming { images: self, pull };
+                let asks = For { placing: Some(&naming), ..of };
+                let found = self.find(&wanted.typed, asks, (helpers.as_ref(), &credentials), stop)?;
                 match of.step.filter(|_| !ahead) {
                     Some(key) => self.peers.pin(key, &wanted.typed, found, stop)?,
                     None => found,
@@ -506,7 +539,6 @@ impl Images {
             }
             told.event(event);
         };
-        let waits = || ProgressEvent::Waiting { what: "others of the images that are brought".to_owned() };
         // What other nodes have of its signatures is judged here, by this node's keys. The registry is asked where none of it counts.
         let look = |peers: &PeerSource| -> berth_images::Result<()> {
             let Some(signers) = &signers else { return Ok(()) };
@@ -800,12 +832,4 @@ impl<F: Fn(Option<u8>) + Sync> Progress for Pulling<F> {
 }
 
 #[cfg(test)]
-mod tests {
-    #[test]
-    fn the_store_makes_layers_one_where_the_runtime_mounts_no_more() {
-        for kernel in [(5, 15), (6, 1), (6, 7), (6, 8), (6, 18), (7, 0)] {
-            let release = format!("{}.{}.3-x", kernel.0, kernel.1);
-            assert_eq!(berth_images::most_layers(&release), berth_runtime::plan::most_layers(kernel));
-        }
-    }
-}
+mod tests;

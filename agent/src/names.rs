@@ -44,7 +44,7 @@ impl Images {
                 Err(said) => note = said,
             }
         }
-        let found = self.resolve(&reference, of, helpers, credentials);
+        let found = of.placed().and_then(|_place| self.resolve(&reference, of, helpers, credentials));
         let found = found.map_err(|e| if note.is_empty() { e } else { e.beside(&note) });
         found.map_err(|e| e.to_string())
     }

@@ -314,6 +314,12 @@ impl Peers {
         self.address.get().is_some()
     }
 
+    /// As if it served others.
+    #[cfg(test)]
+    pub(crate) fn serves(&self) {
+        let _ = self.address.set(":1".into());
+    }
+
     /// Asks for an image; nothing where this node has nothing to do with others.
     pub(crate) fn ask(
         self: &Arc<Self>,
