@@ -678,7 +678,12 @@ impl Images {
     ) -> berth_images::Result<Place<'_>> {
         let wish = Wish { user: pull.of.user.uid, image, ahead: pull.ahead, stop: pull.stop };
         self.imports.place(&wish, waits).ok_or_else(|| {
-            let reason = "it waited for others of the images that are brought, and is not wanted any more";
+            let reason = match pull.ahead {
+                true => {
+                    "the places of imports are left to images that are needed now, and this one comes when its job starts"
+                }
+                false => "it waited for others of the images that are brought, and is not wanted any more",
+            };
             berth_images::Error::new(ErrorKind::Io, "image", reason)
         })
     }

@@ -53,12 +53,16 @@ impl Imports {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place; `None` when it is not wanted any more. `waits` is called once where it is not to be had at once.
+    /// A place; `None` when it is not wanted any more, or may never be needed and there is none now: who fetches ahead does so for one job
+    /// after the other, of which none waits for another's user. `waits` is called once where it is not to be had at once.
     pub(crate) fn place(&self, wish: &Wish<'_>, waits: impl FnOnce()) -> Option<Place<'_>> {
         let import = Import { user: wish.user, image: wish.image.cloned() };
         let mut waits = Some(waits);
         let mut running = self.running();
         while !fits(&running, &import, wish.ahead) {
+            if wish.ahead {
+                return None;
+            }
             if let Some(waits) = waits.take() {
                 // It may take a lock of its own.
                 drop(running);
@@ -149,6 +153,23 @@ mod tests {
         assert!(at_once(&imports, 3, 100, true).is_none(), "the node's last one");
         held.pop();
         assert!(at_once(&imports, 3, 100, true).is_some());
+    }
+
+    #[test]
+    fn what_may_never_be_needed_holds_up_nothing_that_may_be_either() {
+        let imports = Imports::default();
+        let held: Vec<_> = (0..OF_ONE_USER).map(|n| at_once(&imports, 1, n, false).unwrap()).collect();
+        let ahead = |user: u32, n: usize| {
+            let (image, stop) = (image(n), AtomicBool::new(false));
+            let wish = Wish { user: Uid(user), image: Some(&image), ahead: true, stop: &stop };
+            imports.place(&wish, || panic!("it waits, and whatever is behind it")).is_some()
+        };
+        assert_eq!([ahead(1, 100), ahead(2, 0)], [false, true]);
+        // What somebody brings comes anyhow.
+        let other = at_once(&imports, 2, 0, false).unwrap();
+        assert_eq!([ahead(2, 0), ahead(2, 1)], [false, true]);
+        drop((held, other));
+        assert!(ahead(1, 100));
     }
 
     #[test]
