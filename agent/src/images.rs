@@ -34,6 +34,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Owner of the shared store in system mode: neither root nor a person, and above every range that
 /// distributions or container engines give out.
@@ -526,6 +527,9 @@ impl Images {
                     // Something happens.
                     _ => 1,
                 });
+            }
+            if matches!(event, ProgressEvent::Fetched { bytes } if bytes > 0) {
+                kept.came(Instant::now());
             }
             if let ProgressEvent::Start { bytes, .. } = &event
                 && *bytes > 0

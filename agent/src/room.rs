@@ -11,13 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// How often it is looked whether there is room.
 const EVERY: Duration = Duration::from_secs(300);
 /// How soon again where nobody could say what jobs need.
 const AGAIN: Duration = Duration::from_secs(10);
+/// A pull of which nothing came for so long writes nothing that would be taken for images that are to go.
+const BRINGS: Duration = Duration::from_secs(60);
 /// How long the controller may take to say it.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -42,8 +44,16 @@ pub struct Want {
 /// What pulls tell the one who keeps room, and which of them are under way.
 pub struct Room {
     wants: mpsc::UnboundedSender<Want>,
-    /// How many pulls of an image are under way.
-    pulling: Mutex<BTreeMap<Digest, usize>>,
+    /// Pulls of images that are under way.
+    pulling: Mutex<BTreeMap<Digest, Pulls>>,
+}
+
+/// Those of one image.
+#[derive(Default)]
+struct Pulls {
+    count: usize,
+    /// When bytes of it came last.
+    came: Option<Instant>,
 }
 
 impl Room {
@@ -53,14 +63,20 @@ impl Room {
         (Room { wants, pulling: Mutex::default() }, receiver)
     }
 
-    fn pulls(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
+    fn pulls(&self) -> MutexGuard<'_, BTreeMap<Digest, Pulls>> {
         self.pulling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps the image, and what is there of it, until the value is dropped.
     pub fn pulling(&self, digest: &Digest) -> Pull<'_> {
-        *self.pulls().entry(digest.clone()).or_default() += 1;
+        self.pulls().entry(digest.clone()).or_default().count += 1;
         Pull { room: self, digest: digest.clone() }
+    }
+
+    /// Whether bytes of a pull that is under way came lately.
+    fn brings(&self, now: Instant) -> bool {
+        let lately = |came: Instant| now.saturating_duration_since(came) < BRINGS;
+        self.pulls().values().any(|pulls| pulls.came.is_some_and(lately))
     }
 
     /// So many bytes are about to be fetched, or were. Nobody waits for it.
@@ -90,12 +106,21 @@ pub struct Pull<'a> {
     digest: Digest,
 }
 
+impl Pull<'_> {
+    /// Bytes of it came.
+    pub fn came(&self, now: Instant) {
+        if let Some(pulls) = self.room.pulls().get_mut(&self.digest) {
+            pulls.came = Some(now);
+        }
+    }
+}
+
 impl Drop for Pull<'_> {
     fn drop(&mut self) {
         let mut pulls = self.room.pulls();
-        if let Some(count) = pulls.get_mut(&self.digest) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(of_image) = pulls.get_mut(&self.digest) {
+            of_image.count -= 1;
+            if of_image.count == 0 {
                 pulls.remove(&self.digest);
             }
         }
@@ -240,8 +265,9 @@ impl Images {
         let text = |e: berth_images::Error| e.to_string();
         let store = self.store().map_err(text)?;
         let released = store.released().map_err(text)?;
-        // What pulls have written so far makes the disk look full: images go for them when one says what it needs, and not bit by bit.
-        let looks = wanted != Wanted::default() || self.room().pulls().is_empty();
+        // What pulls have written so far makes the disk look full: images go for them when one says what it needs, and not bit by bit. One
+        // that brings nothing holds up nobody, however long it lasts.
+        let looks = wanted != Wanted::default() || !self.room().brings(Instant::now());
         let short = looks && store.lacks_room(rules, wanted).map_err(text)?;
         let images = match short {
             true => store.list().map_err(text)?.into_iter().map(|image| image.digest).collect(),
@@ -284,6 +310,25 @@ mod tests {
     #![allow(clippy::unwrap_used)] // what fails here fails the test
 
     use super::*;
+
+    #[test]
+    fn a_pull_that_brings_nothing_does_not_keep_room_from_being_kept() {
+        let (room, _wants) = Room::new();
+        let digest: Digest = format!("sha256:{:064x}", 1).parse().unwrap();
+        let begun = Instant::now();
+        let (first, second) = (room.pulling(&digest), room.pulling(&digest));
+        assert!(!room.brings(begun), "it has not said yet what it needs");
+        second.came(begun);
+        let later = |seconds: u64| room.brings(begun + Duration::from_secs(seconds));
+        assert_eq!([later(0), later(59), later(60)], [true, true, false]);
+        first.came(begun + Duration::from_secs(100));
+        assert_eq!([later(159), later(160)], [true, false]);
+        drop(first);
+        // Its image stays all the while.
+        assert!(later(159) && room.pulls().contains_key(&digest));
+        drop(second);
+        assert!(!later(159) && room.pulls().is_empty());
+    }
 
     #[test]
     fn a_container_of_which_nothing_can_be_read_keeps_all_images() {
