@@ -597,6 +597,11 @@ impl Images {
             Some(helpers) => helpers.is_there(&store, &manifest),
             None => store.prepared(&manifest.digest).map(|prepared| prepared.is_some()),
         };
+        // Whether nothing is started for one that is there.
+        let has_shown = || match helpers.as_ref().and_then(|helpers| helpers.user.as_ref()) {
+            Some(user) => store.is_granted(&manifest, user.uid),
+            None => Ok(true),
+        };
         // Only when it is known where it comes from: who waits for another node's fetch keeps no place from it.
         let bring = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
             let _place = self.import_place(pull, Some(&manifest.digest), &|| telling(waits(), turn))?;
@@ -621,10 +626,11 @@ impl Images {
             let there = is_there()?;
             // All of it may be here but what it is signed by, which other nodes may have.
             let unjudged = there && !store.is_admitted(&manifest, signers.as_ref(), &())?;
-            if there && !unjudged {
+            if there && !unjudged && has_shown()? {
                 return bring_now(None, None);
             }
-            if !may_travel() {
+            // Who opens a file of which all was read here before shows it by processes, of which few run at the same time.
+            if (there && !unjudged) || !may_travel() {
                 return bring(None, None);
             }
             self.bring((of, stop), &manifest, &bring)
