@@ -568,28 +568,41 @@ impl Images {
                 (asked, _) => asked,
             }
         };
-        let bring_now = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
+        // Nor for one that is here, each time anew, when no other node knows what it is signed by.
+        let tells_unsigned = || -> berth_images::Result<bool> {
+            let unasked = |signers: &&Signers| !signers.required && self.asks_gateways();
+            let Some(signers) = signers.as_ref().filter(unasked) else { return Ok(false) };
+            if store.is_admitted(&manifest, Some(signers), &())? {
+                return Ok(false);
+            }
+            signers.unsigned(&manifest.source, "no other node has a signature", &told)?;
+            Ok(true)
+        };
+        let bring_now = |peers: Option<&PeerSource>, turn: Option<&Turn>, judged: bool| {
             let telling = |event| telling(event, turn);
             if turn.is_some_and(Turn::has_waited) {
                 telling(ProgressEvent::Waiting { what: format!("image {}", manifest.digest.short()) });
             }
             // Of what a user asked for without a job it comes with the controller's word.
             let told_login = turn.and_then(Turn::login);
-            match (&helpers, peers) {
-                (Some(helpers), None) if told_login.is_some() => {
-                    let helpers = Helpers { login: told_login, ..helpers.clone() };
-                    helpers.ensure(&store, &manifest, &telling)
-                }
+            let signers = signers.as_ref().filter(|_| judged);
+            let changed = helpers.as_ref().filter(|_| told_login.is_some() || !judged);
+            let changed = changed.map(|helpers| Helpers {
+                login: told_login.clone().or_else(|| helpers.login.clone()),
+                signers: signers.cloned(),
+                ..helpers.clone()
+            });
+            match (changed.as_ref().or(helpers.as_ref()), peers) {
                 (Some(helpers), None) => helpers.ensure(&store, &manifest, &telling),
                 (Some(helpers), Some(peers)) => helpers.ensure_from(&store, &manifest, peers, &telling),
-                (None, Some(peers)) => store.ensure_signed(&manifest, peers, signers.as_ref(), &telling),
+                (None, Some(peers)) => store.ensure_signed(&manifest, peers, signers, &telling),
                 (None, None) => {
                     let credentials = match &told_login {
                         Some(login) => credentials.clone().with_login(login)?,
                         None => credentials.clone(),
                     };
                     let source = open_source_through(&manifest, &self.registries, &credentials, through)?;
-                    store.ensure_signed(&manifest, source.as_ref(), signers.as_ref(), &telling)
+                    store.ensure_signed(&manifest, source.as_ref(), signers, &telling)
                 }
             }
         };
@@ -609,8 +622,8 @@ impl Images {
                 look(peers)?;
             }
             // Whoever waited for another step of the same user finds it.
-            let peers = if is_there()? { None } else { peers };
-            bring_now(peers, turn)
+            let (peers, judged) = if is_there()? { (None, !tells_unsigned()?) } else { (peers, true) };
+            bring_now(peers, turn, judged)
         };
         // Of a file the user shows here that they may read it, and that it is the one that was named. Else it is what fetching it says.
         let may_travel = || {
@@ -627,7 +640,7 @@ impl Images {
             // All of it may be here but what it is signed by, which other nodes may have.
             let unjudged = there && !store.is_admitted(&manifest, signers.as_ref(), &())?;
             if there && !unjudged && has_shown()? {
-                return bring_now(None, None);
+                return bring_now(None, None, true);
             }
             // Who opens a file of which all was read here before shows it by processes, of which few run at the same time.
             if (there && !unjudged) || !may_travel() {
