@@ -324,15 +324,26 @@ impl Images {
         let Some(turn) = self.peers.ask(whose, &digest, stop) else {
             return bring(None, None);
         };
-        let source = PeerSource::new(&turn, &turn.way(), &manifest.source);
-        let brought = source.as_ref().map(|source| (bring(Some(source), Some(&turn)), source.exhausted()));
-        let brought = match brought {
-            Some((Err(e), Some(why))) if !turn.is_stopped() => {
-                tracing::info!("image {}: {e}; it is fetched from its source ({why})", manifest.digest);
-                bring(None, Some(&turn))
+        let brought = loop {
+            let Some(source) = PeerSource::new(&turn, &turn.way(), &manifest.source) else {
+                break bring(None, Some(&turn));
+            };
+            match (bring(Some(&source), Some(&turn)), source.exhausted()) {
+                (Err(e), Some(why)) if !turn.is_stopped() && turn.is_sent() => {
+                    tracing::info!("image {}: {e}; it is fetched from its source ({why})", manifest.digest);
+                    break bring(None, Some(&turn));
+                }
+                // Others were waited for as long as somebody does who has a place meanwhile. Without one it goes on, until the controller says
+                // from where the image is to come: with its word that this is the source comes the login that was sent along.
+                (Err(e), Some(why)) if !turn.is_stopped() => {
+                    tracing::info!(
+                        "image {}: {e}; the controller is asked once more ({why})",
+                        manifest.digest
+                    );
+                    turn.ask_again();
+                }
+                (brought, _) => break brought,
             }
-            Some((brought, _)) => brought,
-            None => bring(None, Some(&turn)),
         };
         let note = turn.note();
         let brought = brought.map_err(|e| if note.is_empty() { e } else { e.beside(&note) });

@@ -114,6 +114,8 @@ pub(crate) struct Turn {
     ways: Mutex<Receiver<(ImageWay, String)>>,
     stop: Arc<AtomicBool>,
     waited: AtomicBool,
+    /// The controller said that it is to come from where it is from.
+    sent: AtomicBool,
     /// How it ended.
     ended: Mutex<Result<(), String>>,
     /// What gateways said that did not get it.
@@ -347,6 +349,7 @@ impl Peers {
             ways: Mutex::new(ways),
             stop,
             waited: AtomicBool::new(false),
+            sent: AtomicBool::new(false),
             ended: Mutex::new(Err(String::new())),
             note: Mutex::default(),
         }))
@@ -415,7 +418,7 @@ impl Turn {
     fn failed(&self, node: &NodeName) -> bool {
         let new = self.what.failed().insert(node.clone());
         if new {
-            self.peers.say(self.what.wanted(self.ask));
+            self.ask_again();
         }
         new
     }
@@ -423,6 +426,16 @@ impl Turn {
     /// Whether another node fetched it meanwhile.
     pub(crate) fn has_waited(&self) -> bool {
         self.waited.load(Ordering::Relaxed)
+    }
+
+    /// Whether the controller said that the image is to come from where it is from: the login that came with it goes with that word.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Tells the controller that the image is wanted still.
+    pub(crate) fn ask_again(&self) {
+        self.peers.say(self.what.wanted(self.ask));
     }
 
     /// Whether the image is not wanted any more.
@@ -436,7 +449,7 @@ impl Turn {
     }
 
     /// The same for somebody who has a place for the import meanwhile, of which there are few: whom they wait for may wait for such a
-    /// place. After so long the image comes from where it is from.
+    /// place. After so long nobody is waited for with it.
     fn way_within(&self, most: Duration) -> ImageWay {
         let ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
@@ -455,6 +468,7 @@ impl Turn {
                     heard = Instant::now()
                 }
                 Ok((way, note)) => {
+                    self.sent.fetch_or(way == ImageWay::Source, Ordering::Relaxed);
                     *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
                     return way;
                 }
@@ -540,6 +554,31 @@ async fn own_address(controller: String) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The login that came with an image is sent to who is told to fetch it from where it is, and to nobody else.
+    #[test]
+    fn who_gives_up_waiting_by_itself_has_not_been_told_to_fetch_the_image_and_asks_once_more() {
+        let peers = Arc::new(Peers::new(NodeName::from("n1"), &Uplink::Local("/nonexistent".into())));
+        peers.serves();
+        let (inputs, mut said) = mpsc::unbounded_channel();
+        let _ = peers.inputs.set(inputs);
+        let mut asked = || {
+            let next = std::iter::from_fn(|| said.try_recv().ok());
+            next.filter(|input| matches!(input, Input::Peers(FromPeers::Asked { .. }))).count()
+        };
+        let turn = peers.ask(Whose::User(Uid(1)), "sha256:1", &Arc::default()).unwrap();
+        assert_eq!(asked(), 1);
+        let word = |way: ImageWay| peers.hear(ToPeers::Way { ask: turn.ask, way, note: String::new() });
+        word(ImageWay::Wait);
+        assert_eq!(turn.way_within(Duration::ZERO), ImageWay::Source);
+        assert!(!turn.is_sent() && asked() == 0);
+        turn.ask_again();
+        assert_eq!(asked(), 1);
+        word(ImageWay::Wait);
+        word(ImageWay::Source);
+        assert_eq!(turn.way(), ImageWay::Source);
+        assert!(turn.is_sent());
+    }
 
     #[test]
     fn the_controllers_machine_is_told_by_the_address_at_which_it_was_reached_and_by_no_end_of_a_tunnel() {
