@@ -665,6 +665,33 @@ fn an_image_that_must_be_signed_runs_on_a_node_without_a_way_to_its_registry_as_
     assert!(!out.contains("kept"), "{out}");
 }
 
+/// A rule that came after the image, and refuses nothing: what no other node knows is told, and no start waits for a registry.
+#[test]
+fn where_people_are_only_told_of_unsigned_images_no_start_behind_a_gateway_asks_the_registry_as_root() {
+    let signer = Signer::new();
+    let (hosts, registry) = behind_a_gateway(false, Registry::without_tls);
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let script = format!("#!/bin/sh\nsrun --container-image={image} cat /data/kept\necho over\n");
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    let started = || {
+        let words = ["--wait", "-w", "far", "-o", "out", "job.sh"];
+        hosts.cmd("n1", "sbatch").args(words).limit(180).run();
+        let out = std::fs::read_to_string(hosts.work().join("out")).unwrap_or_default();
+        assert!(out.contains("kept"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
+        out
+    };
+    assert!(!started().contains("unsigned"));
+    let config = rule(&registry, "team", "warn", &signer.text());
+    let config = config.replacen("[images]\n", "[images]\ngateways = \"gw\"\n", 1);
+    std::fs::write(hosts.state("n1").join("berth.toml"), config).unwrap();
+    hosts.root("n1", "scontrol").arg("reconfigure").limit(60).ok();
+    // Once its agent has the rule, and knows other nodes again.
+    let said = "no other node has a signature";
+    assert!(wait(60, || started().contains(said).then_some(())).is_some(), "{}", log(&hosts, "far"));
+    let out = started();
+    assert!(out.contains("unsigned image") && out.contains(said), "{out}");
+}
+
 /// Writes other bytes over all of a file, whose inode, size and time stay.
 fn spoil(file: &std::path::Path) {
     let (all, before) = (std::fs::read(file).unwrap(), std::fs::metadata(file).unwrap().modified().unwrap());
