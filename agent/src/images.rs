@@ -621,11 +621,6 @@ impl Images {
             Some(helpers) => helpers.is_there(&store, &manifest),
             None => store.prepared(&manifest.digest).map(|prepared| prepared.is_some()),
         };
-        // Whether nothing is started for one that is there.
-        let has_shown = || match helpers.as_ref().and_then(|helpers| helpers.user.as_ref()) {
-            Some(user) => store.is_granted(&manifest, user.uid),
-            None => Ok(true),
-        };
         // Only when it is known where it comes from: who waits for another node's fetch keeps no place from it.
         let bring = |peers: Option<&PeerSource>, turn: Option<&Turn>| {
             let _place = self.import_place(pull, Some(&manifest.digest), &|| telling(waits(), turn))?;
@@ -650,7 +645,7 @@ impl Images {
             let there = is_there()?;
             // All of it may be here but what it is signed by, which other nodes may have.
             let unjudged = there && !store.is_admitted(&manifest, signers.as_ref(), &())?;
-            if there && !unjudged && has_shown()? {
+            if there && !unjudged && has_shown(&store, helpers.as_ref(), &manifest)? {
                 return bring_now(None, None, true);
             }
             // Who opens a file of which all was read here before shows it by processes, of which few run at the same time.
@@ -720,6 +715,18 @@ impl Images {
             };
             berth_images::Error::new(ErrorKind::Io, "image", reason)
         })
+    }
+}
+
+/// Whether nothing is started for an image that is there: its user has shown before that it is theirs, or there is nobody to whom to show it.
+fn has_shown(
+    store: &Store,
+    helpers: Option<&Helpers>,
+    image: &ResolvedManifest,
+) -> berth_images::Result<bool> {
+    match helpers.and_then(|helpers| helpers.user.as_ref()) {
+        Some(user) => store.is_granted(image, user.uid),
+        None => Ok(true),
     }
 }
 

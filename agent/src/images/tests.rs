@@ -62,3 +62,23 @@ fn who_asks_gateways_for_a_name_keeps_no_place_of_an_import_meanwhile() {
     find("/nonexistent/image.sqsh", false);
     assert_eq!(counted.1.get(), 1);
 }
+
+/// Otherwise processes are started, be all of it here: these have their place among those that bring images.
+#[test]
+fn an_image_that_is_here_needs_nothing_more_once_its_user_has_shown_that_it_is_theirs() {
+    let (_state, images) = node(&ImagesConfig::default());
+    let (store, launch) = (images.store().unwrap(), launch());
+    let image = ResolvedManifest {
+        source: "oci-archive:/shared/image.tar".into(),
+        digest: format!("sha256:{:064x}", 1).parse().unwrap(),
+        insecure: false,
+        name: None,
+        indexes: Vec::new(),
+        pin: None,
+    };
+    let of = For::step(&launch);
+    let helpers = |system| helpers(Path::new("/nonexistent"), images.registries(), of, system);
+    let shown = |helpers: Option<&Helpers>| has_shown(&store, helpers, &image).unwrap();
+    assert!(shown(None) && shown(Some(&helpers(false))));
+    assert!(!shown(Some(&helpers(true))));
+}
