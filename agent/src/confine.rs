@@ -47,10 +47,10 @@ impl Fetchers {
 
 impl fmt::Debug for Fetchers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fetchers")
-            .field("user", &self.user)
-            .field("whose", &self.whose)
-            .finish_non_exhaustive()
+        let Fetchers { cgroups: _, user, whose, cpus, devices } = self;
+        let mut all = f.debug_struct("Fetchers");
+        all.field("user", user).field("whose", whose);
+        all.field("cpus", cpus).field("devices", devices).finish_non_exhaustive()
     }
 }
 

@@ -166,6 +166,14 @@ impl<'a> For<'a> {
     pub(crate) fn placed(self) -> berth_images::Result<Option<Place<'a>>> {
         self.placing.map(Placing::place).transpose()
     }
+
+    /// Where what fetches for it runs.
+    pub(crate) fn fetchers(self, cgroups: &Arc<Cgroups>) -> Fetchers {
+        match self.here {
+            Some(launch) => Fetchers::of_job(cgroups, launch),
+            None => Fetchers::of_user(cgroups, self.user.uid),
+        }
+    }
 }
 
 /// A step's image on its way.
@@ -692,10 +700,7 @@ impl Images {
 
     /// Where what fetches the image runs.
     fn fetchers(&self, of: For<'_>) -> Arc<dyn Confine> {
-        Arc::new(match of.here {
-            Some(launch) => Fetchers::of_job(&self.cgroups, launch),
-            None => Fetchers::of_user(&self.cgroups, of.user.uid),
-        })
+        Arc::new(of.fetchers(&self.cgroups))
     }
 
     /// Waits until one more may be brought; of `image`, where it is known which. `waits` is called where that takes a while.

@@ -60,7 +60,7 @@ impl Images {
     ) -> Result<ResolvedImage, String> {
         let image = launch.container.as_ref().map(|container| &container.image);
         let typed = image.map(|image| image.typed.as_str()).unwrap_or_default();
-        let of = For::step(launch);
+        let of = of_others(launch);
         admission::admit_named(self.rules(), typed, of.account)?;
         let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
         if !matches!(reference, Reference::Registry(_)) {
@@ -90,6 +90,11 @@ impl Images {
         };
         resolved.map(resolved_image)
     }
+}
+
+/// For whom a gateway asks: the step's user. The cores and devices of its job are another node's, whose numbers and names mean others here.
+fn of_others(launch: &StepLaunch) -> For<'_> {
+    For::elsewhere(launch)
 }
 
 /// A gateway's word, where it is about the place that the name says: a tag moves, a place does not, and a node that lies sends nobody
@@ -124,6 +129,11 @@ fn believed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroups::Cgroups;
+    use berth_model::hardware::GresDevice;
+    use berth_model::ids::{Attempt, JobId, StepId, StepKey};
+    use berth_runtime::cgroup::CgroupFacts;
+    use std::path::Path;
 
     #[test]
     fn nodes_that_are_no_gateways_ask_none_of_the_registries() {
@@ -132,6 +142,21 @@ mod tests {
             has_gateways(&config, &NodeName::from(node))
         };
         assert!(with("gw[1-2]", "n1") && !with("gw[1-2]", "gw2") && !with("", "n1"));
+    }
+
+    #[test]
+    fn what_a_gateway_asks_has_no_cores_and_no_devices_of_another_nodes_job() {
+        let key = StepKey { job: JobId(7), attempt: Attempt(0), step: StepId::Batch };
+        let mut launch = berth_samples::launch(key);
+        launch.job.share.cpus = vec![191];
+        launch.job.share.gres = vec![GresDevice { files: vec!["/dev/null".into()], ..GresDevice::default() }];
+        let facts = CgroupFacts::default();
+        let cgroups = Arc::new(Cgroups::detect(Path::new("/nonexistent"), &[], facts, false).unwrap());
+        let of = |whose: For<'_>| format!("{:?}", whose.fetchers(&cgroups));
+        let (here, there) = (of(For::step(&launch)), of(of_others(&launch)));
+        assert!(["job_7", "191", "/dev/null"].iter().all(|word| here.contains(word)), "{here}");
+        assert!(["job_7", "191", "/dev/null"].iter().all(|word| !there.contains(word)), "{there}");
+        assert!(there.contains(&format!("user_{}", launch.identity.uid.0)), "{there}");
     }
 
     #[test]

@@ -198,6 +198,9 @@ fn a_node_that_is_lost_while_the_prolog_runs_is_named_and_the_step_ended_as_root
     for name in ["n1", "n2", "n3"] {
         hosts.wait_node(name, "idle", 120);
         // A supervisor that has something to tell keeps it for a minute.
-        assert!(sandbox::wait(90, || (!supervised(name)).then_some(())).is_some(), "{name} keeps a supervisor");
+        assert!(
+            sandbox::wait(90, || (!supervised(name)).then_some(())).is_some(),
+            "{name} keeps a supervisor"
+        );
     }
 }
