@@ -429,12 +429,17 @@ impl Images {
         Ok(pulling.fetched())
     }
 
-    /// Fetches an image for other nodes, which wait for it.
-    pub fn fetch_for_others(&self, launch: &StepLaunch, login: Option<&Login>) -> Result<(), String> {
+    /// Fetches an image for other nodes, which wait for it, until `stop` is set.
+    pub fn fetch_for_others(
+        &self,
+        launch: &StepLaunch,
+        login: Option<&Login>,
+        pulling: &Quiet,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<(), String> {
         let Some(container) = &launch.container else { return Ok(()) };
-        let (pulling, stop) = (Pulling::new(|_| {}), Arc::new(AtomicBool::new(false)));
         let of = For::elsewhere(launch);
-        let pull = Pull { of, login, pulling: &pulling, stop: &stop, ahead: false };
+        let pull = Pull { of, login, pulling, stop, ahead: false };
         self.make_present(&pull, &container.image).map(drop)
     }
 
@@ -444,12 +449,12 @@ impl Images {
         &self,
         user: &Identity,
         image: &ImageRef,
+        pulling: &Quiet,
         stop: &Arc<AtomicBool>,
     ) -> Result<(Fetched, Vec<String>), String> {
         let directory = user.home.as_path();
         let of = For { step: None, here: None, user, env: &[], directory, account: None, placing: None };
-        let pulling = Pulling::new(|_| {});
-        let pull = Pull { of, login: None, pulling: &pulling, stop, ahead: false };
+        let pull = Pull { of, login: None, pulling, stop, ahead: false };
         let ready = self.make_present(&pull, image)?;
         let fetched = pulling.fetched().ok_or("it is used where it is: there is nothing to fetch")?;
         Ok((fetched, ready.notes))
@@ -836,17 +841,33 @@ struct State {
 /// Adds up an import's events, and turns them into a percentage that is told when it changes.
 pub struct Pulling<F> {
     state: Mutex<State>,
+    /// How often something came.
+    moved: AtomicU64,
     tell: F,
+}
+
+/// That of an import of which nobody hears.
+pub type Quiet = Pulling<fn(Option<u8>)>;
+
+impl Default for Quiet {
+    fn default() -> Quiet {
+        Quiet::new(|_| {})
+    }
 }
 
 impl<F: Fn(Option<u8>) + Sync> Pulling<F> {
     /// `tell` hears the percentage, where it is known.
     pub fn new(tell: F) -> Pulling<F> {
-        Pulling { state: Mutex::default(), tell }
+        Pulling { state: Mutex::default(), moved: AtomicU64::new(0), tell }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often something came: what grows no more gets nowhere.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// What it came to; `None` where no image was wanted.
@@ -861,6 +882,9 @@ impl<F: Fn(Option<u8>) + Sync> Pulling<F> {
 impl<F: Fn(Option<u8>) + Sync> Progress for Pulling<F> {
     fn event(&self, event: ProgressEvent) {
         let mut state = self.state();
+        if !matches!(event, ProgressEvent::Waiting { .. }) {
+            self.moved.fetch_add(1, Ordering::Relaxed);
+        }
         match event {
             ProgressEvent::Waiting { .. } => {
                 state.missing = true;

@@ -1,7 +1,7 @@
 //! Images of the node's store for their users, who cannot enter it: each sees what they have, and nothing of what others have.
 
 use crate::clients::Service;
-use crate::images::Images;
+use crate::images::{Images, Quiet};
 use crate::removals::{Others, user_name};
 use crate::signatures::signers;
 use berth_images::{
@@ -153,7 +153,7 @@ async fn pulled(
     let wanted = Arc::clone(&stop.0);
     crate::threads::start("image", move || {
         // Who does not listen any more needs nothing.
-        let _ = said.send(images.pull_as(&image, caller, &wanted));
+        let _ = said.send(images.pull_as(&image, caller, &Quiet::default(), &wanted));
     })?;
     loop {
         match tokio::time::timeout(GOES_ON, &mut heard).await {
@@ -196,7 +196,13 @@ fn identity(uid: Uid) -> Result<Identity, String> {
 }
 
 impl Images {
-    fn pull_as(&self, image: &ImageRef, caller: Uid, stop: &Arc<AtomicBool>) -> Result<ImagesAnswer, String> {
+    fn pull_as(
+        &self,
+        image: &ImageRef,
+        caller: Uid,
+        pulling: &Quiet,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<ImagesAnswer, String> {
         let owner = rustix::process::geteuid().as_raw();
         if !self.is_shared() && caller.0 != owner {
             return Err(format!("this cluster and its images are uid {owner}'s, and you are uid {caller}"));
@@ -204,20 +210,26 @@ impl Images {
         if !matches!(image.resolved, Some(ResolvedImage::Manifest { .. })) {
             return Err("it is used where it is: there is nothing to fetch".into());
         }
-        let (fetched, notes) = self.pull_for(&identity(caller)?, image, stop)?;
+        let (fetched, notes) = self.pull_for(&identity(caller)?, image, pulling, stop)?;
         let digest = fetched.digest.unwrap_or_default();
         tracing::info!("image {digest}: fetched for uid {caller}, who asked for it");
         Ok(ImagesAnswer::Pulled { digest, bytes: fetched.bytes, hit: fetched.hit, notes })
     }
 
-    /// As a gateway: fetches an image for other nodes, which wait for it, for a user who asked for it without a job.
-    pub(crate) fn fetch_for_user(&self, user: Uid, image: ResolvedImage) -> Result<(), String> {
+    /// As a gateway: fetches an image for other nodes, which wait for it, for a user who asked for it without a job, until `stop` is set.
+    pub(crate) fn fetch_for_user(
+        &self,
+        user: Uid,
+        image: ResolvedImage,
+        pulling: &Quiet,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<(), String> {
         let ResolvedImage::Manifest { source, digest, .. } = &image else {
             return Err("it is used where it is: there is nothing to fetch".into());
         };
         let typed = format!("{source}@{digest}");
         let image = ImageRef { typed, resolved: Some(image) };
-        self.pull_as(&image, user, &Arc::new(AtomicBool::new(false))).map(drop)
+        self.pull_as(&image, user, pulling, stop).map(drop)
     }
 
     fn answer(&self, query: ImagesQuery, peer: Peer) -> Result<ImagesAnswer, String> {

@@ -49,7 +49,8 @@ impl Images {
         found.map_err(|e| e.to_string())
     }
 
-    /// As a gateway: what the name of another node's step means, asked as its user and with the login that came with it.
+    /// As a gateway: what the name of another node's step means, asked as its user and with the login that came with it, until
+    /// `stop` is set.
     ///
     /// # Errors
     /// It is no name of a registry's image, the site's rules refuse it, or the registry does not say.
@@ -57,6 +58,7 @@ impl Images {
         &self,
         launch: &StepLaunch,
         login: Option<&Login>,
+        stop: &Arc<AtomicBool>,
     ) -> Result<ResolvedImage, String> {
         let image = launch.container.as_ref().map(|container| &container.image);
         let typed = image.map(|image| image.typed.as_str()).unwrap_or_default();
@@ -66,8 +68,7 @@ impl Images {
         if !matches!(reference, Reference::Registry(_)) {
             return Err(format!("{typed} is no image of a registry, and gateways are asked for these alone"));
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        let (helpers, credentials) = self.asking(of, login, &stop, false)?;
+        let (helpers, credentials) = self.asking(of, login, stop, false)?;
         self.resolve(&reference, of, helpers.as_ref(), &credentials).map_err(|e| e.to_string())
     }
 
