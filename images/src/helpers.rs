@@ -122,6 +122,8 @@ enum Report {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Manifest(ResolvedManifest),
+    /// The same, and what proves it to others.
+    Proven(ResolvedManifest, Vec<String>),
     RootDir(PathBuf),
     Host,
     Pin(FilePin),
@@ -399,6 +401,25 @@ impl Helpers {
     /// # Errors
     /// As for [`resolve`]; or the process cannot be started or dies.
     pub fn resolve(&self, reference: &Reference, directory: &Path) -> Result<Resolved> {
+        self.resolving(reference, directory, false).and_then(meaning)
+    }
+
+    /// As [`resolve_with_proof`](crate::resolve_with_proof), by the fetcher as the user.
+    ///
+    /// # Errors
+    /// As there; or the process cannot be started or dies.
+    pub fn resolve_with_proof(
+        &self,
+        reference: &Reference,
+        directory: &Path,
+    ) -> Result<(Resolved, Vec<String>)> {
+        match self.resolving(reference, directory, true)? {
+            Answer::Proven(manifest, proof) => Ok((Resolved::Manifest(manifest), proof)),
+            answer => meaning(answer).map(|resolved| (resolved, Vec::new())),
+        }
+    }
+
+    fn resolving(&self, reference: &Reference, directory: &Path, prove: bool) -> Result<Answer> {
         let place = self.place()?;
         let mut resolver = Command::new(&self.program);
         resolver
@@ -406,6 +427,9 @@ impl Helpers {
             .args(["--resolve", &reference.to_string(), "--registries", &self.described()?])
             .arg("--directory")
             .arg(directory);
+        if prove {
+            resolver.args(["--prove", "yes"]);
+        }
         run_as(&mut resolver, self.user.as_ref());
         run_in(&mut resolver, place.as_deref());
         self.announce_login(&mut resolver);
@@ -414,7 +438,7 @@ impl Helpers {
         if let Some(mut input) = resolver.0.stdin.take() {
             self.send_login(&mut input)?;
         }
-        asked(resolver, self.stop.as_deref())
+        answered(resolver, self.stop.as_deref())
     }
 
     /// As [`real_path`], by the fetcher as the user.
@@ -534,8 +558,12 @@ fn follow(report: impl Read, progress: &dyn Progress) -> Result<Option<SeenFile>
 
 /// What a reference means, as the resolver answers.
 fn asked(resolver: Running, stop: Option<&AtomicBool>) -> Result<Resolved> {
-    match answered(resolver, stop)? {
-        Answer::Manifest(manifest) => Ok(Resolved::Manifest(manifest)),
+    answered(resolver, stop).and_then(meaning)
+}
+
+fn meaning(answer: Answer) -> Result<Resolved> {
+    match answer {
+        Answer::Manifest(manifest) | Answer::Proven(manifest, _) => Ok(Resolved::Manifest(manifest)),
         Answer::RootDir(path) => Ok(Resolved::RootDir(path)),
         Answer::Host => Ok(Resolved::Host),
         Answer::Pin(_) | Answer::File(_) | Answer::Failed(_) => Err(died("resolving")),

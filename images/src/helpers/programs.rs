@@ -19,6 +19,7 @@ use super::{Answer, MAX_LINE, Report, RunAs, hand, start_failed};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::known::Manifests;
+use crate::listed::resolve_with_proof;
 use crate::progress::ProgressEvent;
 use crate::reference::{Engine, Reference};
 use crate::registry::{Credentials, Registries};
@@ -34,6 +35,7 @@ use crate::store::{SeenFile, Store};
 #[derive(Default)]
 struct Options {
     resolve: Option<String>,
+    prove: bool,
     real_path: Option<PathBuf>,
     pin: Option<String>,
     hand: Option<String>,
@@ -82,6 +84,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
         let text = || value.clone().into_string().map_err(|_| bad(&name));
         match name.as_str() {
             "--resolve" => options.resolve = Some(text()?),
+            "--prove" => options.prove = text()? == "yes",
             "--real-path" => options.real_path = Some(PathBuf::from(&value)),
             "--hand" => options.hand = Some(text()?),
             "--judge" => options.judge = text()? == "yes",
@@ -145,7 +148,8 @@ pub(crate) enum SetId {
 }
 
 /// The fetcher: `--image JSON` serves blobs over `input` and `output`, which are the standard streams; `--resolve REFERENCE
-/// --directory DIR` writes what the reference means; `--real-path PATH` what the path is without links; `--pin SOURCE` how the
+/// --directory DIR` writes what the reference means, with `--prove yes` as [`resolve_with_proof`] does; `--real-path PATH` what the path
+/// is without links; `--pin SOURCE` how the
 /// file of a canonical source is; `--hand SOURCE` sends that file, opened, over the socket that standard output is, and `--judge
 /// yes`, with the other end as standard input, says which one it is. With `--no-links yes` files are opened through no link. All take
 /// `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
@@ -246,18 +250,23 @@ fn with_login(credentials: Credentials, options: &Options, input: &mut impl Read
 
 fn answer(text: &str, options: &Options, credentials: &Credentials) -> Answer {
     let resolved = text.parse::<Reference>().and_then(|reference| {
+        let prove = options.prove;
         let options = ResolveOptions {
             registries: options.registries()?,
             manifests: Manifests::from_env(),
             directory: options.directory.clone(),
             ..ResolveOptions::default()
         };
-        resolve(&reference, credentials, &options)
+        match prove {
+            true => resolve_with_proof(&reference, credentials, &options),
+            false => resolve(&reference, credentials, &options).map(|resolved| (resolved, Vec::new())),
+        }
     });
     match resolved {
-        Ok(Resolved::Manifest(manifest)) => Answer::Manifest(manifest),
-        Ok(Resolved::RootDir(path)) => Answer::RootDir(path),
-        Ok(Resolved::Host) => Answer::Host,
+        Ok((Resolved::Manifest(manifest), proof)) if !proof.is_empty() => Answer::Proven(manifest, proof),
+        Ok((Resolved::Manifest(manifest), _)) => Answer::Manifest(manifest),
+        Ok((Resolved::RootDir(path), _)) => Answer::RootDir(path),
+        Ok((Resolved::Host, _)) => Answer::Host,
         Err(error) => Answer::Failed(error),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result, printable};
-use crate::manifest::{Document, descriptor_digest, parse_document};
+use crate::listed::{listed, not_listed};
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Reference;
 use crate::source::{BlobKind, BlobSource, ResolvedManifest, read_verified};
@@ -200,18 +200,8 @@ fn chain(image: &ResolvedManifest, source: &dyn BlobSource) -> Result<Vec<Digest
     for index in image.indexes.iter().rev().take(MAX_INDEXES) {
         let bytes = read_verified(source, BlobKind::Manifest, index, Limits::default().manifest_bytes)?;
         let child = subjects.last().unwrap_or(&image.digest);
-        let listed = match parse_document(&what, &bytes, None)? {
-            Document::Index(listed) => {
-                listed.manifests().iter().any(|d| descriptor_digest(&what, d).is_ok_and(|d| d == *child))
-            }
-            Document::Manifest(_) => false,
-        };
-        if !listed {
-            return Err(Error::new(
-                ErrorKind::Refused,
-                format!("index {index}"),
-                format!("does not list {child}"),
-            ));
+        if !listed(&what, &bytes)?.contains(child) {
+            return Err(not_listed(index, child));
         }
         subjects.push(index.clone());
     }

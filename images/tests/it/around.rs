@@ -4,9 +4,13 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use berth_images::{Algorithm, Digest, Error, ErrorKind, Limits};
+use berth_images::{
+    Algorithm, Credentials, Digest, Error, ErrorKind, Limits, Reference, Registries, ResolveOptions,
+    Resolved, leads_to, resolve_with_proof,
+};
 use serde_json::{Value, json};
 
+use crate::support::fake::{Behaviour, FakeRegistry};
 use crate::support::{
     Bench, Compression, FORMS, ImageBuilder, Tar, arch, blob_path, ensure_text, gzip, mode, only_layer,
     put_blob, tool, write_layout,
@@ -115,6 +119,30 @@ fn indexes_of_indexes_end() {
     write_layout(&layout, &text);
     let error = bench.import_text(&format!("oci:{}", layout.display())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+/// What those see who ask no registry, in this process and by the one that fetches as the user.
+#[test]
+fn a_name_by_the_digest_of_an_index_comes_with_what_proves_what_it_means() {
+    let bench = Bench::new();
+    let layout = bench.layout();
+    ImageBuilder::new(vec![Tar::new().file("a", b"x").end()]).write(&layout);
+    let image = read(&layout.join("index.json"))["manifests"][0].clone();
+    let inner = index_of(&layout, &image);
+    let outer = index_of(&layout, &inner);
+    let fake = FakeRegistry::new(layout, Behaviour::default());
+    let registries = Registries::default().without_tls(&fake.address);
+    let helpers = crate::mirrors::helpers(&bench, &registries, None, None);
+    let options = ResolveOptions { registries, ..ResolveOptions::default() };
+    for (named, indexes) in [(&outer, 2), (&inner, 1), (&image, 0)] {
+        let reference: Reference = format!("{}/x@{}", fake.address, digest(named)).parse().unwrap();
+        let here = resolve_with_proof(&reference, &Credentials::anonymous(), &options).unwrap();
+        let (resolved, proof) = helpers.resolve_with_proof(&reference, bench.path()).unwrap();
+        assert_eq!((&resolved, &proof), (&here.0, &here.1));
+        let Resolved::Manifest(found) = resolved else { panic!("{resolved:?}") };
+        assert_eq!((&found.digest, proof.len()), (&digest(&image), indexes));
+        leads_to(&digest(named), &proof, &found.digest).unwrap();
+    }
 }
 
 #[test]
