@@ -3,8 +3,10 @@
 
 use crate::admission;
 use crate::images::{For, Images, resolved_image};
+use crate::peers::Named;
 use berth_images::{
-    Credentials, Digest, Helpers, Reference, RegistryRef, ResolveOptions, Result as ImageResult, resolve,
+    Credentials, Digest, Helpers, Reference, RegistryRef, ResolveOptions, Result as ImageResult, leads_to,
+    resolve, resolve_with_proof,
 };
 use berth_model::config::ImagesConfig;
 use berth_model::hostlist;
@@ -36,9 +38,9 @@ impl Images {
             && self.asks_gateways()
         {
             match self.peers().name(key, stop) {
-                Ok((image, by)) => {
+                Ok(found) => {
                     let insecure = self.registries().insecure.contains(&name.registry);
-                    return believed(typed, name, insecure, image, &by);
+                    return believed(typed, name, insecure, found);
                 }
                 Err(said) if stop.load(Ordering::Relaxed) => return Err(format!("{typed}: {said}")),
                 Err(said) => note = said,
@@ -50,7 +52,7 @@ impl Images {
     }
 
     /// As a gateway: what the name of another node's step means, asked as its user and with the login that came with it, until
-    /// `stop` is set.
+    /// `stop` is set. With what proves it where the name says the digest of an index.
     ///
     /// # Errors
     /// It is no name of a registry's image, the site's rules refuse it, or the registry does not say.
@@ -59,7 +61,7 @@ impl Images {
         launch: &StepLaunch,
         login: Option<&Login>,
         stop: &Arc<AtomicBool>,
-    ) -> Result<ResolvedImage, String> {
+    ) -> Result<(ResolvedImage, Vec<String>), String> {
         let image = launch.container.as_ref().map(|container| &container.image);
         let typed = image.map(|image| image.typed.as_str()).unwrap_or_default();
         let of = of_others(launch);
@@ -69,7 +71,12 @@ impl Images {
             return Err(format!("{typed} is no image of a registry, and gateways are asked for these alone"));
         }
         let (helpers, credentials) = self.asking(of, login, stop, false)?;
-        self.resolve(&reference, of, helpers.as_ref(), &credentials).map_err(|e| e.to_string())
+        let found = match &helpers {
+            Some(helpers) => helpers.resolve_with_proof(&reference, of.directory),
+            None => resolve_with_proof(&reference, &credentials, &self.options(of)),
+        };
+        let found = found.map(|(resolved, proof)| (resolved_image(resolved), proof));
+        found.map_err(|e| e.to_string())
     }
 
     fn resolve(
@@ -79,17 +86,16 @@ impl Images {
         helpers: Option<&Helpers>,
         credentials: &Credentials,
     ) -> ImageResult<ResolvedImage> {
-        let directory = of.directory;
         let resolved = match helpers {
-            Some(helpers) => helpers.resolve(reference, directory),
-            None => {
-                let directory = Some(directory.to_path_buf());
-                let registries = self.registries().clone();
-                let options = ResolveOptions { registries, directory, ..ResolveOptions::default() };
-                resolve(reference, credentials, &options)
-            }
+            Some(helpers) => helpers.resolve(reference, of.directory),
+            None => resolve(reference, credentials, &self.options(of)),
         };
         resolved.map(resolved_image)
+    }
+
+    fn options(&self, of: For<'_>) -> ResolveOptions {
+        let directory = Some(of.directory.to_path_buf());
+        ResolveOptions { registries: self.registries().clone(), directory, ..ResolveOptions::default() }
     }
 }
 
@@ -98,39 +104,45 @@ fn of_others(launch: &StepLaunch) -> For<'_> {
     For::elsewhere(launch)
 }
 
-/// A gateway's word, where it is about the place that the name says: a tag moves, a place does not, and a node that lies sends nobody
-/// elsewhere, nor to where others listen. `insecure`: the registry is spoken to without TLS.
-fn believed(
-    typed: &str,
-    name: &RegistryRef,
-    insecure: bool,
-    image: ResolvedImage,
-    by: &str,
-) -> Result<ResolvedImage, String> {
-    let fits = match &image {
-        ResolvedImage::Manifest { source, digest, insecure: without_tls, indexes, pin: None } => {
-            let is = |pinned: &Digest| {
-                let pinned = pinned.to_string();
-                *digest == pinned || indexes.contains(&pinned)
-            };
-            *source == name.source() && (insecure || !without_tls) && name.digest.as_ref().is_none_or(is)
+/// A gateway's word, where it is about the place that the name says, and about the image where the name says a digest: a tag moves, a place
+/// does not, nor does a digest. So a node that lies sends nobody elsewhere, nor to where others listen. `insecure`: the registry is spoken to
+/// without TLS.
+fn believed(typed: &str, name: &RegistryRef, insecure: bool, found: Named) -> Result<ResolvedImage, String> {
+    let Named { image, by, proof } = found;
+    let says = if by.is_empty() { String::new() } else { format!("gateway {by}: ") };
+    let (digest, indexes) = match &image {
+        ResolvedImage::Manifest { source, digest, insecure: without_tls, indexes, pin: None }
+            if *source == name.source() && (insecure || !without_tls) =>
+        {
+            (digest, indexes)
         }
-        _ => false,
+        _ => {
+            return Err(format!(
+                "{typed}: {says}it says that this is another image than the name does: name the image by its digest, and see what the \
+                 agent there says of it"
+            ));
+        }
     };
-    if fits {
-        return Ok(image);
+    let own = |pinned: &Digest| *digest == pinned.to_string();
+    // What all of the job have the node judged that found it first.
+    let known = |pinned: &Digest| by.is_empty() && indexes.contains(&pinned.to_string());
+    if let Some(pinned) = name.digest.as_ref().filter(|pinned| !own(pinned) && !known(pinned)) {
+        let shown = digest.parse::<Digest>().and_then(|digest| leads_to(pinned, &proof, &digest));
+        shown.map_err(|e| {
+            format!(
+                "{typed}: {says}it does not show that the name means {digest}: {e}: name the image by that digest where it is right, and \
+                 upgrade that node where its agent is of an earlier version"
+            )
+        })?;
     }
-    let by = if by.is_empty() { String::new() } else { format!("gateway {by}: ") };
-    Err(format!(
-        "{typed}: {by}it says that this is another image than the name does: name the image by its digest, and see what the agent \
-         there says of it"
-    ))
+    Ok(image)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cgroups::Cgroups;
+    use berth_images::Algorithm;
     use berth_model::hardware::GresDevice;
     use berth_model::ids::{Attempt, JobId, StepId, StepKey};
     use berth_runtime::cgroup::CgroupFacts;
@@ -172,13 +184,11 @@ mod tests {
         };
         let judged = |typed: &str, insecure: bool, image: ResolvedImage| {
             let Ok(Reference::Registry(name)) = typed.parse() else { panic!("{typed}") };
-            believed(typed, &name, insecure, image, "gw")
+            believed(typed, &name, insecure, Named { image, by: "gw".into(), proof: Vec::new() })
         };
         let good = image("docker://r.io/team/x", false);
-        assert_eq!(judged("r.io/team/x:1", false, good.clone()), Ok(good.clone()));
-        for n in [1, 2] {
-            let pinned = format!("r.io/team/x@{}", digest(n));
-            assert_eq!(judged(&pinned, false, good.clone()), Ok(good.clone()));
+        for typed in ["r.io/team/x:1".to_string(), format!("r.io/team/x@{}", digest(1))] {
+            assert_eq!(judged(&typed, false, good.clone()), Ok(good.clone()));
         }
         judged("r.io/team/x:1", true, image("docker://r.io/team/x", true)).unwrap();
         for (typed, image) in [
@@ -191,5 +201,45 @@ mod tests {
             let why = judged(typed, false, image).unwrap_err();
             assert!(why.contains("gateway gw") && why.contains(typed), "{why}");
         }
+    }
+
+    #[test]
+    fn a_gateway_puts_no_image_in_the_place_of_one_that_is_named_by_its_indexs_digest() {
+        let of = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+        let index = |lists: &Digest| {
+            let kind = "application/vnd.oci.image.manifest.v1+json";
+            let entry = serde_json::json!({"mediaType": kind, "digest": lists.to_string(), "size": 2});
+            serde_json::json!({"schemaVersion": 2, "manifests": [entry]}).to_string()
+        };
+        let (right, evil) = (of("right"), of("evil"));
+        let (listing, lie) = (index(&right), index(&evil));
+        let pinned = of(&listing);
+        let typed = format!("r.io/team/x@{pinned}");
+        let judged = |digest: &Digest, by: &str, proof: &[&String]| {
+            let Ok(Reference::Registry(name)) = typed.parse() else { panic!("{typed}") };
+            let image = ResolvedImage::Manifest {
+                source: "docker://r.io/team/x".into(),
+                digest: digest.to_string(),
+                insecure: false,
+                // That the name's own is among these shows nothing: it is the gateway's word.
+                indexes: vec![pinned.to_string()],
+                pin: None,
+            };
+            let proof = proof.iter().map(|text| (*text).clone()).collect();
+            believed(&typed, &name, false, Named { image, by: by.into(), proof })
+        };
+        judged(&right, "gw", &[&listing]).unwrap();
+        for (digest, proof) in [
+            (&evil, vec![]),
+            (&evil, vec![&listing]),
+            (&evil, vec![&lie]),
+            (&evil, vec![&listing, &lie]),
+            (&right, vec![]),
+        ] {
+            let why = judged(digest, "gw", &proof).unwrap_err();
+            assert!(why.contains("gateway gw: it does not show") && why.contains(&typed), "{why}");
+        }
+        // What the controller has on record for all of the job, as the first of its nodes judged it.
+        judged(&right, "", &[]).unwrap();
     }
 }

@@ -77,6 +77,8 @@ pub enum FromPeers {
         image: Option<ResolvedImage>,
         /// Why it cannot.
         why: String,
+        /// Where the name says the digest of an index, the indexes on the way from there to the image, outermost first.
+        proof: Vec<String>,
     },
     /// Images in the node's store.
     Holds {
@@ -165,8 +167,10 @@ pub enum ToPeers {
         ask: u64,
         /// What the name means; absent where no gateway found it.
         image: Option<ResolvedImage>,
-        /// Who found it, or what each gateway said.
+        /// Who found it, or what each gateway said; empty for what all of the job have already.
         note: String,
+        /// As the gateway gave it, see [`FromPeers::Named`]: nobody has judged it.
+        proof: Vec<String>,
     },
     /// This node is a gateway, and others wait for an image that a user asked for by
     /// [`PullImage`](crate::request::Request::PullImage), without a job: fetch it. Only for agents that know

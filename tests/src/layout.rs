@@ -121,10 +121,13 @@ fn put(directory: &Path, bytes: &[u8]) -> String {
     digest
 }
 
+fn architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+}
+
 fn describe(directory: &Path, diff_ids: &[String], config: Value, layers: Value) {
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({
-        "architecture": architecture, "os": "linux", "config": config,
+        "architecture": architecture(), "os": "linux", "config": config,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     finish(directory, &serde_json::to_vec(&config).unwrap(), layers);
@@ -177,4 +180,24 @@ pub fn above(other: &Path, directory: &Path, layers: Vec<Layer>) {
     let mut manifest = below;
     manifest["layers"] = joined(&manifest["layers"], &ours["layers"]);
     finish(directory, &serde_json::to_vec(&config).unwrap(), manifest["layers"].clone());
+}
+
+/// Writes the image of another directory with an index around it, and gives the index's digest: the image can be named by that, too.
+pub fn indexed(other: &Path, directory: &Path) -> String {
+    std::fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
+    for blob in std::fs::read_dir(other.join("blobs/sha256")).unwrap().flatten() {
+        std::fs::copy(blob.path(), directory.join("blobs/sha256").join(blob.file_name())).unwrap();
+    }
+    let listed: Value = serde_json::from_slice(&std::fs::read(other.join("index.json")).unwrap()).unwrap();
+    let mut image = listed["manifests"][0].clone();
+    image.as_object_mut().unwrap().remove("annotations");
+    image["platform"] = json!({"os": "linux", "architecture": architecture()});
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": [image]}).to_string();
+    let digest = put(directory, index.as_bytes());
+    let entry = json!({"mediaType": kind, "digest": digest, "size": index.len()});
+    let text = json!({"schemaVersion": 2, "manifests": [entry]}).to_string();
+    std::fs::write(directory.join("index.json"), text).unwrap();
+    std::fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    digest
 }

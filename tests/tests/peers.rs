@@ -487,6 +487,12 @@ fn a_name_in_a_job_on_a_node_without_a_way_to_the_registry_means_what_a_gateway_
     let inner = format!("srun --export=NONE --container-image={other} echo in the other");
     let out = told(&[&container, "--export=NONE"], &inner);
     assert!(out.contains("in the other"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
+    // By the digest of an index: the gateway shows what that lists.
+    let index = layout::indexed(&images::layers(), &hosts.work().join("indexed"));
+    registry.push(&hosts.work().join("indexed"), "team/private:many", &["--all"]);
+    let pinned = registry.image(&format!("team/private@{index}"));
+    let out = told(&[], &format!("srun --export=NONE --container-image={pinned} cat /data/kept"));
+    assert!(out.contains("kept"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
     // What is refused, and who refused it.
     let missing = registry.image("team/private:none");
     let out = told(&[], &format!("srun --export=NONE --container-image={missing} true"));

@@ -11,6 +11,7 @@ mod serve;
 
 use crate::direct::Admitted;
 pub(crate) use fetch::PeerSource;
+pub(crate) use names::Named;
 use serve::{Connections, Grants};
 
 use crate::driver::Input;
@@ -217,7 +218,7 @@ impl Peers {
             }
             ToPeers::Noted { ask } => self.unnoted.heard(ask),
             ToPeers::Pinned { ask, image } => self.pins.answer(ask, image),
-            ToPeers::Name { ask, image, note } => self.names.answer(ask, image, note),
+            ToPeers::Name { ask, image, note, proof } => self.names.answer(ask, image, note, proof),
             ToPeers::Serve { node, key, digest, source, user, time } => {
                 tracing::debug!("{node} may fetch {digest} here for uid {user}");
                 self.grants.add(node, key, digest, source, user, time);

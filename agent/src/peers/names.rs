@@ -13,8 +13,18 @@ use std::time::{Duration, Instant};
 /// For so long an answer is waited for: several gateways may have to wait for a registry one after the other.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What is answered: the image and who found it, or nothing and what each gateway said.
-type Answer = (Option<ResolvedImage>, String);
+/// What a gateway found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) image: ResolvedImage,
+    /// Which gateway; empty where all of the job have the image already.
+    pub(crate) by: String,
+    /// What shows that the digest of an index in the name leads to the image, as the gateway says.
+    pub(crate) proof: Vec<String>,
+}
+
+/// What is answered: nothing, and what each gateway said, where none finds it.
+type Answer = Result<Named, String>;
 
 /// Questions that are open.
 #[derive(Default)]
@@ -26,10 +36,13 @@ impl Names {
     }
 
     /// The controller's word.
-    pub(super) fn answer(&self, ask: u64, image: Option<ResolvedImage>, note: String) {
+    pub(super) fn answer(&self, ask: u64, image: Option<ResolvedImage>, note: String, proof: Vec<String>) {
         if let Some((_, answer)) = self.open().remove(&ask) {
             // Who does not listen any more needs nothing.
-            let _ = answer.send((image, note));
+            let _ = answer.send(match image {
+                Some(image) => Ok(Named { image, by: note, proof }),
+                None => Err(note),
+            });
         }
     }
 }
@@ -42,15 +55,11 @@ impl Peers {
         }
     }
 
-    /// What the name of a step's image means, and which gateway found it; empty where all of the job have it already.
+    /// What the name of a step's image means.
     ///
     /// # Errors
     /// No gateway finds it: what each said, or nothing where there is none. Nobody is asked any more when `stop` is set.
-    pub(crate) fn name(
-        &self,
-        key: StepKey,
-        stop: &Arc<AtomicBool>,
-    ) -> Result<(ResolvedImage, String), String> {
+    pub(crate) fn name(&self, key: StepKey, stop: &Arc<AtomicBool>) -> Result<Named, String> {
         let ask = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, answer) = channel();
         self.names.open().insert(ask, (key, sender));
@@ -62,8 +71,7 @@ impl Peers {
                 self.say(FromPeers::Name { ask, key });
             }
             match answer.recv_timeout(LOOK) {
-                Ok((Some(image), by)) => break Ok((image, by)),
-                Ok((None, note)) => break Err(note),
+                Ok(answer) => break answer,
                 Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
                     break Err("it is not wanted any more".into());
                 }
@@ -81,12 +89,11 @@ impl Peers {
     }
 
     /// A gateway's own word of what a name means.
-    pub(crate) fn named(&self, key: StepKey, found: Result<ResolvedImage, String>) {
-        let (image, why) = match found {
-            Ok(image) => (Some(image), String::new()),
-            Err(why) => (None, why),
-        };
-        self.say(FromPeers::Named { key, image, why });
+    pub(crate) fn named(&self, key: StepKey, found: Result<(ResolvedImage, Vec<String>), String>) {
+        self.say(match found {
+            Ok((image, proof)) => FromPeers::Named { key, image: Some(image), why: String::new(), proof },
+            Err(why) => FromPeers::Named { key, image: None, why, proof: Vec::new() },
+        });
     }
 }
 
@@ -124,10 +131,17 @@ mod tests {
             let first = next();
             peers.registered();
             assert_eq!(next(), first);
-            let told = |ask, image, note: &str| ToPeers::Name { ask, image, note: note.into() };
+            let proof = vec!["an index".to_string()];
+            let told = |ask, image, note: &str| ToPeers::Name {
+                ask,
+                image,
+                note: note.into(),
+                proof: proof.clone(),
+            };
             peers.hear(told(first + 1, None, "of another question"));
             peers.hear(told(first, Some(image.clone()), "gw"));
-            assert_eq!(found.join().unwrap(), Ok((image.clone(), "gw".to_string())));
+            let (image, by) = (image.clone(), "gw".to_string());
+            assert_eq!(found.join().unwrap(), Ok(Named { image, by, proof: proof.clone() }));
             let none = scope.spawn(|| peers.name(key, &stop));
             let ask = std::iter::repeat_with(&mut next).find(|ask| *ask > first).unwrap();
             peers.hear(told(ask, None, "gateway gw: no"));

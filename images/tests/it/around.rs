@@ -139,7 +139,7 @@ fn a_name_by_the_digest_of_an_index_comes_with_what_proves_what_it_means() {
         let here = resolve_with_proof(&reference, &Credentials::anonymous(), &options).unwrap();
         let (resolved, proof) = helpers.resolve_with_proof(&reference, bench.path()).unwrap();
         assert_eq!((&resolved, &proof), (&here.0, &here.1));
-        let Resolved::Manifest(found) = resolved else { panic!("{resolved:?}") };
+        let Resolved::Manifest(found) = resolved else { panic!("{reference}") };
         assert_eq!((&found.digest, proof.len()), (&digest(&image), indexes));
         leads_to(&digest(named), &proof, &found.digest).unwrap();
     }

@@ -3426,6 +3426,9 @@ pub struct NameFound {
     pub image: ::core::option::Option<ResolvedImage>,
     #[prost(string, tag = "3")]
     pub why: ::prost::alloc::string::String,
+    /// Where the name says the digest of an index, the indexes on the way from there to the image, outermost first.
+    #[prost(string, repeated, tag = "383")]
+    pub proof: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// The answer; without an image, what each gateway said.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3436,6 +3439,9 @@ pub struct NameTold {
     pub image: ::core::option::Option<ResolvedImage>,
     #[prost(string, tag = "3")]
     pub note: ::prost::alloc::string::String,
+    /// As the gateway gave it: nobody has judged it.
+    #[prost(string, repeated, tag = "383")]
+    pub proof: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromPeers {

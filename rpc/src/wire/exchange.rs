@@ -41,9 +41,12 @@ impl Field<pb::FromPeers> for FromPeers {
                 Kind::Found(pb::ImageFound { ask: *ask, key: Some(key.put()), image: Some(image.put()) })
             }
             FromPeers::Name { ask, key } => Kind::Name(pb::NameAsked { ask: *ask, key: Some(key.put()) }),
-            FromPeers::Named { key, image, why } => {
-                Kind::Named(pb::NameFound { key: Some(key.put()), image: image.put(), why: why.clone() })
-            }
+            FromPeers::Named { key, image, why, proof } => Kind::Named(pb::NameFound {
+                key: Some(key.put()),
+                image: image.put(),
+                why: why.clone(),
+                proof: proof.clone(),
+            }),
             FromPeers::Holds { all, images, gone } => {
                 Kind::Holds(pb::ImagesHold { all: *all, images: images.put(), gone: gone.clone() })
             }
@@ -81,8 +84,8 @@ impl Field<pb::FromPeers> for FromPeers {
                 FromPeers::Found { ask, key: required(key)?, image: required(image)? }
             }
             Kind::Name(pb::NameAsked { ask, key }) => FromPeers::Name { ask, key: required(key)? },
-            Kind::Named(pb::NameFound { key, image, why }) => {
-                FromPeers::Named { key: required(key)?, image: Field::get(image)?, why }
+            Kind::Named(pb::NameFound { key, image, why, proof }) => {
+                FromPeers::Named { key: required(key)?, image: Field::get(image)?, why, proof }
             }
             Kind::Holds(pb::ImagesHold { all, images, gone }) => {
                 FromPeers::Holds { all, images: Field::get(images)?, gone }
@@ -131,9 +134,12 @@ impl Field<pb::ToPeers> for ToPeers {
                 Kind::Pinned(pb::ImagePinned { ask: *ask, image: Some(image.put()) })
             }
             ToPeers::Noted { ask } => Kind::Noted(pb::RemovalNoted { ask: *ask }),
-            ToPeers::Name { ask, image, note } => {
-                Kind::Name(pb::NameTold { ask: *ask, image: image.put(), note: note.clone() })
-            }
+            ToPeers::Name { ask, image, note, proof } => Kind::Name(pb::NameTold {
+                ask: *ask,
+                image: image.put(),
+                note: note.clone(),
+                proof: proof.clone(),
+            }),
             ToPeers::Fetch { user, image } => {
                 Kind::Fetch(pb::FetchForUser { user: user.put(), image: Some(image.put()) })
             }
@@ -158,8 +164,8 @@ impl Field<pb::ToPeers> for ToPeers {
         Ok(match wire.kind.ok_or(Malformed::new("not a known word about images"))? {
             Kind::Way(pb::WayTold { ask, way, note }) => ToPeers::Way { ask, way: required(way)?, note },
             Kind::Pinned(pb::ImagePinned { ask, image }) => ToPeers::Pinned { ask, image: required(image)? },
-            Kind::Name(pb::NameTold { ask, image, note }) => {
-                ToPeers::Name { ask, image: Field::get(image)?, note }
+            Kind::Name(pb::NameTold { ask, image, note, proof }) => {
+                ToPeers::Name { ask, image: Field::get(image)?, note, proof }
             }
             Kind::Fetch(pb::FetchForUser { user, image }) => {
                 ToPeers::Fetch { user: Field::get(user)?, image: required(image)? }

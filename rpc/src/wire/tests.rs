@@ -439,6 +439,7 @@ impl Arbitrary for FromPeers {
                 key: Arbitrary::arbitrary(r),
                 image: Arbitrary::arbitrary(r),
                 why: Arbitrary::arbitrary(r),
+                proof: Arbitrary::arbitrary(r),
             },
             5 => FromPeers::Asked {
                 ask: Arbitrary::arbitrary(r),
@@ -490,6 +491,7 @@ impl Arbitrary for ToPeers {
                 ask: Arbitrary::arbitrary(r),
                 image: Arbitrary::arbitrary(r),
                 note: Arbitrary::arbitrary(r),
+                proof: Arbitrary::arbitrary(r),
             },
             4 => ToPeers::Pinned { ask: Arbitrary::arbitrary(r), image: Arbitrary::arbitrary(r) },
             0 => ToPeers::Way { ask: Arbitrary::arbitrary(r), way: ImageWay::Wait, note: String::new() },

@@ -67,11 +67,19 @@ fn asks(w: &mut World, node: &str, ask: u64, key: StepKey) -> (Vec<ToPeers>, Vec
 
 fn finds(w: &mut World, node: &str, key: StepKey, found: Result<&str, &str>) -> (Vec<ToPeers>, Vec<StepKey>) {
     let why = found.err().unwrap_or_default().to_string();
-    says(w, node, FromPeers::Named { key, image: found.ok().map(image), why })
+    let proof = found.map(proof).unwrap_or_default();
+    says(w, node, FromPeers::Named { key, image: found.ok().map(image), why, proof })
+}
+
+/// What shows a node that the name means the image of this digest.
+fn proof(digest: &str) -> Vec<String> {
+    vec![format!("an index that lists {digest}")]
 }
 
 fn told(ask: u64, found: Option<&str>, note: &str) -> Vec<ToPeers> {
-    vec![ToPeers::Name { ask, image: found.map(image), note: note.into() }]
+    // Of what all have it is not asked for, and not kept.
+    let proof = found.filter(|_| !note.is_empty()).map(proof).unwrap_or_default();
+    vec![ToPeers::Name { ask, image: found.map(image), note: note.into(), proof }]
 }
 
 #[test]
@@ -90,6 +98,17 @@ fn a_gateway_is_asked_what_a_name_means_and_its_word_is_passed_on() {
         said: FromPeers::Found { ask: 9, key, image: image("sha256:1") },
     });
     assert_eq!(asks(&mut w, "far", 2, key), (told(2, Some("sha256:1"), ""), vec![]));
+}
+
+#[test]
+fn what_is_too_large_to_prove_anything_goes_to_no_node() {
+    let mut w = cluster();
+    let key = batch_key(named(&mut w, "one"), 0);
+    assert_eq!(asks(&mut w, "far", 1, key).1, [key]);
+    let proof = vec!["x".repeat(200 << 10); 2];
+    let said = FromPeers::Named { key, image: Some(image("sha256:1")), why: String::new(), proof };
+    let (image, note) = (Some(image("sha256:1")), "gw1".to_string());
+    assert_eq!(says(&mut w, "gw1", said).0, [ToPeers::Name { ask: 1, image, note, proof: Vec::new() }]);
 }
 
 #[test]

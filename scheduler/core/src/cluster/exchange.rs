@@ -173,8 +173,9 @@ impl Cluster {
                 image.map(|image| (node.clone(), ToPeers::Pinned { ask, image })).into_iter().collect()
             }
             FromPeers::Name { ask, key } => self.name_asked(node, ask, key),
-            FromPeers::Named { key, image, why } => {
-                self.name_found(node, key, image, why.chars().take(MOST_WHY).collect())
+            FromPeers::Named { key, image, why, proof } => {
+                let why = why.chars().take(MOST_WHY).collect();
+                self.name_found(node, key, image.map(|image| (image, proof)), why)
             }
             FromPeers::Holds { all, images, gone } => {
                 let fits = |digest: &String| digest.len() <= MOST_TEXT;

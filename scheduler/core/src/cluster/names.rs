@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 /// A gateway that says nothing for so long is not waited for any more: it may be waiting for the registry itself.
 const SILENT: Span = Span::from_secs(60);
 
+/// Most bytes of what proves a gateway's word, as the images' `MOST_PROOF`: of more nothing is passed on.
+const MOST_PROOF: usize = 256 << 10;
+
 /// Questions that are open. Nothing of it is stored: nodes ask again until they are answered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names(BTreeMap<StepKey, Question>);
@@ -39,9 +42,11 @@ impl Question {
         all.join("; ")
     }
 
-    fn answers(self, image: Option<ResolvedImage>, note: &str) -> Vec<(NodeName, ToPeers)> {
-        let answer =
-            |(node, ask)| (node, ToPeers::Name { ask, image: image.clone(), note: note.to_string() });
+    fn answers(self, image: Option<ResolvedImage>, note: &str, proof: &[String]) -> Vec<(NodeName, ToPeers)> {
+        let answer = |(node, ask)| {
+            let (image, note, proof) = (image.clone(), note.to_string(), proof.to_vec());
+            (node, ToPeers::Name { ask, image, note, proof })
+        };
         self.askers.into_iter().map(answer).collect()
     }
 }
@@ -49,7 +54,9 @@ impl Question {
 impl Cluster {
     /// A node asks what the name of a step's image means, or still does.
     pub(super) fn name_asked(&mut self, node: &NodeName, ask: u64, key: StepKey) -> Vec<(NodeName, ToPeers)> {
-        let answer = |image| vec![(node.clone(), ToPeers::Name { ask, image, note: String::new() })];
+        let answer = |image| {
+            vec![(node.clone(), ToPeers::Name { ask, image, note: String::new(), proof: Vec::new() })]
+        };
         let runs_there = |part: &crate::rows::StepNode| part.node == *node && part.exit.is_none();
         // A gateway asks registries itself, and whoever has nothing to do with the step is told nothing of it.
         let theirs = self.step(key).is_some_and(|step| step.nodes.iter().any(runs_there));
@@ -68,21 +75,24 @@ impl Cluster {
         self.go_on_asking(key)
     }
 
-    /// A gateway says what a name means, or why it does not know.
+    /// A gateway says what a name means, with what proves it to nodes, or why it does not know.
     pub(super) fn name_found(
         &mut self,
         gateway: &NodeName,
         key: StepKey,
-        image: Option<ResolvedImage>,
+        found: Option<(ResolvedImage, Vec<String>)>,
         why: String,
     ) -> Vec<(NodeName, ToPeers)> {
         let Some(question) = self.names.0.get_mut(&key).filter(|question| question.is_at(gateway)) else {
             return Vec::new();
         };
-        if let Some(image) = image.filter(may_be_kept) {
+        if let Some((image, mut proof)) = found.filter(|(image, _)| may_be_kept(image)) {
+            if proof.iter().map(String::len).sum::<usize>() > MOST_PROOF {
+                proof.clear();
+            }
             let question = std::mem::take(question);
             self.names.0.remove(&key);
-            return question.answers(Some(image), &gateway.0);
+            return question.answers(Some(image), &gateway.0, &proof);
         }
         let why = if why.is_empty() { "it found nothing that is an image".to_string() } else { why };
         question.asked = None;
@@ -125,6 +135,6 @@ impl Cluster {
         }
         let Some(question) = self.names.0.remove(&key) else { return Vec::new() };
         let note = question.note();
-        question.answers(None, &note)
+        question.answers(None, &note, &[])
     }
 }
