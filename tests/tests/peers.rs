@@ -466,6 +466,9 @@ fn a_name_in_a_job_on_a_node_without_a_way_to_the_registry_means_what_a_gateway_
     let (hosts, registry) = behind_a_gateway(true, Registry::without_tls);
     let image = registry.push(&images::layers(), "team/private:1", &[]);
     let other = registry.push(&images::busybox(), "team/other:1", &[]);
+    let index = layout::indexed(&images::layers(), &hosts.work().join("indexed"));
+    registry.push(&hosts.work().join("indexed"), "team/private:many", &["--all"]);
+    let pinned = registry.image(&format!("team/private@{index}"));
     let password = "of-the-names";
     registry.take_only(password);
     let directory = login_file(&hosts, &registry, password);
@@ -488,9 +491,6 @@ fn a_name_in_a_job_on_a_node_without_a_way_to_the_registry_means_what_a_gateway_
     let out = told(&[&container, "--export=NONE"], &inner);
     assert!(out.contains("in the other"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
     // By the digest of an index: the gateway shows what that lists.
-    let index = layout::indexed(&images::layers(), &hosts.work().join("indexed"));
-    registry.push(&hosts.work().join("indexed"), "team/private:many", &["--all"]);
-    let pinned = registry.image(&format!("team/private@{index}"));
     let out = told(&[], &format!("srun --export=NONE --container-image={pinned} cat /data/kept"));
     assert!(out.contains("kept"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
     // What is refused, and who refused it.
