@@ -190,6 +190,12 @@ pub enum ToPeers {
         #[serde(skip)]
         login: Option<Login>,
     },
+    /// Answer to [`FromPeers::Wanted`] of a gateway: the job is gone, and no other node waits for the image. Only for agents that know
+    /// [`crate::feature::GATEWAY`].
+    Unwanted {
+        /// Which question.
+        ask: u64,
+    },
     /// A node may fetch an image here, for one user.
     Serve {
         /// The node, for messages.

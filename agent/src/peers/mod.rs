@@ -87,6 +87,7 @@ pub struct Peers {
 struct Open {
     ways: Sender<(ImageWay, String)>,
     what: Arc<Asked>,
+    stop: Arc<AtomicBool>,
 }
 
 struct Asked {
@@ -216,6 +217,11 @@ impl Peers {
                     let _ = open.ways.send((way, note));
                 }
             }
+            ToPeers::Unwanted { ask } => {
+                if let Some(open) = self.turns().get(&ask) {
+                    open.stop.store(true, Ordering::Relaxed);
+                }
+            }
             ToPeers::Noted { ask } => self.unnoted.heard(ask),
             ToPeers::Pinned { ask, image } => self.pins.answer(ask, image),
             ToPeers::Name { ask, image, note, proof } => self.names.answer(ask, image, note, proof),
@@ -340,7 +346,8 @@ impl Peers {
         };
         let (what, (sender, ways)) = (Arc::new(what), channel());
         let ask = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.turns().insert(ask, Open { ways: sender, what: Arc::clone(&what) });
+        let open = Open { ways: sender, what: Arc::clone(&what), stop: Arc::clone(stop) };
+        self.turns().insert(ask, open);
         self.say(what.wanted(ask));
         let (peers, stop) = (Arc::clone(self), Arc::clone(stop));
         Some(Arc::new(Turn {
@@ -579,6 +586,18 @@ mod tests {
         word(ImageWay::Source);
         assert_eq!(turn.way(), ImageWay::Source);
         assert!(turn.is_sent());
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_ended_and_nothing_else() {
+        let peers = Arc::new(Peers::new(NodeName::from("gw"), &Uplink::Local("/nonexistent".into())));
+        peers.address.set(":1".into()).unwrap();
+        let stops = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let [one, other] = stops
+            .each_ref()
+            .map(|stop| peers.ask(Whose::Run(JobId(1), Attempt(0)), "sha256:1", stop).unwrap());
+        peers.hear(ToPeers::Unwanted { ask: one.ask });
+        assert!(one.is_stopped() && !other.is_stopped());
     }
 
     #[test]

@@ -3558,9 +3558,15 @@ pub struct LoginTold {
     #[prost(message, optional, tag = "2")]
     pub login: ::core::option::Option<Login>,
 }
+/// Nobody waits any more for what a gateway fetches.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageUnwanted {
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToPeers {
-    #[prost(oneof = "to_peers::Kind", tags = "380, 381, 382, 1, 2, 3, 110, 112")]
+    #[prost(oneof = "to_peers::Kind", tags = "380, 381, 382, 383, 1, 2, 3, 110, 112")]
     pub kind: ::core::option::Option<to_peers::Kind>,
 }
 /// Nested message and enum types in `ToPeers`.
@@ -3573,6 +3579,8 @@ pub mod to_peers {
         Fetch(super::FetchForUser),
         #[prost(message, tag = "382")]
         Login(super::LoginTold),
+        #[prost(message, tag = "383")]
+        Unwanted(super::ImageUnwanted),
         #[prost(message, tag = "1")]
         Way(super::WayTold),
         #[prost(message, tag = "2")]

@@ -144,6 +144,7 @@ impl Field<pb::ToPeers> for ToPeers {
                 Kind::Fetch(pb::FetchForUser { user: user.put(), image: Some(image.put()) })
             }
             ToPeers::Login { ask, login } => Kind::Login(pb::LoginTold { ask: *ask, login: login.put() }),
+            ToPeers::Unwanted { ask } => Kind::Unwanted(pb::ImageUnwanted { ask: *ask }),
             ToPeers::Serve { node, key, digest, source, user, time } => Kind::Serve(pb::ServeImage {
                 node: node.put(),
                 key: key.clone(),
@@ -171,6 +172,7 @@ impl Field<pb::ToPeers> for ToPeers {
                 ToPeers::Fetch { user: Field::get(user)?, image: required(image)? }
             }
             Kind::Login(pb::LoginTold { ask, login }) => ToPeers::Login { ask, login: Field::get(login)? },
+            Kind::Unwanted(pb::ImageUnwanted { ask }) => ToPeers::Unwanted { ask },
             Kind::Serve(pb::ServeImage { node, key, digest, source, user, time }) => ToPeers::Serve {
                 node: Field::get(node)?,
                 key,

@@ -483,7 +483,8 @@ impl Arbitrary for FromPeers {
 impl Arbitrary for ToPeers {
     fn arbitrary(r: &mut Source) -> Self {
         let key = String::arbitrary(r);
-        match r.below(10) {
+        match r.below(11) {
+            10 => ToPeers::Unwanted { ask: Arbitrary::arbitrary(r) },
             5 => ToPeers::Noted { ask: Arbitrary::arbitrary(r) },
             8 => ToPeers::Login { ask: Arbitrary::arbitrary(r), login: Arbitrary::arbitrary(r) },
             7 => ToPeers::Fetch { user: Arbitrary::arbitrary(r), image: Arbitrary::arbitrary(r) },

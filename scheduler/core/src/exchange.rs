@@ -131,6 +131,12 @@ impl Exchange {
         self.groups.get(want).is_some_and(|group| group.is_fetched_by(node))
     }
 
+    /// Whether other nodes wait for what somebody asks for: for this, or for what is known of the question.
+    pub(crate) fn others_wait(&self, asker: &Asker, want: Option<&Want>) -> bool {
+        let group = self.asks.get(asker).or(want).and_then(|want| self.groups.get(want));
+        group.is_some_and(|group| group.asks.keys().any(|(node, _)| *node != asker.0))
+    }
+
     /// For how many images others wait for this node.
     pub(crate) fn fetches_of(&self, node: &NodeName) -> usize {
         self.groups.values().filter(|group| group.is_fetched_by(node)).count()

@@ -281,6 +281,40 @@ fn a_node_fills_the_audit_log_with_no_more_than_sixty_removals_an_hour() {
 }
 
 #[test]
+fn a_gateway_hears_that_nobody_waits_any_more_for_what_it_fetches() {
+    let mut config = berth_model::config::Config::default();
+    config.images.gateways = "gw".into();
+    let mut w = World::new(&config);
+    for (name, cores) in [("n1", 2), ("gw", 1)] {
+        w.node(name, hardware(cores, 1, 8000, 0));
+        let said = FromPeers::Ready {
+            address: format!("{name}:1"),
+            key: format!("key of {name}"),
+            streams: true,
+            connected: Vec::new(),
+        };
+        assert!(says(&mut w, name, said).is_empty());
+    }
+    let job = w.batch("one", |spec| {
+        of_image(DIGEST)(spec);
+        spec.resources.cpus_per_task = Some(2);
+    });
+    assert_eq!(node_of(&w, job).0, "n1");
+    let ask = u64::from(job.0);
+    let way = |way: ImageWay| ToPeers::Way { ask, way, note: String::new() };
+    assert_eq!(wants(&mut w, "n1", job, DIGEST), [way(ImageWay::Wait)]);
+    assert_eq!(wants(&mut w, "gw", job, DIGEST), [way(ImageWay::Source)]);
+    w.exited("n1", batch_key(job, 0), ExitStatus::OK);
+    w.gone("n1", job, 0);
+    // As far as it is known the node still waits.
+    assert_eq!(wants(&mut w, "gw", job, DIGEST), [way(ImageWay::Source)]);
+    says(&mut w, "n1", FromPeers::Done { ask, there: false, why: String::new() });
+    assert_eq!(wants(&mut w, "gw", job, DIGEST), [ToPeers::Unwanted { ask }]);
+    // A node that is no gateway fetches by itself what it says it wants.
+    assert_eq!(wants(&mut w, "n1", job, DIGEST), [way(ImageWay::Source)]);
+}
+
+#[test]
 fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
     let mut config = berth_model::config::Config::default();
     config.images.gateways = "n3".into();

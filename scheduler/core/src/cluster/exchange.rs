@@ -150,6 +150,9 @@ impl Cluster {
             }
             FromPeers::Wanted { ask, job, attempt, digest, bytes, failed } => {
                 match self.image_wanted(node, job, attempt, &digest) {
+                    want if self.is_for_nobody((node, ask), (job, attempt), want.as_ref()) => {
+                        vec![(node.clone(), ToPeers::Unwanted { ask })]
+                    }
                     Some(want) => {
                         self.exchange.wanted((node.clone(), ask), want, ((job, attempt), bytes, failed), now)
                     }
@@ -324,6 +327,24 @@ impl Cluster {
             payload: Some(payload),
             login: login.map(LoginOf::Stored),
         });
+    }
+
+    /// Whether a gateway fetches for a job that is gone, and for which no other node waits.
+    fn is_for_nobody(
+        &self,
+        (node, ask): (&NodeName, u64),
+        (id, attempt): (JobId, Attempt),
+        want: Option<&Want>,
+    ) -> bool {
+        let gone = self.job(id).is_none_or(|job| job.row.base_state().is_terminal());
+        // What runs on the gateway itself is ended with its job.
+        let for_others = self
+            .nodes
+            .get(node)
+            .is_some_and(|known| known.answers_as_gateway() && !known.held.contains_key(&(id, attempt)));
+        gone && for_others
+            && self.config.gateways.contains(node)
+            && !self.exchange.others_wait(&(node.clone(), ask), want)
     }
 
     /// The image with this digest that a run has, whose own word counts for where it is from; nothing where the node has nothing to do with
