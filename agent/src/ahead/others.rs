@@ -86,16 +86,26 @@ struct Patience {
     moved: Box<dyn Fn() -> u64 + Send>,
     seen: u64,
     since: Instant,
+    /// Whether what was waited for a place counts, too.
+    from_the_first: bool,
 }
 
 impl Patience {
     fn of(most: Duration, moved: impl Fn() -> u64 + Send + 'static) -> Patience {
-        Patience { most, moved: Box::new(moved), seen: 0, since: Instant::now() }
+        Patience { most, moved: Box::new(moved), seen: 0, since: Instant::now(), from_the_first: true }
     }
 
     fn for_fetch(pulling: &Arc<Quiet>) -> Patience {
         let pulling = Arc::clone(pulling);
-        Patience::of(FETCH_STALLS, move || pulling.moved())
+        let patience = Patience::of(FETCH_STALLS, move || pulling.moved());
+        Patience { from_the_first: false, ..patience }
+    }
+
+    /// There is a place: it begins.
+    fn begins(&mut self, now: Instant) {
+        if !self.from_the_first {
+            self.since = now;
+        }
     }
 
     fn is_over(&mut self, now: Instant) -> bool {
@@ -141,6 +151,7 @@ fn begin(
                 return;
             }
         };
+        patience.begins(Instant::now());
         let stop = Stopping(Arc::default());
         let stopped = Arc::clone(&stop.0);
         let mut working = tokio::task::spawn_blocking(move || {
@@ -214,6 +225,17 @@ mod tests {
         kept.abort();
         tokio::time::timeout(FAILS, next).await.unwrap().unwrap();
         heard.try_recv().unwrap();
+    }
+
+    #[test]
+    fn a_name_has_its_time_with_what_was_waited_for_a_place_and_a_fetch_without() {
+        let mut name = Patience::of(NAME_COUNTS, || 0);
+        let mut fetch = Patience::for_fetch(&Arc::default());
+        let late = name.since.max(fetch.since) + FETCH_STALLS + LOOKS;
+        assert!(name.is_over(late) && fetch.is_over(late));
+        name.begins(late);
+        fetch.begins(late);
+        assert!(name.is_over(late) && !fetch.is_over(late));
     }
 
     #[test]
