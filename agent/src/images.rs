@@ -594,7 +594,7 @@ impl Images {
         };
         // Nor for one that is here, each time anew, when no other node knows what it is signed by.
         let tells_unsigned = || -> berth_images::Result<bool> {
-            let unasked = |signers: &&Signers| !signers.required && self.asks_gateways();
+            let unasked = |signers: &&berth_images::Signers| !signers.required && self.asks_gateways();
             let Some(signers) = signers.as_ref().filter(unasked) else { return Ok(false) };
             if store.is_admitted(&manifest, Some(signers), &())? {
                 return Ok(false);
