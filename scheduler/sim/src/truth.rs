@@ -162,12 +162,6 @@ impl Truth {
         self.given_up.retain(|_, at| *at > now);
     }
 
-    /// Nothing more is heard of a node on its link: what was given up there counts as lost.
-    fn link_lost(&mut self, node: &NodeName) {
-        self.evidence.extend(self.given_up.keys().filter(|(_, _, of)| of == node).cloned());
-        self.given_up.retain(|(_, _, of), _| of != node);
-    }
-
     /// Whether the controller knows that a step runs, or how it ended.
     pub(crate) fn is_known(&self, key: StepKey, node: &NodeName) -> bool {
         let at = (key, node.clone());
@@ -209,12 +203,6 @@ impl World {
                 if actor.is_administrator() =>
             {
                 self.removes(name);
-            }
-            Event::AgentLost { node, connection } => {
-                let core = self.controller.core.as_ref();
-                if core.and_then(|core| core.connection_of(node)) == Some(*connection) {
-                    self.truth.link_lost(node);
-                }
             }
             Event::Agent {
                 node, message: FromAgent::Step { key, phase: StepPhase::Exited(_), .. }, ..

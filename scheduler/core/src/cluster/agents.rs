@@ -179,7 +179,6 @@ impl Cluster {
             let told = self.exchange.gone(node, self.clock);
             self.tell_peers(told);
             self.no_answer_from(node);
-            self.link_is_lost(node);
         }
     }
 

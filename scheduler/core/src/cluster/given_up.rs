@@ -76,13 +76,6 @@ impl Cluster {
         given_up.iter().for_each(|name| self.give_up_later(name));
     }
 
-    /// The link of a node is lost: an administrator's word stands.
-    pub(super) fn link_is_lost(&mut self, name: &NodeName) {
-        if self.nodes.get(name).is_some_and(|node| node.row.condition.down && node.given_up.is_some()) {
-            self.lose_given_up(name);
-        }
-    }
-
     /// The time of a node that was given up is over, unless the word was taken back.
     pub(super) fn check_given_up(&mut self, name: &NodeName) {
         let now = self.clock;
