@@ -169,7 +169,8 @@ mod tests {
         let (here, there) = (of(For::step(&launch)), of(of_others(&launch)));
         assert!(["job_7", "191", "/dev/null"].iter().all(|word| here.contains(word)), "{here}");
         assert!(["job_7", "191", "/dev/null"].iter().all(|word| !there.contains(word)), "{there}");
-        assert!(there.contains(&format!("user_{}", launch.identity.uid.0)), "{there}");
+        let whose = format!("{:?}, whose: \"no_job\"", launch.identity.uid);
+        assert!(there.contains(&whose), "{there}");
     }
 
     #[test]

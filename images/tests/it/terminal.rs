@@ -68,6 +68,8 @@ fn what_runs_as_a_user_has_no_terminal_of_whoever_started_it_as_root() {
         let mut script = Command::new("script")
             .args(["-qec", &line, "/dev/null"])
             .env("DOCKER_CONFIG", at("docker"))
+            // One that both may look into.
+            .env("HOME", bench.path())
             .env("PATH", format!("{}:/usr/bin:/bin", at("bin").display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
