@@ -269,7 +269,11 @@ impl World {
             looked.insert(node.clone());
         }
         let message = Box::new(message);
-        self.deliver(Way::ToController, connection, Happening::ToController { connection, message });
+        self.deliver(
+            Way::ToController,
+            connection,
+            Happening::ToController { connection, message, came: false },
+        );
         Ok(())
     }
 

@@ -118,7 +118,7 @@ impl World {
         };
         let on = |connection: &u64, text: String| format!("{text} (connection {connection})");
         match what {
-            Happening::ToController { connection, message } => {
+            Happening::ToController { connection, message, .. } => {
                 words(&node(connection), &"controller", &on(connection, from_agent(message)))
             }
             Happening::ToAgent { connection, message } => {

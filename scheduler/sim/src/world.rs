@@ -32,6 +32,8 @@ pub(crate) enum Happening {
     ToController {
         connection: u64,
         message: Box<FromAgent>,
+        /// It is where the controller is, and waits to be read: a way that is closed later does not stop it.
+        came: bool,
     },
     ToAgent {
         connection: u64,
@@ -391,21 +393,24 @@ impl World {
         Ok(stage != Stage::Over)
     }
 
-    fn happen(&mut self, what: Happening) -> Result<(), String> {
+    fn happen(&mut self, mut what: Happening) -> Result<(), String> {
         let way = self.not_before(&what);
         if way.is_none()
-            && let Happening::ToController { connection, message } = &what
+            && let Happening::ToController { connection, message, .. } = &what
         {
             self.comes(*connection, message);
         }
         if let Some(until) = way.or_else(|| self.waits_unread(&what)) {
             self.note(|| "not now: the machine or the way there stands still".into());
             self.held_until = self.held_until.max(until);
+            if let Happening::ToController { came, .. } = &mut what {
+                *came = way.is_none();
+            }
             self.plan_at(until, what);
             return Ok(());
         }
         match what {
-            Happening::ToController { connection, message } => {
+            Happening::ToController { connection, message, .. } => {
                 let Some(link) = self.links.get(&connection) else { return Ok(()) };
                 let node = link.node.clone();
                 if self.hears(&node, connection) {
@@ -545,6 +550,7 @@ impl World {
         };
         let frozen = |m: &Machine| m.frozen.filter(|until| *until > self.now);
         match what {
+            Happening::ToController { came: true, .. } => None,
             Happening::ToController { connection, .. } | Happening::LossSeen { connection } => {
                 blocked(link(connection)?, Way::ToController)
             }
