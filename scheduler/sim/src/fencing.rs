@@ -91,9 +91,10 @@ impl World {
     pub(crate) fn waits_unread(&self, what: &Happening) -> Option<Time> {
         let until = self.held_up()?;
         match what {
+            // What has come on a connection is read before its end.
+            Happening::Unanswered { by_agent: false, .. } => Some(until + Span(1)),
             Happening::ToController { .. }
             | Happening::LossSeen { .. }
-            | Happening::Unanswered { by_agent: false, .. }
             | Happening::CoreWake { .. }
             | Happening::Flush { .. }
             | Happening::DiskLook
