@@ -251,7 +251,7 @@ if wanted restored-runs; then
 fi
 
 if wanted restored-hold; then
-    change $c/cluster/restored.rs '        !self.restored.awaited.is_empty()' '        self.restored.awaited.len() > 1000'
+    change $c/cluster/restored.rs '        self.may_yet_come() || self.restored.awaited.values().any(|state| *state != Awaited::Gone)' '        self.restored.awaited.len() > 1000'
     seen restored-hold $b
 fi
 
