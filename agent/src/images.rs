@@ -7,7 +7,7 @@ use crate::confine::Fetchers;
 use crate::enter::Entered;
 use crate::imports::{Imports, Place, Wish};
 use crate::kept::{Claim, KeptContainers};
-use crate::names::has_gateways;
+use crate::names::{self, has_gateways};
 use crate::paths::Paths;
 use crate::peers::{PeerSource, Peers, Turn, Whose};
 use crate::place;
@@ -509,7 +509,10 @@ impl Images {
                 let asks = For { placing: Some(&naming), ..of };
                 let found = self.find(&wanted.typed, asks, (helpers.as_ref(), &credentials), stop)?;
                 match of.step.filter(|_| !ahead) {
-                    Some(key) => self.peers.pin(key, &wanted.typed, found, stop)?,
+                    Some(key) => {
+                        let told = self.peers.pin(key, &wanted.typed, found.clone(), stop)?;
+                        names::of_the_job(&wanted.typed, found, told)
+                    }
                     None => found,
                 }
             }

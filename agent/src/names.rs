@@ -104,6 +104,15 @@ fn of_others(launch: &StepLaunch) -> For<'_> {
     For::elsewhere(launch)
 }
 
+/// What a name means for a step: what another node of its job found first, so that all of it run the same. A name that says a digest means the
+/// same everywhere, and what was found here was judged here: no other node puts anything in its place.
+pub(crate) fn of_the_job(typed: &str, own: ResolvedImage, told: ResolvedImage) -> ResolvedImage {
+    match typed.parse() {
+        Ok(Reference::Registry(name)) if name.digest.is_some() => own,
+        _ => told,
+    }
+}
+
 /// A gateway's word, where it is about the place that the name says, and about the image where the name says a digest: a tag moves, a place
 /// does not, nor does a digest. So a node that lies sends nobody elsewhere, nor to where others listen. `insecure`: the registry is spoken to
 /// without TLS.
@@ -155,6 +164,20 @@ mod tests {
             has_gateways(&config, &NodeName::from(node))
         };
         assert!(with("gw[1-2]", "n1") && !with("gw[1-2]", "gw2") && !with("", "n1"));
+    }
+
+    #[test]
+    fn another_node_of_the_job_says_what_a_tag_means_and_not_what_a_digest_does() {
+        let image = |n: u8| ResolvedImage::Manifest {
+            source: "docker://r.io/x".into(),
+            digest: format!("sha256:{n:064x}"),
+            insecure: false,
+            indexes: Vec::new(),
+            pin: None,
+        };
+        assert_eq!(of_the_job("r.io/x:1", image(1), image(2)), image(2));
+        let by_digest = format!("r.io/x@sha256:{:064x}", 1);
+        assert_eq!(of_the_job(&by_digest, image(1), image(2)), image(1));
     }
 
     #[test]
