@@ -720,6 +720,10 @@ impl Images {
     ) -> berth_images::Result<Place<'_>> {
         let wish = Wish { user: pull.of.user.uid, image, ahead: pull.ahead, stop: pull.stop };
         self.imports.place(&wish, waits).ok_or_else(|| {
+            if pull.ahead {
+                // Not wanted here now, which is no failure of a gateway's.
+                pull.stop.store(true, Ordering::Relaxed);
+            }
             let reason = match pull.ahead {
                 true => {
                     "the places of imports are left to images that are needed now, and this one comes when its job starts"

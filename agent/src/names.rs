@@ -119,11 +119,11 @@ pub(crate) fn of_the_job(typed: &str, own: ResolvedImage, told: ResolvedImage) -
 fn believed(typed: &str, name: &RegistryRef, insecure: bool, found: Named) -> Result<ResolvedImage, String> {
     let Named { image, by, proof } = found;
     let says = if by.is_empty() { String::new() } else { format!("gateway {by}: ") };
-    let (digest, indexes) = match &image {
-        ResolvedImage::Manifest { source, digest, insecure: without_tls, indexes, pin: None }
+    let digest = match &image {
+        ResolvedImage::Manifest { source, digest, insecure: without_tls, pin: None, .. }
             if *source == name.source() && (insecure || !without_tls) =>
         {
-            (digest, indexes)
+            digest
         }
         _ => {
             return Err(format!(
@@ -133,9 +133,7 @@ fn believed(typed: &str, name: &RegistryRef, insecure: bool, found: Named) -> Re
         }
     };
     let own = |pinned: &Digest| *digest == pinned.to_string();
-    // What all of the job have the node judged that found it first.
-    let known = |pinned: &Digest| by.is_empty() && indexes.contains(&pinned.to_string());
-    if let Some(pinned) = name.digest.as_ref().filter(|pinned| !own(pinned) && !known(pinned)) {
+    if let Some(pinned) = name.digest.as_ref().filter(|pinned| !own(pinned)) {
         let shown = digest.parse::<Digest>().and_then(|digest| leads_to(pinned, &proof, &digest));
         shown.map_err(|e| {
             format!(
@@ -263,7 +261,7 @@ mod tests {
             let why = judged(digest, "gw", &proof).unwrap_err();
             assert!(why.contains("gateway gw: it does not show") && why.contains(&typed), "{why}");
         }
-        // What the controller has on record for all of the job, as the first of its nodes judged it.
-        judged(&right, "", &[]).unwrap();
+        // Nor is anything of another node of the job's believed without, which the controller would have on record.
+        judged(&right, "", &[]).unwrap_err();
     }
 }

@@ -498,7 +498,9 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.peers.turns().remove(&self.ask);
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (there, why) = (ended.is_ok(), ended.err().unwrap_or_default());
+        let there = ended.is_ok();
+        // That nobody wants it any more says nothing against this node as a gateway.
+        let why = ended.err().filter(|_| !self.is_stopped()).unwrap_or_default();
         self.peers.say(FromPeers::Done { ask: self.ask, there, why });
         self.peers.told.look();
     }

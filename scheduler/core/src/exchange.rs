@@ -295,7 +295,10 @@ impl Exchange {
             group.waiting.remove(asker);
             if group.fetcher.as_ref() == Some(asker) {
                 group.fetcher = None;
-                if let (true, Err(why)) = (self.gateways.contains(&asker.0), &result) {
+                // Without a reason nobody wanted it there any more: it is asked again.
+                if let (true, Err(why)) = (self.gateways.contains(&asker.0), &result)
+                    && !why.is_empty()
+                {
                     group.tried.insert(asker.0.clone(), why.clone());
                 }
             }

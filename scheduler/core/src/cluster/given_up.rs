@@ -69,7 +69,8 @@ impl Cluster {
             .iter()
             // What was down in a backup may have been in service since.
             .filter(|(name, node)| {
-                node.row.condition.down && !node.held.is_empty() && !self.restored.awaited.contains_key(*name)
+                let awaited = self.restored.awaited.contains_key(*name) && !self.leaving.contains_key(*name);
+                node.row.condition.down && !node.held.is_empty() && !awaited
             })
             .map(|(name, _)| name.clone())
             .collect();

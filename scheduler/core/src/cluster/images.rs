@@ -74,6 +74,10 @@ impl Cluster {
         }
         let Some(image) = self.image_of(job, id).filter(|image| image.resolved.is_none()) else { return };
         let typed = image.typed.clone();
+        // A digest means the same on each node, which finds out itself what it leads to: no node says that to the others.
+        if says_another_digest(&typed, &found) {
+            return;
+        }
         let own = self.job(job).and_then(|record| record.steps.get(&id)?.spec.as_ref());
         let own = own.is_some_and(|own| own.container.is_some());
         for component in self.whole(job) {
@@ -148,6 +152,16 @@ impl Cluster {
         };
         let judged = self.config.images.admits(named, resolved, job.account.as_deref());
         judged.map_err(|why| Refusal::new(RefusalCode::Denied, format!("Access/permission denied: {why}")))
+    }
+}
+
+/// Whether a name that ends in a digest (`registry/name@sha256:…`) says another one than what was found has.
+fn says_another_digest(typed: &str, found: &ResolvedImage) -> bool {
+    let said = typed.rsplit_once('@').map(|(_, digest)| digest);
+    let said = said.filter(|digest| digest.starts_with("sha256:") || digest.starts_with("sha512:"));
+    match (said, found) {
+        (Some(said), ResolvedImage::Manifest { digest, .. }) => said != digest,
+        _ => false,
     }
 }
 

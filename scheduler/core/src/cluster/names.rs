@@ -15,6 +15,8 @@ const SILENT: Span = Span::from_secs(60);
 
 /// Most bytes of what proves a gateway's word, as the images' `MOST_PROOF`: of more nothing is passed on.
 const MOST_PROOF: usize = 256 << 10;
+/// Of all that is told at once to the nodes that asked.
+const MOST_PROOFS: usize = 16 << 20;
 
 /// Questions that are open. Nothing of it is stored: nodes ask again until they are answered.
 #[derive(Clone, Debug, Default)]
@@ -92,6 +94,12 @@ impl Cluster {
             }
             let question = std::mem::take(question);
             self.names.0.remove(&key);
+            let all = proof.iter().map(String::len).sum::<usize>() * question.askers.len();
+            if all > MOST_PROOFS {
+                let why =
+                    "the index is too large to be shown to so many nodes: name the image by its own digest";
+                return question.answers(None, why, &[]);
+            }
             return question.answers(Some(image), &gateway.0, &proof);
         }
         let why = if why.is_empty() { "it found nothing that is an image".to_string() } else { why };

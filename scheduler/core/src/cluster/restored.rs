@@ -120,6 +120,11 @@ impl Cluster {
         if let Some(first) = self.restored.not_before.filter(|first| self.clock < *first) {
             self.timers.insert((first, Timer::Held));
         }
+        // What was answered is of no use to anybody when nothing is asked any more.
+        if !self.on_hold() && !self.restored.awaited.is_empty() {
+            self.restored.awaited.clear();
+            self.out.meta = true;
+        }
     }
 
     /// Whether the node is about to tell, for the first time after a restore, what it runs.
