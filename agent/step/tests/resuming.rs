@@ -42,9 +42,11 @@ fn output_goes_on_at_the_frame_where_it_broke() {
         "seq 1 2000000; seq 1 9 | while read n; do echo $n; done; exit 4",
     ]));
     let (mut heard, mut said, mut out, mut connections) = (0, 0, Vec::new(), 0);
+    let mut unsure = false;
     let exit = 'step: loop {
         let (mut client, taken) = back(&mut step, heard);
-        assert_eq!(taken, said);
+        assert!(taken == said || (unsure && taken + 1 == said), "{taken} of {said}");
+        (said, unsure) = (taken, false);
         connections += 1;
         // The first ones say nothing of what they heard, later ones say it at some time in between.
         for n in 0..connections * 3 {
@@ -72,8 +74,13 @@ fn output_goes_on_at_the_frame_where_it_broke() {
                 // A frame that it counts, in between.
                 blocking::write_frame(&mut client, &Frame::Winch(TermSize { rows: 1, cols: 1 })).unwrap();
                 said += 1;
-                while blocking::read_frame(&mut client).unwrap() != Some(Frame::Heard(said)) {
-                    // What comes first is given up with this connection, and told again.
+                // What comes first is given up with this connection, and told again. Behind the end nothing is answered.
+                while !unsure {
+                    match blocking::read_frame(&mut client).unwrap() {
+                        Some(Frame::Heard(count)) if count == said => break,
+                        Some(Frame::StepExit(_)) => unsure = true,
+                        _ => {}
+                    }
                 }
                 break;
             }
