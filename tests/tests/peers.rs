@@ -679,10 +679,13 @@ fn where_people_are_only_told_of_unsigned_images_no_start_behind_a_gateway_asks_
     let image = registry.push(&images::layers(), "team/app:1", &[]);
     let script = format!("#!/bin/sh\nsrun --container-image={image} cat /data/kept\necho over\n");
     std::fs::write(hosts.work().join("job.sh"), script).unwrap();
-    let started = || {
+    let run = || {
         let words = ["--wait", "-w", "far", "-o", "out", "job.sh"];
         hosts.cmd("n1", "sbatch").args(words).limit(180).run();
-        let out = std::fs::read_to_string(hosts.work().join("out")).unwrap_or_default();
+        std::fs::read_to_string(hosts.work().join("out")).unwrap_or_default()
+    };
+    let started = || {
+        let out = run();
         assert!(out.contains("kept"), "{out}\n{}\n{}", log(&hosts, "far"), log(&hosts, "gw"));
         out
     };
@@ -691,9 +694,9 @@ fn where_people_are_only_told_of_unsigned_images_no_start_behind_a_gateway_asks_
     let config = config.replacen("[images]\n", "[images]\ngateways = \"gw\"\n", 1);
     std::fs::write(hosts.state("n1").join("berth.toml"), config).unwrap();
     hosts.root("n1", "scontrol").arg("reconfigure").limit(60).ok();
-    // Once its agent has the rule, and knows other nodes again.
+    // Once its agent has the rule, and knows other nodes again, which begin anew, too.
     let said = "no other node has a signature";
-    assert!(wait(60, || started().contains(said).then_some(())).is_some(), "{}", log(&hosts, "far"));
+    assert!(wait(60, || run().contains(said).then_some(())).is_some(), "{}", log(&hosts, "far"));
     let out = started();
     assert!(out.contains("unsigned image") && out.contains(said), "{out}");
 }

@@ -168,11 +168,6 @@ impl Driver {
         Ok(Started { driver, inputs: sender, shared, interactive })
     }
 
-    /// Whether a restored cluster waits for what machines have to say.
-    pub(crate) fn is_held(&self) -> bool {
-        self.held.is_some()
-    }
-
     /// Cluster time.
     pub(crate) fn now(&mut self) -> Time {
         self.clock.now()

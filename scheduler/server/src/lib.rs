@@ -182,7 +182,6 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let Started { mut driver, inputs, shared, interactive } =
         Driver::start(core_config, store, clock, keep_days, power_off, dir.private())?;
     let since = driver.now();
-    let is_held = driver.is_held();
     let core = std::thread::Builder::new()
         .name("core".to_string())
         .spawn(move || driver.run())
@@ -216,8 +215,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let watch = tokio::spawn(Arc::clone(&machines).watch(Arc::clone(&shared)));
     let noting = tokio::spawn(Arc::clone(&controller).enter_backups(dir.private()));
     let snapshot = shared.snapshot();
-    // The backup of one machine may be older than all others: those that joined since come by this port, too.
-    let has_machines = is_held || snapshot.members().next().is_some() || snapshot.tokens().next().is_some();
+    let has_machines = snapshot.members().next().is_some() || snapshot.tokens().next().is_some();
     let opening = if has_machines { machines.open_in_time(&shared).await } else { None };
 
     let pid_file = PidFile::write(&dir, since)?;
