@@ -1,9 +1,14 @@
 //! Images for steps: found in the store, or fetched with the user's own logins and unpacked by the store's
 //! own identity. Everything here blocks; one thread for each step that waits.
 
+mod pulling;
+mod whom;
+
+pub use pulling::{Pulling, Quiet};
+pub(crate) use whom::{For, Placing};
+
 use crate::admission;
 use crate::cgroups::Cgroups;
-use crate::confine::Fetchers;
 use crate::enter::Entered;
 use crate::imports::{Imports, Place, Wish};
 use crate::kept::{Claim, KeptContainers};
@@ -15,26 +20,25 @@ use crate::room::{self, Room};
 use crate::signatures::{self, Unsigned};
 use berth_agent_core::Fetched;
 use berth_images::{
-    Confine, Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, PROXY_VARIABLES, Progress,
-    ProgressEvent, Reference, Registries, Resolved, ResolvedManifest, RoomRules, RunAs, Store, Through,
-    UseGuard, Wanted, file_pin, open_source_through,
+    Confine, Credentials, Digest, ErrorKind, Helpers, LayerForm, Mirror, Progress, ProgressEvent, Reference,
+    Registries, Resolved, ResolvedManifest, RoomRules, Store, UseGuard, Wanted, file_pin,
+    open_source_through,
 };
 use berth_model::ByteStr;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
-use berth_model::ids::{StepKey, Uid};
+use berth_model::ids::Uid;
 use berth_model::launch::StepLaunch;
 use berth_model::login::Login;
 use berth_model::pin::{file_of, travels};
 use berth_model::spec::{Identity, ImageRef, ResolvedImage};
 use berth_runtime::MountedImages;
 use berth_step::spool::PreparedImage;
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use whom::{credentials, helpers};
 
 /// Owner of the shared store in system mode: neither root nor a person, and above every range that
 /// distributions or container engines give out.
@@ -118,63 +122,6 @@ impl Ready {
 
 /// Brings an image: from other nodes, where these are named, and otherwise from where it is.
 type Bring<'a, T> = dyn Fn(Option<&PeerSource>, Option<&Turn>) -> berth_images::Result<T> + 'a;
-
-/// Gives places to what asks registries for names, of which few do at the same time.
-pub(crate) trait Placing {
-    /// Waits for one.
-    ///
-    /// # Errors
-    /// Nobody wants it any more.
-    fn place(&self) -> berth_images::Result<Place<'_>>;
-}
-
-/// For whom an image is made present.
-#[derive(Clone, Copy)]
-pub(crate) struct For<'a> {
-    /// The step, where it is a job's.
-    pub(crate) step: Option<StepKey>,
-    /// The same, where the job is on this node.
-    here: Option<&'a StepLaunch>,
-    user: &'a Identity,
-    /// The submitter's environment.
-    env: &'a [ByteStr],
-    pub(crate) directory: &'a Path,
-    pub(crate) account: Option<&'a str>,
-    /// Where what asks a registry for a name has to have a place.
-    placing: Option<&'a dyn Placing>,
-}
-
-impl<'a> For<'a> {
-    pub(crate) fn step(launch: &'a StepLaunch) -> For<'a> {
-        For {
-            step: Some(launch.key),
-            here: Some(launch),
-            user: &launch.identity,
-            env: &launch.env,
-            directory: launch.work_dir.as_path(),
-            account: launch.job.account.as_deref(),
-            placing: None,
-        }
-    }
-
-    /// Of a step whose job is on another node, or on none yet: it has no cores and no devices of this one.
-    pub(crate) fn elsewhere(launch: &'a StepLaunch) -> For<'a> {
-        For { here: None, ..For::step(launch) }
-    }
-
-    /// The right to ask a registry for a name, where that is needed: whoever waits for others to find it has none.
-    pub(crate) fn placed(self) -> berth_images::Result<Option<Place<'a>>> {
-        self.placing.map(Placing::place).transpose()
-    }
-
-    /// Where what fetches for it runs.
-    pub(crate) fn fetchers(self, cgroups: &Arc<Cgroups>) -> Fetchers {
-        match self.here {
-            Some(launch) => Fetchers::of_job(cgroups, launch),
-            None => Fetchers::of_user(cgroups, self.user.uid),
-        }
-    }
-}
 
 /// A step's image on its way.
 struct Pull<'a, F> {
@@ -771,146 +718,6 @@ pub fn pinned(image: &ResolvedImage, name: Option<String>) -> berth_images::Resu
     let indexes = indexes.iter().map(|index| index.parse()).collect::<Result<_, _>>()?;
     let (source, insecure, pin) = (source.clone(), *insecure, *pin);
     Ok(Some(ResolvedManifest { source, digest: digest.parse()?, insecure, name, indexes, pin }))
-}
-
-/// Variables of the submitter's that say where logins of registries are kept.
-const LOGIN_VARIABLES: [&str; 3] = ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"];
-
-/// Those that say where engines keep images, and where a large temporary file is welcome.
-const ENGINE_VARIABLES: [&str; 3] = ["DOCKER_HOST", "CONTAINERS_STORAGE_CONF", "TMPDIR"];
-
-/// The value that a variable had where the step was submitted.
-fn submitted(of: For<'_>, name: &str) -> Option<OsString> {
-    let value = |text: &ByteStr| text.0.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
-    of.env.iter().find_map(value).filter(|v| !v.is_empty()).map(OsString::from_vec)
-}
-
-/// The logins that the submitter had in mind; the agent's own environment is another one, even where both are one user.
-fn credentials(of: For<'_>) -> Credentials {
-    let [docker, file, runtime] = LOGIN_VARIABLES.map(|name| submitted(of, name).map(PathBuf::from));
-    let home = of.user.home.as_path();
-    Credentials::from_parts(docker.as_deref(), file.as_deref(), runtime.as_deref(), Some(home))
-}
-
-fn helpers(program: &Path, registries: &Registries, of: For<'_>, system: bool) -> Helpers {
-    let user = of.user;
-    let own = |text: &ByteStr| OsString::from_vec(text.0.clone());
-    let mut environment: Vec<(OsString, OsString)> = vec![
-        ("HOME".into(), own(&user.home)),
-        ("USER".into(), (&user.user).into()),
-        ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
-    ];
-    for name in LOGIN_VARIABLES.into_iter().chain(ENGINE_VARIABLES) {
-        if let Some(value) = submitted(of, name) {
-            environment.push((name.into(), value));
-        }
-    }
-    for name in PROXY_VARIABLES {
-        if let Some(value) = std::env::var_os(name) {
-            environment.push((name.into(), value));
-        }
-    }
-    Helpers {
-        program: program.to_path_buf(),
-        fetch: vec!["internal-fetch".into()],
-        unpack: vec!["internal-unpack".into()],
-        registries: registries.clone(),
-        signers: None,
-        through: Through::default(),
-        user: system.then(|| RunAs {
-            uid: user.uid.0,
-            gid: user.gid.0,
-            groups: user.groups.iter().map(|g| g.0).collect(),
-        }),
-        environment,
-        store: system.then(|| RunAs { uid: STORE_ID.0, gid: STORE_ID.1, groups: Vec::new() }),
-        login: None,
-        quota: None,
-        stop: None,
-        confine: None,
-    }
-}
-
-#[derive(Default)]
-struct State {
-    /// There is an image to be made present.
-    wanted: bool,
-    digest: Option<String>,
-    /// What it is, where it came by its name alone.
-    found: Option<Box<ResolvedImage>>,
-    /// Layers had to be fetched, or were being fetched by somebody else.
-    missing: bool,
-    bytes: u64,
-    total: u64,
-    told: Option<u8>,
-}
-
-/// Adds up an import's events, and turns them into a percentage that is told when it changes.
-pub struct Pulling<F> {
-    state: Mutex<State>,
-    /// How often something came.
-    moved: AtomicU64,
-    tell: F,
-}
-
-/// That of an import of which nobody hears.
-pub type Quiet = Pulling<fn(Option<u8>)>;
-
-impl Default for Quiet {
-    fn default() -> Quiet {
-        Quiet::new(|_| {})
-    }
-}
-
-impl<F: Fn(Option<u8>) + Sync> Pulling<F> {
-    /// `tell` hears the percentage, where it is known.
-    pub fn new(tell: F) -> Pulling<F> {
-        Pulling { state: Mutex::default(), moved: AtomicU64::new(0), tell }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How often something came: what grows no more gets nowhere.
-    pub fn moved(&self) -> u64 {
-        self.moved.load(Ordering::Relaxed)
-    }
-
-    /// What it came to; `None` where no image was wanted.
-    pub fn fetched(&self) -> Option<Fetched> {
-        let state = self.state();
-        let hit = state.digest.is_some() && !state.missing;
-        let (digest, found) = (state.digest.clone(), state.found.clone());
-        state.wanted.then(|| Fetched { bytes: state.bytes, hit, digest, found })
-    }
-}
-
-impl<F: Fn(Option<u8>) + Sync> Progress for Pulling<F> {
-    fn event(&self, event: ProgressEvent) {
-        let mut state = self.state();
-        if !matches!(event, ProgressEvent::Waiting { .. }) {
-            self.moved.fetch_add(1, Ordering::Relaxed);
-        }
-        match event {
-            ProgressEvent::Waiting { .. } => {
-                state.missing = true;
-                return;
-            }
-            ProgressEvent::Start { bytes, layers, cached } => {
-                state.total = bytes;
-                state.missing |= cached < layers;
-            }
-            ProgressEvent::Fetched { bytes } => state.bytes = state.bytes.saturating_add(bytes),
-            _ => return,
-        }
-        let percent = state.bytes.saturating_mul(100).checked_div(state.total);
-        let percent = percent.and_then(|p| u8::try_from(p.min(100)).ok());
-        if percent != state.told {
-            state.told = percent;
-            (self.tell)(percent);
-        }
-    }
 }
 
 #[cfg(test)]

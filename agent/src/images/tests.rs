@@ -1,7 +1,7 @@
 //! Of an ordinary user's node, which has a store and nobody to speak to.
 
 use super::*;
-use berth_model::ids::{Attempt, JobId, NodeName, StepId};
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey};
 use berth_rpc::Uplink;
 use berth_runtime::cgroup::CgroupFacts;
 use std::cell::Cell;

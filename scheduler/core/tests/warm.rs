@@ -57,6 +57,28 @@ fn node_of(w: &World, job: JobId) -> NodeName {
     w.info(job).layout.nodes[0].clone()
 }
 
+/// A node that gives images to others, and takes streams.
+fn serves(w: &mut World, name: &str) {
+    let said = FromPeers::Ready {
+        address: format!("{name}:1"),
+        key: format!("key of {name}"),
+        streams: true,
+        connected: Vec::new(),
+    };
+    assert!(says(w, name, said).is_empty());
+}
+
+/// What they have.
+fn image() -> ResolvedImage {
+    ResolvedImage::Manifest {
+        source: "docker://r.io/x".into(),
+        digest: DIGEST.into(),
+        insecure: false,
+        indexes: Vec::new(),
+        pin: None,
+    }
+}
+
 #[test]
 fn a_job_starts_where_its_image_is() {
     let mut w = three();
@@ -85,13 +107,7 @@ fn a_job_starts_where_its_image_is() {
 fn a_node_gets_what_its_jobs_have_and_nothing_by_a_digest() {
     let mut w = three();
     for node in ["n1", "n2", "n3"] {
-        let said = FromPeers::Ready {
-            address: format!("{node}:1"),
-            key: format!("key of {node}"),
-            streams: true,
-            connected: vec![],
-        };
-        assert!(says(&mut w, node, said).is_empty());
+        serves(&mut w, node);
     }
     let job = w.batch("one", of_image(DIGEST));
     let here = node_of(&w, job).0;
@@ -130,13 +146,7 @@ fn a_node_gets_what_its_jobs_have_and_nothing_by_a_digest() {
 fn an_image_of_a_file_goes_from_node_to_node_where_it_is_known_which_file_that_is() {
     let mut w = three();
     for node in ["n1", "n2", "n3"] {
-        let said = FromPeers::Ready {
-            address: format!("{node}:1"),
-            key: format!("key of {node}"),
-            streams: true,
-            connected: vec![],
-        };
-        assert!(says(&mut w, node, said).is_empty());
+        serves(&mut w, node);
     }
     let mut job = |name: &str, source: &str, pin: Option<FilePin>| {
         let (source, digest) = (source.to_string(), DIGEST.to_string());
@@ -167,13 +177,7 @@ fn an_image_of_a_file_goes_from_node_to_node_where_it_is_known_which_file_that_i
 fn what_a_user_asked_of_nodes_these_may_want_of_each_other_and_nothing_else() {
     let mut w = three();
     for node in ["n1", "n2", "n3"] {
-        let said = FromPeers::Ready {
-            address: format!("{node}:1"),
-            key: format!("key of {node}"),
-            streams: true,
-            connected: vec![],
-        };
-        assert!(says(&mut w, node, said).is_empty());
+        serves(&mut w, node);
     }
     let asks = |w: &mut World, node: &str, ask: u64, user: u32, digest: &str| {
         let (user, digest, failed) = (Uid(user), digest.to_string(), Vec::new());
@@ -182,13 +186,7 @@ fn what_a_user_asked_of_nodes_these_may_want_of_each_other_and_nothing_else() {
     let way = |ask: u64, way: ImageWay| vec![ToPeers::Way { ask, way, note: String::new() }];
     assert_eq!(asks(&mut w, "n1", 1, 1000, DIGEST), way(1, ImageWay::Source), "nobody asked for it");
     assert_eq!(asks(&mut w, "n2", 1, 1000, DIGEST), way(1, ImageWay::Source), "and so nobody waits");
-    let image = ResolvedImage::Manifest {
-        source: "docker://r.io/x".into(),
-        digest: DIGEST.into(),
-        insecure: false,
-        indexes: Vec::new(),
-        pin: None,
-    };
+    let image = image();
     let nodes = ["n1", "n2", "n9"].map(NodeName::from).to_vec();
     let pull = Request::PullImage { image: Box::new(image), nodes, login: None };
     assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
@@ -287,13 +285,7 @@ fn a_gateway_hears_that_nobody_waits_any_more_for_what_it_fetches() {
     let mut w = World::new(&config);
     for (name, cores) in [("n1", 2), ("gw", 1)] {
         w.node(name, hardware(cores, 1, 8000, 0));
-        let said = FromPeers::Ready {
-            address: format!("{name}:1"),
-            key: format!("key of {name}"),
-            streams: true,
-            connected: Vec::new(),
-        };
-        assert!(says(&mut w, name, said).is_empty());
+        serves(&mut w, name);
     }
     let job = w.batch("one", |spec| {
         of_image(DIGEST)(spec);
@@ -321,21 +313,9 @@ fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
     let mut w = World::new(&config);
     for name in ["n1", "n2", "n3"] {
         w.node(name, hardware(2, 1, 8000, 0));
-        let said = FromPeers::Ready {
-            address: format!("{name}:1"),
-            key: format!("key of {name}"),
-            streams: true,
-            connected: Vec::new(),
-        };
-        assert!(says(&mut w, name, said).is_empty());
+        serves(&mut w, name);
     }
-    let image = ResolvedImage::Manifest {
-        source: "docker://r.io/x".into(),
-        digest: DIGEST.into(),
-        insecure: false,
-        indexes: Vec::new(),
-        pin: None,
-    };
+    let image = image();
     let nodes = vec![NodeName::from("n1")];
     let login = SealedLogin { registry: "r.io".into(), sealed: "sealed".into() };
     let pull = Request::PullImage { image: Box::new(image.clone()), nodes, login: Some(login) };
@@ -377,21 +357,9 @@ fn a_gateway_of_an_earlier_version_is_not_waited_for() {
             if early.contains(&name) {
                 w.hello_knowing(name, hardware(2, 1, 8000, 0), Vec::new());
             }
-            let said = FromPeers::Ready {
-                address: format!("{name}:1"),
-                key: format!("key of {name}"),
-                streams: true,
-                connected: Vec::new(),
-            };
-            assert!(says(&mut w, name, said).is_empty());
+            serves(&mut w, name);
         }
-        let image = ResolvedImage::Manifest {
-            source: "docker://r.io/x".into(),
-            digest: DIGEST.into(),
-            insecure: false,
-            indexes: Vec::new(),
-            pin: None,
-        };
+        let image = image();
         let nodes = vec![NodeName::from("n1")];
         let pull = Request::PullImage { image: Box::new(image.clone()), nodes, login: None };
         assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));

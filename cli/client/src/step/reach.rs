@@ -74,16 +74,16 @@ pub(super) fn too_many(nodes: usize, room: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use berth_stream::Frame;
     use berth_stream::asynchronous::{read_frame, write_frame};
 
-    fn in_runtime(work: impl Future<Output = ()>) {
+    pub(crate) fn in_runtime(work: impl Future<Output = ()>) {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
     }
 
-    fn limit(most: u64) {
+    pub(crate) fn limit(most: u64) {
         let all = Some(most);
         setrlimit(Resource::Nofile, Rlimit { current: all, maximum: all }).unwrap();
     }

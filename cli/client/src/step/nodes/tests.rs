@@ -3,20 +3,11 @@
 use super::*;
 use crate::step::queue::PEER_WINDOW;
 use crate::step::reach::OTHERS;
+use crate::step::reach::tests::{in_runtime, limit};
 use berth_model::ids::NodeName;
 use berth_stream::FENCE_PART;
 use berth_stream::asynchronous::read_frame;
-use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::io::AsyncReadExt;
-
-fn in_runtime(work: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
-}
-
-fn limit(most: u64) {
-    let all = Some(most);
-    setrlimit(Resource::Nofile, Rlimit { current: all, maximum: all }).unwrap();
-}
 
 /// Where it shows only when the step is there, none of its nodes is left to wait for a connection that cannot come.
 #[test]
