@@ -4,6 +4,8 @@
 mod cost;
 
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ const USAGE: &str = "usage: bench-alternate latency ROUNDS (NAME COMMANDLINE)...
        bench-alternate rate TOTAL PARALLEL COMMANDLINE         wall time of all runs, in microseconds
        bench-alternate cost ROUNDS (NAME PREPARATION COMMANDLINE)...   medians of wall and processor time in microseconds,
                                                               and the most memory that a run's processes had together, in KiB
+       bench-alternate forget DIRECTORY                        takes its files out of the page cache
        bench-alternate fsync DIRECTORY COUNT                   median of write and fsync of 4 KiB, in microseconds
 A command line is split at blanks; a command that fails ends the measurement.";
 
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
             number(rounds).and_then(|rounds| cost::measure(rounds, commands))
         }
         ["rate", total, parallel, command] => rate(total, parallel, command),
+        ["forget", directory] => forget(Path::new(directory)).map_err(|e| format!("{directory}: {e}")),
         ["fsync", directory, count] => fsync(directory, count),
         _ => Err(USAGE.to_string()),
     };
@@ -94,6 +98,22 @@ fn rate(total: &str, parallel: &str, line: &str) -> Result<(), String> {
         workers.into_iter().try_for_each(|w| w.join().map_err(|_| "a worker panicked".to_string())?)
     })?;
     println!("{}", start.elapsed().as_micros());
+    Ok(())
+}
+
+/// Has the kernel let go of what it keeps of files in memory, where they are on the disk already.
+fn forget(directory: &Path) -> std::io::Result<()> {
+    use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+    for entry in std::fs::read_dir(directory)? {
+        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
+            forget(&path)?;
+        } else if kind.is_file() {
+            let flags = OFlag::O_NOFOLLOW.bits();
+            let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(&path)?;
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+    }
     Ok(())
 }
 

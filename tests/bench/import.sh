@@ -3,13 +3,17 @@
 #
 # Cold means an empty store; the registry's files are in the page cache. Each run has a directory of its own, and nothing is removed
 # before the end: ext4 passes over inodes that were freed in the last minute one by one, which would be measured otherwise. What
-# earlier runs wrote is on the disk before the clock starts. It takes some 8 GB of /tmp a round.
+# earlier runs wrote is on the disk before the clock starts, and no longer in the page cache: after some 20 GB that is full, and
+# whoever comes later pays for each page that has to be freed. It takes some 8 GB of /tmp a round.
 
 costs=()
 # cost NAME COMMANDS [BEFORE]: commands that leave all they make in $here, an empty directory; BEFORE is not measured
 cost() {
     mkdir "$work/$1"
-    printf '#!/bin/sh\nset -e\nhere=$(mktemp -d %s/XXXXXX)\nchmod 755 "$here"\necho "$here" > %s\n%s\nsync\n' "$work/$1" "$work/$1.here" "${3-}" > "$work/$1.before"
+    {
+        printf '#!/bin/sh\nset -e\nsync\n[ ! -e %s ] || bench-alternate forget "$(cat %s)" 2> /dev/null || true\n' "$work/here" "$work/here"
+        printf 'here=$(mktemp -d %s/XXXXXX)\nchmod 755 "$here"\necho "$here" | tee %s > %s\n%s\nsync\n' "$work/$1" "$work/here" "$work/$1.here" "${3-}"
+    } > "$work/$1.before"
     printf '#!/bin/sh\nset -e\nread -r here < %s\n%s\n' "$work/$1.here" "$2" > "$work/$1.cost"
     chmod +x "$work/$1.before" "$work/$1.cost"
     costs+=("$1" "$work/$1.before" "$work/$1.cost")
