@@ -1,5 +1,6 @@
 //! Validation of `berth.toml` beyond its syntax: every problem at once, by key, with the next step.
 
+use crate::carry::MOST_CARRIED;
 use crate::config::{Config, ImagesConfig, NodeConfig, PartitionConfig};
 use crate::spec::TimeLimit;
 use crate::{array, hostlist};
@@ -95,6 +96,15 @@ impl Config {
             out.add(
                 "node_timeout_seconds",
                 "a shorter time than 5 seconds would lose nodes that are merely busy",
+            );
+        }
+        if !(2..=MOST_CARRIED).contains(&self.launch_tree_width) {
+            out.add(
+                "launch_tree_width",
+                format!(
+                    "write how many nodes are told by one message, from 2 to {MOST_CARRIED}; launch_tree_from = 0 tells each by one of its \
+                     own"
+                ),
             );
         }
         if self.max_array_size == 0 || self.max_array_size > array::MOST_INDEX + 1 {
@@ -448,6 +458,7 @@ mod tests {
             unkillable_seconds: 0,
             start_timeout_seconds: 70_000,
             node_timeout_seconds: 0,
+            launch_tree_width: 1,
             max_array_size: 0,
             max_jobs: 0,
             administrators: vec!["a:b".into()],
@@ -526,6 +537,7 @@ mod tests {
                 "unkillable_seconds",
                 "start_timeout_seconds",
                 "node_timeout_seconds",
+                "launch_tree_width",
                 "max_array_size",
                 "max_jobs",
                 "administrators",

@@ -44,6 +44,11 @@ pub struct Config {
     /// Seconds without a word between a node and the controller after which jobs there end by themselves, so that they can run
     /// elsewhere; 0 lets them go on for ever.
     pub lost_after_seconds: u32,
+    /// Nodes from which on a step is launched by a tree: the controller tells some of its nodes, which carry to the others what it signed
+    /// for them; 0 tells every node directly.
+    pub launch_tree_from: u32,
+    /// Nodes of each branch of that tree, the one that carries among them.
+    pub launch_tree_width: u32,
     /// Largest index of an array plus one.
     pub max_array_size: u32,
     /// Most jobs that wait or run at once.
@@ -92,6 +97,8 @@ impl Default for Config {
             min_job_age_seconds: 300,
             node_timeout_seconds: 60,
             lost_after_seconds: 0,
+            launch_tree_from: 512,
+            launch_tree_width: 64,
             max_array_size: 1001,
             max_jobs: 1_000_000,
             root_jobs: None,

@@ -182,6 +182,7 @@ impl AgentCore {
                 self.next_heartbeat = None;
             }
             AgentEvent::Controller(message) => self.command(message, now),
+            AgentEvent::Carried(carried) => self.carried(*carried, now),
             AgentEvent::Image { key, event } => self.image(key, event, now),
             AgentEvent::Supervisor { key, event } => match event {
                 SupervisorEvent::Started => {
@@ -201,7 +202,7 @@ impl AgentCore {
             AgentEvent::Unfit { job, attempt, why, faults } => self.unfit((job, attempt), why, faults, now),
             AgentEvent::JobRemoved { job, attempt, epilog, faults } => {
                 if let Some(run) = self.runs.remove(&(job, attempt)) {
-                    self.over.add((job, attempt), epilog);
+                    self.over.add((job, attempt), epilog, now);
                     self.fence(&faults);
                     self.job_gone((job, attempt), faults, now);
                     if run.left.is_some() {
@@ -348,6 +349,8 @@ impl AgentCore {
             }
             // Streams are the shell's alone: nothing is decided about them.
             ToAgent::Dial { .. } | ToAgent::Admit(_) => {}
+            // The shell carries, and makes a Start of it.
+            ToAgent::Carry(_) => {}
         }
     }
 

@@ -8,6 +8,7 @@ mod names;
 mod pins;
 mod removed;
 mod serve;
+mod starts;
 
 use crate::direct::Admitted;
 pub(crate) use fetch::PeerSource;
@@ -28,7 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// By what name nodes ask each other for an image from this source: `registry/repository`, or what stands for a file's path, which may
 /// have letters that do not fit into a request. Nothing for what is one machine's.
@@ -81,6 +82,9 @@ pub struct Peers {
     unnoted: removed::Unnoted,
     /// It is to be looked who this node is.
     look: Notify,
+    /// Turns to hand others their Starts, and places for those who bring some.
+    handing: Semaphore,
+    taking: Semaphore,
 }
 
 /// A question that is open.
@@ -148,6 +152,8 @@ impl Peers {
             told: held::Told::default(),
             unnoted: removed::Unnoted::default(),
             look: Notify::new(),
+            handing: Semaphore::new(starts::HANDING),
+            taking: Semaphore::new(starts::TAKING),
         }
     }
 

@@ -200,6 +200,11 @@ async fn meet(
             // Where there may be no more threads, who is there asks somebody else.
             let _ = served.spawn(move || serve(connection, &peers, &images));
         }
+        Arrival::Start(bringer) => {
+            // It is no stranger any more, and takes no more room than one.
+            stranger.begin_anew();
+            stranger.attend(peers.take_start(bringer)).await.map_err(words)??;
+        }
         Arrival::Stream(stream) => peers.admitted.take_in(stream, (from, stranger), service).await,
     }
     Ok(())

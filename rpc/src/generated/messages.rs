@@ -1534,6 +1534,10 @@ pub struct Config {
     pub operators: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "201")]
     pub accounts: ::prost::alloc::vec::Vec<AccountConfig>,
+    #[prost(uint32, tag = "400")]
+    pub launch_tree_from: u32,
+    #[prost(uint32, tag = "401")]
+    pub launch_tree_width: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GpusConfig {
@@ -3818,7 +3822,7 @@ pub struct LookForEnds {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "340, 80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160, 170")]
+    #[prost(oneof = "to_agent::Kind", tags = "340, 80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160, 170, 402")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -3866,7 +3870,89 @@ pub mod to_agent {
         Say(super::Say),
         #[prost(message, tag = "170")]
         Resumed(super::Resumed),
+        #[prost(message, tag = "402")]
+        Carry(super::Carry),
     }
+}
+// ---- starts that nodes carry to one another, see rpc/src/branch.rs ----------------------------------
+
+/// To the head of a branch: its own Start is `common` with the part `own`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Carry {
+    /// A BranchOpening.
+    #[prost(bytes = "vec", tag = "1")]
+    pub opening: ::prost::alloc::vec::Vec<u8>,
+    /// A Start without what is one node's.
+    #[prost(bytes = "vec", tag = "2")]
+    pub common: ::prost::alloc::vec::Vec<u8>,
+    /// A StartPart.
+    #[prost(bytes = "vec", tag = "3")]
+    pub own: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, repeated, tag = "4")]
+    pub to: ::prost::alloc::vec::Vec<Hand>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Hand {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// A CarriedPart.
+    #[prost(bytes = "vec", tag = "3")]
+    pub part: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartPart {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub node_index: u32,
+    #[prost(message, optional, tag = "3")]
+    pub share: ::core::option::Option<NodeShare>,
+    #[prost(message, optional, tag = "4")]
+    pub job_share: ::core::option::Option<NodeShare>,
+    #[prost(int64, optional, tag = "5")]
+    pub lease: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CarriedPart {
+    #[prost(message, optional, tag = "1")]
+    pub part: ::core::option::Option<StartPart>,
+    #[prost(uint64, tag = "2")]
+    pub session: u64,
+    #[prost(int64, tag = "3")]
+    pub asked: i64,
+}
+/// First on the connection of one node to another; `common` and the other's part follow, as long as the head says.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BranchOpening {
+    /// The controller's, DER.
+    #[prost(bytes = "vec", tag = "1")]
+    pub certificate: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+    /// A BranchHead.
+    #[prost(bytes = "vec", tag = "3")]
+    pub head: ::prost::alloc::vec::Vec<u8>,
+}
+/// What is signed. Digests are SHA-256.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BranchHead {
+    #[prost(bytes = "vec", tag = "1")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub nodes: ::prost::alloc::vec::Vec<BranchNode>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BranchNode {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    pub size: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -76,6 +76,7 @@ structs! {
     Config {
         cluster, listen, certificate_seconds, kill_wait_seconds, unkillable_seconds, min_job_age_seconds,
         node_timeout_seconds, lost_after_seconds, start_timeout_seconds, max_array_size, max_jobs,
+        launch_tree_from, launch_tree_width,
         root_jobs, requeue, keep_records_days, administrators, operators, container, programs, gpus, logs, images,
         accounts, partitions, nodes,
     }

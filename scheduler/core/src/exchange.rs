@@ -154,6 +154,11 @@ impl Exchange {
         self.peers.get(node).map(|peer| peer.address.as_str())
     }
 
+    /// The same, with the digest of the key that it shows.
+    pub(crate) fn reached(&self, node: &NodeName) -> Option<(&str, &str)> {
+        self.peers.get(node).map(|peer| (peer.address.as_str(), peer.key.as_str()))
+    }
+
     /// A machine has another key: nobody gives anything to who has the old one, and it is no node of the exchange until it shows the
     /// new one. A login node is none anyway.
     pub(crate) fn rekeyed(&mut self, node: &NodeName, old: String, now: Time) -> Vec<Said> {

@@ -6,6 +6,7 @@ use crate::group::only_last;
 use crate::leases::needs_client;
 use crate::shared::Shared;
 use crate::{ControllerError, Fence, PowerOff};
+use berth_model::carry::CarriedTo;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
@@ -69,6 +70,8 @@ pub(crate) struct Outgoing {
     pub(crate) message: ToAgent,
     pub(crate) payload: Option<PayloadKey>,
     pub(crate) login: Option<LoginOf>,
+    /// Of a Start: other nodes to which its node carries theirs.
+    pub(crate) to: Vec<CarriedTo>,
 }
 
 /// Several events' outcomes on their way to one commit.
@@ -451,11 +454,10 @@ impl Driver {
                 }
             }
             Effect::Send { connection, message, payload, login } => {
-                let Some((node, queue)) = self.agents.get(&connection) else { return };
-                if let Err(e) = queue.try_send(Outgoing { message, payload, login }) {
-                    tracing::warn!("{node}: its agent does not keep up and is cut off: {e}");
-                    self.agents.remove(&connection);
-                }
+                self.send(connection, Outgoing { message, payload, login, to: Vec::new() });
+            }
+            Effect::Carry { connection, start, to, payload, login } => {
+                self.send(connection, Outgoing { message: ToAgent::Start(start), payload, login, to });
             }
             Effect::CutOff { node, why } => {
                 let before = self.agents.len();
@@ -484,6 +486,15 @@ impl Driver {
                     tracing::warn!("{node}: its agent is cut off: {why}");
                 }
             }
+        }
+    }
+
+    /// Puts a message into the queue of an agent's link. One that does not keep up is cut off.
+    fn send(&mut self, connection: u64, outgoing: Outgoing) {
+        let Some((node, queue)) = self.agents.get(&connection) else { return };
+        if let Err(e) = queue.try_send(outgoing) {
+            tracing::warn!("{node}: its agent does not keep up and is cut off: {e}");
+            self.agents.remove(&connection);
         }
     }
 

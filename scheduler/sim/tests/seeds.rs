@@ -9,13 +9,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 60] = [
+const SEEN: [&str; 66] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
     "an exit told again",
     "an exit of an earlier run told",
     "answers which images are needed",
+    "carried starts brought once more, much later",
+    "carried starts doubled",
+    "carried starts late",
+    "carried starts lost",
     "clients that did not wait for their step",
     "commands of an older term refused",
     "commits of unknown outcome, which are not there",
@@ -28,6 +32,7 @@ const SEEN: [&str; 60] = [
     "deadlines that could not be written down on a full disk",
     "exits that could not be written on a full disk",
     "exits told by a Hello",
+    "heads of branches that were silent or gone",
     "health checks that failed",
     "images to be fetched ahead",
     "jobs acknowledged",
@@ -56,6 +61,7 @@ const SEEN: [&str; 60] = [
     "registrations turned away",
     "runs ended that the cluster had given up",
     "spool entries without a supervisor",
+    "starts brought by another node",
     "steps ended by who keeps deadlines",
     "steps given up",
     "steps killed while their supervisor was stopped",

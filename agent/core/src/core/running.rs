@@ -3,11 +3,15 @@
 use super::{AgentCore, SIGKILL, SOON, run_of};
 use crate::event::{AgentEffect, Fetched, ImageEvent, StepTimers};
 use crate::state::{Prolog, RunKey, Step, Unbegun, made_up};
+use berth_model::carry::Carried;
 use berth_model::ids::StepKey;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
 use berth_model::link::{EndCause, GpuFault, Start};
 use berth_model::state::ExitStatus;
-use berth_model::time::Time;
+use berth_model::time::{Span, Time};
+
+/// What another node brings counts for nothing when it was said so much longer ago than two heartbeats.
+const OLD: Span = Span::from_secs(10);
 
 impl AgentCore {
     pub(super) fn prefetch(&mut self, start: Start) {
@@ -18,6 +22,25 @@ impl AgentCore {
         if self.session.is_some() && !late && self.ahead.insert(run) {
             let Start { launch, login, .. } = start;
             self.out.push(AgentEffect::Prefetch { job, attempt, launch: Box::new(launch), login });
+        }
+    }
+
+    /// A Start that another node brought: it counts where it would have counted on the link, had it come there now. What this agent knows of
+    /// steps and runs that are over keeps an old one from beginning again. One that may be older than what it knows begins nothing, nor one
+    /// that was held back: the controller has long said itself what was missing.
+    pub(super) fn carried(&mut self, carried: Carried, now: Time) {
+        let Carried { session, asked, start } = carried;
+        let key = start.launch.key;
+        let here = start.launch.node == self.config.node && start.term == self.term;
+        let old = self.heartbeat.0.saturating_mul(2).saturating_add(OLD.0);
+        let known = self.steps.contains_key(&key) || self.over.forgot_since(asked);
+        if !here || self.session != Some(session) || now.since(asked) > Span(old) || known {
+            return;
+        }
+        self.start(start, now);
+        if self.steps.contains_key(&key) {
+            // As of a Start that comes by the link; but of none that is a replay.
+            self.forget_reboot();
         }
     }
 

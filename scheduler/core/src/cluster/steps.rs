@@ -581,9 +581,7 @@ impl Cluster {
         record.steps.insert(id, Arc::new(row));
         record.progress.insert(id, std::iter::repeat_n(Progress::Sent(now), parts).collect());
         self.out.steps.insert(key);
-        for at in 0..parts {
-            self.send_start(job, id, at);
-        }
+        self.send_starts(key, parts);
         self.arm_resend(job);
     }
 
