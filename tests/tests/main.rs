@@ -82,6 +82,7 @@ mod subids;
 mod task_programs;
 mod tools;
 mod traps;
+mod tree;
 mod ulimits;
 mod under_load;
 mod unkillable;

@@ -99,7 +99,7 @@ fn with_others(start: Box<Start>, to: Vec<CarriedTo>, machines: &Machines) -> To
     let Some(own) = machines.identity() else { return ToAgent::Start(start) };
     match berth_rpc::seal(&own, &start, to) {
         Ok(Some(carry)) => {
-            tracing::info!("step {key}: {node} carries its start to {others} other nodes");
+            tracing::info!("step {key}: {node} carries its start to {others} others");
             ToAgent::Carry(Box::new(carry))
         }
         Ok(None) => {
