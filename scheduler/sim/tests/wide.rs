@@ -388,12 +388,13 @@ fn what_a_launch_takes() {
         let tree = launch(count, COSTS, 1);
         let ms = |us: i64| format!("{}.{}", us / 1000, us % 1000 / 100);
         println!(
-            "launch\t{count}\t{}\t{}\t{}\t{}\t{:.3}\t{}\t{}",
+            "launch\t{count}\t{}\t{}\t{}\t{}\t{:.3}\t{}\t{}\t{}",
             l.kib,
             ms(l.told),
             ms(l.running),
             ms(l.ended),
             l.core,
+            tree.sent,
             ms(tree.running),
             ms(tree.ended)
         );
