@@ -1,6 +1,6 @@
 //! What a machine keeps to itself, in the hands of somebody who speaks with it over real TLS.
 
-use crate::{Cmd, Hosts};
+use crate::{Cmd, Hosts, Running};
 use std::path::Path;
 
 /// A machine's certificate and key, as openssl takes them.
@@ -56,9 +56,18 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     [made, bytes.to_vec()].concat()
 }
 
-/// The same of another protocol.
+/// Says bytes to a port by TLS as one says them in this protocol, and gives what is answered within some seconds.
 pub fn say_of(hosts: &Hosts, from: &str, shows: &[String], to: &str, protocol: &str, bytes: &[u8]) -> String {
-    let base = ["5", "openssl", "s_client", "-quiet", "-tls1_3", "-alpn", protocol, "-connect", to];
+    let base = client("5", protocol, to);
     let told = hosts.root(from, "timeout").args(base).args(shows).stdin(bytes).limit(20).run();
     String::from_utf8_lossy(&told.stdout).into_owned()
+}
+
+/// Comes to a port by TLS and says nothing, for half a minute or until it is sent away.
+pub fn silent(hosts: &Hosts, from: &str, shows: &[String], to: &str, protocol: &str) -> Running {
+    hosts.root(from, "timeout").args(client("30", protocol, to)).args(shows).stdin_open().spawn()
+}
+
+fn client<'a>(seconds: &'a str, protocol: &'a str, to: &'a str) -> [&'a str; 9] {
+    [seconds, "openssl", "s_client", "-quiet", "-tls1_3", "-alpn", protocol, "-connect", to]
 }
