@@ -53,15 +53,25 @@ impl StartPart {
     }
 }
 
+/// To which registration of a node's agent something is said: to another one it means nothing, whatever happens to be the same of both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Its number.
+    pub session: Session,
+    /// When the agent had last asked for renewals, by the node's clock since boot: not before it introduced itself, and so old what is said is
+    /// at most.
+    pub asked: Time,
+    /// The kernel's boot id.
+    pub boot_id: String,
+}
+
 /// What is for one node that gets its Start from another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CarriedPart {
     /// Its part of the Start.
     pub part: StartPart,
-    /// The registration of its agent to which this was said: to another one it means nothing.
-    pub session: Session,
-    /// When its agent had last asked for renewals, by its own clock: so old this is at most.
-    pub asked: Time,
+    /// For whom it is.
+    pub to: Registration,
 }
 
 /// A node to which something is carried.
@@ -110,10 +120,8 @@ impl fmt::Debug for Carry {
 /// A Start that came by another node, and that the controller signed for this one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Carried {
-    /// As [`CarriedPart::session`].
-    pub session: Session,
-    /// As [`CarriedPart::asked`].
-    pub asked: Time,
+    /// For whom it is.
+    pub to: Registration,
     /// The Start.
     pub start: Start,
 }

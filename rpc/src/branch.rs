@@ -151,11 +151,11 @@ impl Expected {
             return Err(Unbelieved::Altered("what is this node's alone"));
         }
         let part = CarriedPart::get(pb::CarriedPart::decode(part)?).map_err(RpcError::from)?;
-        let CarriedPart { part, session, asked } = part;
+        let CarriedPart { part, to } = part;
         if part.node != *node {
             return Err(Unbelieved::NotForUs);
         }
-        Ok(Carried { session, asked, start: whole(common, part)? })
+        Ok(Carried { to, start: whole(common, part)? })
     }
 }
 

@@ -33,6 +33,8 @@ pub struct AgentCore {
     config: AgentConfig,
     term: Term,
     connected: bool,
+    /// When the connection that is there was made.
+    connected_at: Time,
     session: Option<Session>,
     /// When the Hello is repeated, while no Welcome came.
     hello_again: Option<Time>,
@@ -80,6 +82,7 @@ impl AgentCore {
             unhealthy: config.unhealthy.clone().filter(|_| config.health.is_some()),
             config,
             connected: false,
+            connected_at: now,
             session: None,
             hello_again: None,
             heartbeat: Span::from_secs(10),
@@ -164,6 +167,7 @@ impl AgentCore {
         match event {
             AgentEvent::Connected => {
                 self.connected = true;
+                self.connected_at = now;
                 self.session = None;
                 self.forget_reboot();
                 self.give_up_asking();

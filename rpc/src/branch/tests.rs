@@ -4,6 +4,7 @@ use super::*;
 use crate::direct::Arrival;
 use crate::peers::PeerIdentity;
 use crate::wire::tests::{Arbitrary, Source};
+use berth_model::carry::Registration;
 use berth_model::launch::NodeShare;
 use berth_model::{ByteStr, Session, Time};
 use berth_trust::{Authority, PrivateKey};
@@ -43,7 +44,8 @@ fn part(at: u32) -> CarriedPart {
         job_share: share(9),
         lease,
     };
-    CarriedPart { part, session: Session(100 + u64::from(at)), asked: Time(7) }
+    let session = Session(100 + u64::from(at));
+    CarriedPart { part, to: Registration { session, asked: Time(7), boot_id: "boot".into() } }
 }
 
 /// A branch of n0, which carries, n1 and n2.
@@ -75,13 +77,13 @@ fn each_node_reads_its_own_start_as_if_it_had_been_sent_it() {
         let carry = branch(&controller, seed);
         assert_eq!(own_start(&carry).unwrap(), start(seed));
         for at in [1, 2] {
-            let CarriedPart { part, session, asked } = part(at);
+            let CarriedPart { part, to } = part(at);
             let mut own = start(seed);
             part.give(&mut own);
             assert_eq!(own.launch.job.mem_per_node, Some(9));
             let place = usize::try_from(at).unwrap() - 1;
             let carried = read(&cluster, &format!("n{at}"), brought(&carry, place)).unwrap();
-            assert_eq!(carried, Carried { session, asked, start: own });
+            assert_eq!(carried, Carried { to, start: own });
         }
     }
 }
@@ -189,7 +191,7 @@ async fn a_start_goes_from_node_to_node() {
     });
     let Arrival::Start(bringer) = arrived.await.unwrap() else { panic!("it came for something else") };
     let carried = bringer.take(&NodeName("n1".into())).await.unwrap();
-    assert_eq!((carried.session, carried.start.launch.node.0.as_str()), (Session(101), "n1"));
+    assert_eq!((carried.to.session, carried.start.launch.node.0.as_str()), (Session(101), "n1"));
 }
 
 #[tokio::test]

@@ -3918,10 +3918,17 @@ pub struct StartPart {
 pub struct CarriedPart {
     #[prost(message, optional, tag = "1")]
     pub part: ::core::option::Option<StartPart>,
-    #[prost(uint64, tag = "2")]
+    #[prost(message, optional, tag = "2")]
+    pub to: ::core::option::Option<Registration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Registration {
+    #[prost(uint64, tag = "1")]
     pub session: u64,
-    #[prost(int64, tag = "3")]
+    #[prost(int64, tag = "2")]
     pub asked: i64,
+    #[prost(string, tag = "3")]
+    pub boot_id: ::prost::alloc::string::String,
 }
 /// First on the connection of one node to another; `common` and the other's part follow, as long as the head says.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

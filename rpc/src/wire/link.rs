@@ -2,7 +2,7 @@
 
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
-use berth_model::carry::{CarriedPart, Carry, Hand, StartPart};
+use berth_model::carry::{CarriedPart, Carry, Hand, Registration, StartPart};
 use berth_model::config::Config;
 use berth_model::direct::Admission;
 use berth_model::launch::{StepPhase, Usage};
@@ -25,7 +25,8 @@ structs! {
     GpusBusy { job, attempt, percent }
     Login { registry, secret }
     StartPart { node, node_index, share, job_share, lease }
-    CarriedPart { part, session, asked }
+    CarriedPart { part, to }
+    Registration { session, asked, boot_id }
     Hand { address, key, part }
     Carry { opening, common, own, to }
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use berth_model::carry::CarriedTo;
+use berth_model::carry::{CarriedTo, Registration};
 use berth_model::config::Config;
 use berth_model::exchange::FromPeers;
 use berth_model::feature::{CARRY, Feature};
@@ -107,7 +107,8 @@ fn heads_carry_to_their_branches_and_a_narrow_step_knows_nothing_of_it() {
                 (to.address.clone(), to.key.clone()),
                 (format!("{node}:7818"), format!("key of {node}"))
             );
-            assert_eq!((to.part.session, to.part.asked), (w.sessions[node].1, w.clock()));
+            let (session, asked, boot_id) = (w.sessions[node].1, w.clock(), "boot".to_string());
+            assert_eq!(to.part.to, Registration { session, asked, boot_id });
         }
     }
     let three = [branch("n1", &["n2", "n3"]), branch("n4", &["n5", "n6"]), branch("n7", &["n8"])];

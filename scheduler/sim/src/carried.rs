@@ -32,10 +32,10 @@ impl World {
     /// The head of a branch is told what it is to carry, beside its own Start.
     pub(crate) fn head_is_told(&mut self, connection: u64, start: &Start, to: Vec<CarriedTo>) {
         let carried = to.into_iter().map(|to| {
-            let CarriedPart { part, session, asked } = to.part;
+            let CarriedPart { part, to } = to.part;
             let mut start = start.clone();
             part.give(&mut start);
-            Carried { session, asked, start }
+            Carried { to, start }
         });
         let bundle = carried.collect();
         self.deliver(Way::ToAgent, connection, Happening::Carries { connection, bundle });

@@ -130,7 +130,7 @@ impl World {
                 &format!("{} starts to carry to others", bundle.len()),
             ),
             Happening::Brought { carried } => {
-                let (launch, session) = (&carried.start.launch, carried.session.0);
+                let (launch, session) = (&carried.start.launch, carried.to.session.0);
                 words(&"another node", &launch.node, &format!("Start {} session {session}", launch.key))
             }
             Happening::LossSeen { connection } => words(

@@ -257,15 +257,15 @@ impl Room {
         self.launch.messages += 1 + to.len();
         let there = self.sending_until - self.now + self.costs.latency;
         for (place, to) in (1i64..).zip(to) {
-            let CarriedPart { part, session, asked } = to.part;
+            let CarriedPart { part, to: registration } = to.part;
             let at = usize::try_from(part.node_index).unwrap();
-            assert_eq!((to.key, session), (format!("key {at}"), self.sessions[at]));
+            assert_eq!((to.key, registration.session), (format!("key {at}"), self.sessions[at]));
             let mut start = start.clone();
             part.give(&mut start);
             // A connection and hands are made in two turns each, and the other side has its part of it, too.
             let turn = (place - 1) / self.costs.hands + 1;
             let after = there + turn * on + 4 * self.costs.latency + self.costs.handshake;
-            self.plan(after, What::Carried(at, Box::new(Carried { session, asked, start })));
+            self.plan(after, What::Carried(at, Box::new(Carried { to: registration, start })));
         }
         self.plan(there, What::ToNode(head, Box::new(ToAgent::Start(Box::new(start)))));
     }

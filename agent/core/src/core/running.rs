@@ -3,7 +3,7 @@
 use super::{AgentCore, SIGKILL, SOON, run_of};
 use crate::event::{AgentEffect, Fetched, ImageEvent, StepTimers};
 use crate::state::{Prolog, RunKey, Step, Unbegun, made_up};
-use berth_model::carry::Carried;
+use berth_model::carry::{Carried, Registration};
 use berth_model::ids::StepKey;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
 use berth_model::link::{EndCause, GpuFault, Start};
@@ -29,12 +29,11 @@ impl AgentCore {
     /// steps and runs that are over keeps an old one from beginning again. One that may be older than what it knows begins nothing, nor one
     /// that was held back: the controller has long said itself what was missing.
     pub(super) fn carried(&mut self, carried: Carried, now: Time) {
-        let Carried { session, asked, start } = carried;
+        let Carried { to, start } = carried;
         let key = start.launch.key;
+        let known = self.steps.contains_key(&key) || self.over.forgot_since(to.asked);
         let here = start.launch.node == self.config.node && start.term == self.term;
-        let old = self.heartbeat.0.saturating_mul(2).saturating_add(OLD.0);
-        let known = self.steps.contains_key(&key) || self.over.forgot_since(asked);
-        if !here || self.session != Some(session) || now.since(asked) > Span(old) || known {
+        if !here || known || !self.is_registered_as(&to, now) {
             return;
         }
         self.start(start, now);
@@ -42,6 +41,14 @@ impl AgentCore {
             // As of a Start that comes by the link; but of none that is a replay.
             self.forget_reboot();
         }
+    }
+
+    /// Whether something was said to the registration that this agent has, and lately. Numbers alone do not tell: a core that is built anew
+    /// counts anew.
+    fn is_registered_as(&self, to: &Registration, now: Time) -> bool {
+        let old = Span(self.heartbeat.0.saturating_mul(2).saturating_add(OLD.0));
+        let time = self.connected_at <= to.asked && to.asked <= now && now.since(to.asked) <= old;
+        time && self.session == Some(to.session) && to.boot_id == self.config.boot_id
     }
 
     pub(super) fn start(&mut self, start: Start, now: Time) {

@@ -2,7 +2,7 @@
 
 use crate::node::*;
 use berth_agent_core::*;
-use berth_model::carry::Carried;
+use berth_model::carry::{Carried, Registration};
 use berth_model::ids::*;
 use berth_model::launch::*;
 use berth_model::link::*;
@@ -10,7 +10,8 @@ use berth_model::time::{Span, Time};
 
 /// What the controller signed for the node of these tests, as it is registered.
 fn carried(n: &Node, key: StepKey) -> Carried {
-    Carried { session: Session(1), asked: n.now, start: start(key, 3) }
+    let to = Registration { session: Session(1), asked: n.now, boot_id: "b".into() };
+    Carried { to, start: start(key, 3) }
 }
 
 fn comes(n: &mut Node, carried: &Carried) {
@@ -50,11 +51,21 @@ fn what_is_for_others_or_for_another_time_starts_nothing() {
     let earlier = Carried { start: start(FIRST, 2), ..good.clone() };
     // Nobody follows a later controller because another node says so.
     let later = Carried { start: start(FIRST, 4), ..good.clone() };
-    let other_session = Carried { session: Session(2), ..good.clone() };
-    let before_any = Carried { session: Session(0), ..good.clone() };
+    let to = |change: fn(&mut Registration)| {
+        let mut changed = good.clone();
+        change(&mut changed.to);
+        changed
+    };
+    let other_session = to(|to| to.session = Session(2));
+    let before_any = to(|to| to.session = Session(0));
+    // With the same number, but before this connection was made; and of another boot, in which the clock may show anything.
+    let earlier_connection = to(|to| to.asked.0 -= 1);
+    let other_boot = to(|to| to.boot_id = "before".into());
+    let from_the_future = to(|to| to.asked.0 += 1);
     let mut out_of_touch = good.clone();
     out_of_touch.start.lease = Some(n.now);
-    for bad in [other_node, earlier, later, other_session, before_any, out_of_touch] {
+    let others = [other_session, before_any, earlier_connection, other_boot, from_the_future];
+    for bad in [other_node, earlier, later, out_of_touch].into_iter().chain(others) {
         n.seen.clear();
         comes(&mut n, &bad);
         assert!(n.seen.is_empty(), "{bad:?}: {:?}", n.seen);
@@ -73,7 +84,9 @@ fn what_is_for_others_or_for_another_time_starts_nothing() {
     n.say(ToAgent::Welcome { term: Term(3), session: Session(7), heartbeat: Span::from_secs(10) });
     comes(&mut n, &good);
     assert_eq!(prepares(&n, FIRST), 0);
-    comes(&mut n, &Carried { session: Session(7), ..good });
+    let mut new = carried(&n, FIRST);
+    new.to.session = Session(7);
+    comes(&mut n, &new);
     assert_eq!(prepares(&n, FIRST), 1);
 }
 

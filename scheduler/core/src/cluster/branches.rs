@@ -8,7 +8,7 @@ use crate::job::Progress;
 use crate::launch;
 use crate::rows::Phase;
 use crate::store::{PayloadKey, fill_payload};
-use berth_model::carry::{CarriedPart, CarriedTo};
+use berth_model::carry::{CarriedPart, CarriedTo, Registration};
 use berth_model::feature::CARRY;
 use berth_model::ids::{JobId, StepId, StepKey};
 use berth_model::link::{Start, ToAgent};
@@ -19,7 +19,7 @@ use berth_model::time::Span;
 const CONFIRMED: Span = Span::from_secs(1);
 
 /// A Start, on its way to the agent of its node.
-struct Leaving {
+struct Outbound {
     connection: u64,
     start: Box<Start>,
     payload: Option<PayloadKey>,
@@ -44,8 +44,8 @@ impl Cluster {
             let (places, to): (Vec<usize>, Vec<CarriedTo>) = able.by_ref().take(tree.width - 1).unzip();
             if to.is_empty() {
                 self.send_start(key.job, key.step, head);
-            } else if let Some(Leaving { connection, start, payload, login }) =
-                self.leaving(key.job, key.step, head)
+            } else if let Some(Outbound { connection, start, payload, login }) =
+                self.outbound(key.job, key.step, head)
             {
                 self.out.effects.push(Effect::Carry { connection, start, to, payload, login });
                 carried.extend(places);
@@ -75,13 +75,14 @@ impl Cluster {
         }
         let (address, key) = self.exchange.reached(name)?;
         let part = launch::part(run, row, at, Some(asked))?;
-        let part = CarriedPart { part, session, asked };
+        let part =
+            CarriedPart { part, to: Registration { session, asked, boot_id: node.row.boot_id.clone() } };
         Some(CarriedTo { address: address.to_string(), key: key.to_string(), part })
     }
 
     /// Sends the Start of a step to the `at`-th of its nodes, if its agent is connected.
     pub(super) fn send_start(&mut self, job: JobId, step: StepId, at: usize) {
-        if let Some(Leaving { connection, start, payload, login }) = self.leaving(job, step, at) {
+        if let Some(Outbound { connection, start, payload, login }) = self.outbound(job, step, at) {
             self.out.effects.push(Effect::Send {
                 connection,
                 message: ToAgent::Start(start),
@@ -91,7 +92,7 @@ impl Cluster {
         }
     }
 
-    fn leaving(&mut self, job: JobId, step: StepId, at: usize) -> Option<Leaving> {
+    fn outbound(&mut self, job: JobId, step: StepId, at: usize) -> Option<Outbound> {
         let record = self.jobs.get(&job)?;
         let (run, row) = (record.run()?, record.steps.get(&step)?);
         let asked = row.nodes.get(at).and_then(|part| self.nodes.get(&part.node)).and_then(|n| n.asked);
@@ -122,7 +123,7 @@ impl Cluster {
             fill_payload(&mut start.launch, found);
             payload = None;
         }
-        Some(Leaving { connection, start: Box::new(start), payload, login: login.map(LoginOf::Stored) })
+        Some(Outbound { connection, start: Box::new(start), payload, login: login.map(LoginOf::Stored) })
     }
 
     /// Nobody is to wait any longer for what is carried: who has not confirmed is sent its Start by its own link. Whatever else is said to it
