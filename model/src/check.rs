@@ -138,6 +138,13 @@ impl Config {
         if !self.images.gateways.is_empty() && self.images.peers == 0 {
             out.add("images.gateways", "nodes give images to others only with a port in images.peers");
         }
+        if self.images.forms_agreed > ImagesConfig::MOST_AGREED {
+            let most = ImagesConfig::MOST_AGREED;
+            out.add(
+                "images.forms_agreed",
+                format!("write how many nodes have to agree, {most} at most, or 0"),
+            );
+        }
         self.images.check_place(&mut out);
         self.check_room(&mut out);
         self.images.check_quotas(&mut |key, why| out.add(key, why));
