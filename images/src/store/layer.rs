@@ -39,7 +39,7 @@ pub(super) const REPAIR: &str = "repair the image with `berth image verify --rep
 const MOST_OPEN: usize = 256;
 
 /// How often a layer is fetched anew because a mirror gave wrong bytes: whoever fetches may be hostile and say so for ever.
-const MOST_MIRRORS: usize = 8;
+pub(super) const MOST_MIRRORS: usize = 8;
 
 impl Store {
     /// The record of a layer that may be used: complete, and not torn by a power cut.

@@ -14,7 +14,7 @@ use berth_model::exchange::MadeForm;
 
 use super::bundle::{FormRecord, HEAD, Head};
 use super::form::{LayerForm, Made, new_file, writer};
-use super::layer::{REPLACED, SKELETON};
+use super::layer::{MOST_MIRRORS, REPLACED, SKELETON};
 use super::pipeline::{QUEUE, read_chunk};
 use super::sum::sum;
 use super::work::WorkDir;
@@ -65,18 +65,23 @@ impl Store {
         progress: &dyn Progress,
         failed: Option<&AtomicBool>,
     ) -> Option<(WorkDir<'a>, LayerReport)> {
-        let form = self.agreed(layer, source)?;
-        let taking = |directory: &OwnedFd, charge: &Charge<'_>| {
-            Taking { directory, layer, form: &form, charge }.take(source, progress)
-        };
-        match self.layer_by(layer, failed, taking) {
-            Ok(done) => Some(done),
-            Err(error) => {
-                let text = format!("layer {} comes as its archive: {error}", layer.diff_id.short());
-                progress.event(ProgressEvent::ByArchive { text });
-                None
+        for tries in 0..=MOST_MIRRORS {
+            let form = self.agreed(layer, source)?;
+            let taking = |directory: &OwnedFd, charge: &Charge<'_>| {
+                Taking { directory, layer, form: &form, charge }.take(source, progress)
+            };
+            match self.layer_by(layer, failed, taking) {
+                Ok(done) => return Some(done),
+                // Whoever gave these bytes is not asked again, and the next one may give others.
+                Err(error) if error.kind() == ErrorKind::Mirror && tries < MOST_MIRRORS => {}
+                Err(error) => {
+                    let text = format!("layer {} comes as its archive: {error}", layer.diff_id.short());
+                    progress.event(ProgressEvent::ByArchive { text });
+                    return None;
+                }
             }
         }
+        None
     }
 
     /// The image of the layer on which nodes agree, as this node would write it, where it would write one.

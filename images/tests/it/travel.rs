@@ -196,6 +196,8 @@ fn a_layer_on_which_nodes_agree_comes_as_it_is_and_is_as_whole_as_one_that_was_m
             assert_eq!(bytes.len() as u64, others.agreed[0].size);
             let other = Digest::of(Algorithm::Sha256, b"other");
             assert!(offer.form(&other).unwrap().is_none());
+            // Who has not shown that the image is theirs has nothing of it by this digest either.
+            assert!(store.offer(&taken.image.digest, &taken.image.source, Some(54_321)).is_err());
             // Damage is found as in one of one's own.
             let mut damaged = std::fs::read(ours).unwrap();
             *damaged.last_mut().unwrap() ^= 1;
