@@ -388,6 +388,15 @@ mod tests {
     }
 
     #[test]
+    fn as_many_nodes_have_to_agree_as_are_remembered_at_most() {
+        for (agreed, problems) in [(0, 0), (2, 0), (ImagesConfig::MOST_AGREED, 0), (65, 1), (u32::MAX, 1)] {
+            let mut config = Config::default();
+            config.images.forms_agreed = agreed;
+            assert_eq!(keys(&config), vec!["images.forms_agreed"; problems], "{agreed}");
+        }
+    }
+
+    #[test]
     fn a_good_configuration_has_no_problems() {
         let config = Config {
             administrators: vec!["alice".into(), "DOMAIN\\bob".into()],
