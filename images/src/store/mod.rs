@@ -391,6 +391,7 @@ fn boot_id() -> String {
 /// Doors for the fuzz targets.
 #[cfg(fuzzing)]
 pub(crate) mod doors {
+    use super::bundle::Head;
     use super::record::{ImageRecord, LayerRecord, PendingRecord, parse, print};
 
     /// # Panics
@@ -404,6 +405,6 @@ pub(crate) mod doors {
                 }
             )* };
         }
-        again!(ImageRecord LayerRecord PendingRecord);
+        again!(ImageRecord LayerRecord PendingRecord Head);
     }
 }
