@@ -112,6 +112,15 @@ fn one_nodes_word_is_not_enough_however_often_it_is_said_and_by_how_many_connect
     // One that has it from another node says that it has the image, and made nothing.
     holds(&mut w, "n2", true, &[]);
     assert_eq!(told(&mut w, "n4"), []);
+    // By its own connection it is itself, whatever it knows of another's.
+    let (connection, _) = w.sessions[&NodeName::from("n1")];
+    let (_, session) = w.sessions[&NodeName::from("n3")];
+    let images =
+        vec![HeldImage { digest: DIGEST.into(), users: vec![Uid(1000)], made: vec![form("sha256:a")] }];
+    let said = FromPeers::Holds { all: false, images, gone: Vec::new() };
+    let message = FromAgent::Peers { session, said };
+    w.event(Event::Agent { node: NodeName::from("n1"), connection, message });
+    assert_eq!(told(&mut w, "n4"), []);
     holds(&mut w, "n3", true, &["sha256:a"]);
     assert_eq!(told(&mut w, "n4"), [form("sha256:a")]);
     assert_eq!(alarms(&w), Vec::<String>::new());
