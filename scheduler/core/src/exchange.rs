@@ -5,6 +5,9 @@
 //! one fetches; whoever has it gives it to [`FAN`] others at a time, which then give it on, so that the time grows with the
 //! logarithm of the number of nodes.
 
+mod alone;
+
+use alone::Alone;
 use berth_model::exchange::{ImageWay, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::pin::file_of;
@@ -99,6 +102,8 @@ pub(crate) struct Exchange {
     peers: BTreeMap<NodeName, Peer>,
     groups: BTreeMap<Want, Group>,
     asks: BTreeMap<Asker, Want>,
+    /// Of nodes that neither give nor take.
+    alone: Alone,
     holders: BTreeMap<String, Holders>,
     /// How many take from a node.
     load: BTreeMap<NodeName, usize>,
@@ -171,6 +176,7 @@ impl Exchange {
     /// The node is out of reach: it neither gives nor takes, and what it fetched for others somebody else fetches.
     pub(crate) fn gone(&mut self, node: &NodeName, now: Time) -> Vec<Said> {
         self.has_nothing(node);
+        self.alone.gone(node);
         let asks: Vec<u64> = self.asks_of(node).collect();
         let mut said = Vec::new();
         for ask in asks {
@@ -209,9 +215,13 @@ impl Exchange {
         now: Time,
     ) -> Vec<Said> {
         let known = self.asks.get(&asker);
+        let alone = !self.peers.contains_key(&asker.0) || self.alone.has(&asker);
+        if alone && run == NO_RUN && known.is_none() {
+            self.alone.asks(&asker, &want);
+        }
         if known.is_some_and(|known| *known != want)
             || asker.1 == 0
-            || !self.peers.contains_key(&asker.0)
+            || alone
             || (known.is_none() && self.asks_of(&asker.0).count() >= MOST_ASKS)
         {
             let (to, ask) = asker;
@@ -259,6 +269,9 @@ impl Exchange {
 
     /// What a question is about that is asked for no job.
     pub(crate) fn without_job(&self, asker: &Asker) -> Option<&Want> {
+        if let Some(want) = self.alone.want(asker) {
+            return Some(want);
+        }
         let want = self.asks.get(asker)?;
         self.groups.get(want)?.asks.get(asker).filter(|ask| ask.run == NO_RUN)?;
         Some(want)
@@ -266,6 +279,9 @@ impl Exchange {
 
     /// The same, where its node is to fetch the image from where it is, and that is asked for the first time.
     pub(crate) fn begins_without_job(&mut self, asker: &Asker) -> Option<Want> {
+        if self.alone.has(asker) {
+            return self.alone.begins(asker);
+        }
         let want = self.asks.get(asker)?;
         let ask = self.groups.get_mut(want)?.asks.get_mut(asker)?;
         let fetches = ask.run == NO_RUN && ask.state == State::Fetches;
@@ -289,7 +305,10 @@ impl Exchange {
 
     /// A question is over: the image is there, or it is said why not.
     pub(crate) fn over(&mut self, asker: &Asker, result: Result<(), String>, now: Time) -> Vec<Said> {
-        let Some(want) = self.asks.remove(asker) else { return Vec::new() };
+        let Some(want) = self.asks.remove(asker) else {
+            self.alone.over(asker);
+            return Vec::new();
+        };
         let mut said = Vec::new();
         if let Some(group) = self.groups.get_mut(&want) {
             group.waiting.remove(asker);

@@ -346,6 +346,41 @@ fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
     assert_eq!(asks(&mut w, "n1", 1001), [way(ImageWay::Source)]);
 }
 
+/// As with `images.peers = "off"`: none of the nodes says that others find it.
+#[test]
+fn nodes_that_fetch_by_themselves_have_the_login_that_a_user_sent_along_each_for_as_long_as_it_fetches() {
+    let mut w = three();
+    let login = SealedLogin { registry: "r.io".into(), sealed: "sealed".into() };
+    let nodes = ["n1", "n2"].map(NodeName::from).to_vec();
+    let pull = Request::PullImage { image: Box::new(image()), nodes, login: Some(login) };
+    assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
+    let asks = |w: &mut World, node: &str, ask: u64, user: u32| {
+        let (user, digest, failed) = (Uid(user), DIGEST.to_string(), Vec::new());
+        says(w, node, FromPeers::Asked { ask, user, digest, bytes: 0, failed })
+    };
+    let source = |ask: u64| ToPeers::Way { ask, way: ImageWay::Source, note: String::new() };
+    let with_login = |ask: u64| vec![ToPeers::Login { ask, login: None }, source(ask)];
+    for node in ["n1", "n2"] {
+        assert_eq!(asks(&mut w, node, 1, 1000), with_login(1));
+        // Once.
+        assert_eq!(asks(&mut w, node, 1, 1000), [source(1)]);
+    }
+    // Of another pull of the same, too; and again when what it was told may be lost with its connection.
+    assert_eq!(asks(&mut w, "n1", 2, 1000), with_login(2));
+    w.node("n1", hardware(2, 1, 8000, 0));
+    assert_eq!(asks(&mut w, "n1", 1, 1000), with_login(1));
+    // Nobody asked it of another node, nor for another user.
+    assert_eq!(asks(&mut w, "n3", 1, 1000), [source(1)]);
+    assert_eq!(asks(&mut w, "n1", 7, 1001), [source(7)]);
+    // When all have it, or have said why not, nobody has the login any more.
+    for (node, there) in [("n1", true), ("n2", false)] {
+        assert!(says(&mut w, node, FromPeers::Done { ask: 1, there, why: "no disk".into() }).is_empty());
+    }
+    for node in ["n1", "n2"] {
+        assert_eq!(asks(&mut w, node, 8, 1000), [source(8)]);
+    }
+}
+
 #[test]
 fn a_gateway_of_an_earlier_version_is_not_waited_for() {
     let mut config = berth_model::config::Config::default();
