@@ -88,8 +88,40 @@ struct Group {
     fetcher: Option<Asker>,
     /// When that was told.
     sent: Time,
-    /// Gateways that did not get it, and what they said.
-    tried: BTreeMap<NodeName, String>,
+    /// For whose question a gateway was told.
+    sent_for: Option<Asker>,
+    /// Gateways that did not get it.
+    tried: BTreeMap<NodeName, Tried>,
+}
+
+/// What a gateway said that did not get an image.
+#[derive(Clone, Debug)]
+struct Tried {
+    why: String,
+    /// That says nothing of what runs of jobs want.
+    without_job: bool,
+}
+
+impl Tried {
+    fn new(why: &str) -> Tried {
+        Tried { why: why.to_string(), without_job: false }
+    }
+
+    /// Whether it is not asked for this run.
+    fn counts(&self, run: RunOf) -> bool {
+        !self.without_job || run == NO_RUN
+    }
+}
+
+/// Why a gateway was not told to fetch an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotTold {
+    /// It cannot: it is not asked again for this image.
+    Gateway(&'static str),
+    /// It cannot fetch what is wanted without a job: it is not asked again for that.
+    WithoutJob(&'static str),
+    /// What was asked for does not count any more. That is held against no gateway: others may ask for the same image.
+    Asker(&'static str),
 }
 
 /// The exchange.
@@ -121,14 +153,46 @@ impl Exchange {
     }
 
     /// A gateway was not told to fetch an image, and why: the next one is to, or else those who wait ask by themselves.
-    pub(crate) fn not_told(&mut self, gateway: &NodeName, want: &Want, why: &str, now: Time) -> Vec<Said> {
+    pub(crate) fn not_told(
+        &mut self,
+        gateway: &NodeName,
+        want: &Want,
+        why: NotTold,
+        now: Time,
+    ) -> Vec<Said> {
         let Some(group) = self.groups.get_mut(want) else { return Vec::new() };
         if !group.fetcher.as_ref().is_some_and(|(node, ask)| node == gateway && *ask == 0) {
             return Vec::new();
         }
         group.fetcher = None;
-        group.tried.insert(gateway.clone(), why.to_string());
-        self.decide(want, now)
+        let mut said = Vec::new();
+        match why {
+            NotTold::Gateway(why) => {
+                group.tried.insert(gateway.clone(), Tried::new(why));
+            }
+            NotTold::WithoutJob(why) => {
+                let tried = Tried { without_job: true, ..Tried::new(why) };
+                group.tried.entry(gateway.clone()).or_insert(tried);
+            }
+            NotTold::Asker(why) => said.extend(group.by_itself(why, now)),
+        }
+        said.extend(self.decide(want, now));
+        said
+    }
+
+    /// What a node was told to fetch for others of this digest, for this user: that counts for as long as somebody waits for it.
+    pub(crate) fn sent(&self, node: &NodeName, user: Uid, digest: &str) -> Option<Want> {
+        let first = Want { digest: digest.to_string(), source: String::new(), user: Uid(0) };
+        let mut all = self.groups.range(first..).take_while(|(want, _)| want.digest == digest);
+        let found = all.find(|(want, group)| want.user == user && group.is_fetched_by(node));
+        found.map(|(want, _)| want.clone())
+    }
+
+    /// What a question is about for which others wait: that counts also when its own job is forgotten meanwhile.
+    pub(crate) fn fetched_by(&self, asker: &Asker, digest: &str) -> Option<Want> {
+        let want = self.asks.get(asker).filter(|want| want.digest == digest)?;
+        let fetches = self.groups.get(want)?.fetcher.as_ref() == Some(asker);
+        fetches.then(|| want.clone())
     }
 
     /// Whether a gateway was told to fetch the image, or does.
@@ -299,7 +363,7 @@ impl Exchange {
                 ImageWay::Peer { node: from.clone(), address: peer.address.clone(), key: peer.key.clone() }
             }
         };
-        let note = self.groups.get(want).map(Group::note).unwrap_or_default();
+        let note = self.groups.get(want).map(|group| group.note(ask.run)).unwrap_or_default();
         Some((asker.0.clone(), ToPeers::Way { ask: asker.1, way, note }))
     }
 
@@ -318,7 +382,7 @@ impl Exchange {
                 if let (true, Err(why)) = (self.gateways.contains(&asker.0), &result)
                     && !why.is_empty()
                 {
-                    group.tried.insert(asker.0.clone(), why.clone());
+                    group.tried.insert(asker.0.clone(), Tried::new(why));
                 }
             }
             if let Some(State::Takes(from)) = group.asks.remove(asker).map(|ask| ask.state) {
@@ -394,10 +458,12 @@ impl Exchange {
         let Exchange { peers, groups, holders, load, gateways, fetches, .. } = self;
         let Some(group) = groups.get_mut(want) else { return Vec::new() };
         if group.stalled(now)
-            && let Some((node, _)) = group.fetcher.take()
+            && let Some((node, ask)) = group.fetcher.take()
             && gateways.contains(&node)
+            // Where it never asked, and what it was to be fetched for is over, it may not have been told.
+            && (ask != 0 || group.sent_for.as_ref().is_none_or(|of| group.asks.contains_key(of)))
         {
-            group.tried.insert(node, "it gets nowhere".to_string());
+            group.tried.insert(node, Tried::new("it gets nowhere"));
         }
         let has = |(node, users): (&NodeName, &BTreeSet<Uid>)| {
             (users.contains(&want.user) && peers.contains_key(node)).then(|| node.clone())
@@ -443,21 +509,26 @@ impl Exchange {
             if wait && now.since(ask.since) <= PATIENCE {
                 continue;
             }
-            let of_use = |node: &&NodeName| peers.contains_key(*node) && !group.tried.contains_key(*node);
+            let run = ask.run;
+            let of_use = |node: &&NodeName| {
+                let tried = group.tried.get(*node);
+                peers.contains_key(*node) && !tried.is_some_and(|tried| tried.counts(run))
+            };
             // A gateway has a way to registries, and perhaps none to the file system that the job sees.
             let by_gateway = file_of(&want.source).is_none() && !gateways.contains(&to);
             // The one that has least to do; of equals the first by name.
             let gateway = gateways.iter().filter(of_use).min_by_key(|node| at_work.get(*node));
             let gateway = gateway.filter(|_| by_gateway);
             if let (Some(gateway), true) = (gateway, now.since(ask.since) <= PATIENCE) {
-                fetches.push((gateway.clone(), ask.run, want.clone()));
+                fetches.push((gateway.clone(), run, want.clone()));
                 (group.fetcher, group.sent) = (Some((gateway.clone(), 0)), now);
+                group.sent_for = Some(asker);
                 continue;
             }
             (ask.state, ask.moved) = (State::Fetches, now);
             group.waiting.remove(&asker);
             group.fetcher.get_or_insert(asker);
-            said.push((to, ToPeers::Way { ask: number, way: ImageWay::Source, note: group.note() }));
+            said.push((to, ToPeers::Way { ask: number, way: ImageWay::Source, note: group.note(run) }));
         }
         said
     }
@@ -478,10 +549,23 @@ impl Group {
         })
     }
 
-    /// What gateways said that did not get it.
-    fn note(&self) -> String {
-        let all: Vec<String> =
-            self.tried.iter().map(|(node, why)| format!("gateway {node}: {why}")).collect();
+    /// Whoever a gateway was to fetch it for does so by itself, and nobody waits for that.
+    fn by_itself(&mut self, why: &str, now: Time) -> Option<Said> {
+        let (to, number) = self.sent_for.take()?;
+        let ask = self.asks.get_mut(&(to.clone(), number)).filter(|ask| ask.state == State::Waits)?;
+        (ask.state, ask.moved) = (State::Fetches, now);
+        let run = ask.run;
+        self.waiting.remove(&(to.clone(), number));
+        let why = format!("no gateway is asked: {why}");
+        let note = [self.note(run), why].into_iter().filter(|said| !said.is_empty());
+        let note = note.collect::<Vec<_>>().join("; ");
+        Some((to, ToPeers::Way { ask: number, way: ImageWay::Source, note }))
+    }
+
+    /// What gateways said that did not get it for this run.
+    fn note(&self, run: RunOf) -> String {
+        let tried = self.tried.iter().filter(|(_, tried)| tried.counts(run));
+        let all: Vec<String> = tried.map(|(node, tried)| format!("gateway {node}: {}", tried.why)).collect();
         all.join("; ")
     }
 }
