@@ -332,6 +332,9 @@ pub struct NodeRow {
     /// What it was registered with, while it has less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registered: Option<NodeSize>,
+    /// Somebody put it back into service while devices of it were fenced, and its agent is still to be told.
+    #[serde(default)]
+    pub resumed: bool,
 }
 
 /// How much a node has.
