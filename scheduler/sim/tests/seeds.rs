@@ -160,6 +160,17 @@ fn a_controller_that_is_made_of_a_backup_runs_nothing_twice() {
     assert!(counts.get("restored backups").is_some_and(|n| *n > 20), "too few restores: {counts:?}");
 }
 
+/// Worlds that failed by themselves, or by what rarely comes together, and nobody would see again for long.
+#[test]
+fn worlds_that_failed_once_come_to_rest() {
+    for seed in [
+        // A program was asked to power a node off before that answered again, and did so when the world was looked at for the last time.
+        18_948,
+    ] {
+        check(seed..seed + 1, &Options::default());
+    }
+}
+
 #[test]
 fn worlds_without_faults_come_to_rest() {
     let options = Options { faults: false, ..Options::default() };
