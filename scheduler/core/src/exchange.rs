@@ -153,13 +153,7 @@ impl Exchange {
     }
 
     /// A gateway was not told to fetch an image, and why: the next one is to, or else those who wait ask by themselves.
-    pub(crate) fn not_told(
-        &mut self,
-        gateway: &NodeName,
-        want: &Want,
-        why: NotTold,
-        now: Time,
-    ) -> Vec<Said> {
+    pub(crate) fn not_told(&mut self, gateway: &NodeName, want: &Want, why: NotTold, now: Time) -> Vec<Said> {
         let Some(group) = self.groups.get_mut(want) else { return Vec::new() };
         if !group.fetcher.as_ref().is_some_and(|(node, ask)| node == gateway && *ask == 0) {
             return Vec::new();

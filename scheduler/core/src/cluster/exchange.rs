@@ -246,12 +246,7 @@ impl Cluster {
     ///
     /// # Errors
     /// It is not told: why, and whose affair that is.
-    fn send_fetch(
-        &mut self,
-        gateway: &NodeName,
-        run: (JobId, Attempt),
-        want: &Want,
-    ) -> Result<(), NotTold> {
+    fn send_fetch(&mut self, gateway: &NodeName, run: (JobId, Attempt), want: &Want) -> Result<(), NotTold> {
         if self.nodes.get(gateway).is_none_or(|n| n.link.is_none()) {
             return Err(NotTold::Gateway("it is not connected to the controller"));
         }

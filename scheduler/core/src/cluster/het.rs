@@ -336,6 +336,7 @@ impl Cluster {
                 ),
             );
         }
+        self.ids_suffice(checked.len() as u64, 0)?;
         let mut first = Some(payload);
         let mut members = Vec::with_capacity(checked.len());
         for (spec, login, rules, limit) in checked {

@@ -232,7 +232,10 @@ fn a_gateway_that_was_not_told_is_not_waited_for() {
     assert_eq!(e.take_fetches(), [(node(3), RUN, want(USER))]);
     let said = e.not_told(&node(3), &want(USER), NotTold::Gateway("it is old"), at(0));
     assert_eq!((way(&said, 0), e.take_fetches()), (None, vec![(node(4), RUN, want(USER))]));
-    assert!(e.not_told(&node(3), &want(USER), NotTold::Gateway("it is old"), at(0)).is_empty(), "nobody waits for it");
+    assert!(
+        e.not_told(&node(3), &want(USER), NotTold::Gateway("it is old"), at(0)).is_empty(),
+        "nobody waits for it"
+    );
     // One waits for the other, as where there is no gateway.
     let said = e.not_told(&node(4), &want(USER), NotTold::Gateway("it is old"), at(0));
     assert_eq!((way(&said, 0), way(&said, 1)), (Some(ImageWay::Source), None));
@@ -263,7 +266,9 @@ fn what_is_an_askers_own_fault_is_held_against_no_gateway() {
     let mut e = two();
     let said = e.not_told(&node(4), &want(USER), NotTold::Asker("the job is over"), at(0));
     assert_eq!((way(&said, 0), way(&said, 1)), (Some(ImageWay::Source), None));
-    assert!(matches!(&said[0].1, ToPeers::Way { note, .. } if note == "no gateway is asked: the job is over"));
+    assert!(
+        matches!(&said[0].1, ToPeers::Way { note, .. } if note == "no gateway is asked: the job is over")
+    );
     assert_eq!(e.take_fetches(), [(node(4), other, want(USER))]);
     // So it was on its way to the gateway, which was not told: it is again, and is silent then.
     let mut e = two();
@@ -299,10 +304,15 @@ fn what_a_gateway_was_told_it_may_want_for_as_long_as_somebody_waits() {
     assert!(e.fetched_by(&(node(3), 1), "sha256:1").is_none());
     let _ = ask(&mut e, 3, 1);
     assert_eq!(e.fetched_by(&(node(3), 1), "sha256:1"), Some(want(USER)));
-    assert!(e.fetched_by(&(node(3), 1), "sha256:2").is_none() && e.fetched_by(&(node(0), 1), "sha256:1").is_none());
+    assert!(
+        e.fetched_by(&(node(3), 1), "sha256:2").is_none()
+            && e.fetched_by(&(node(0), 1), "sha256:1").is_none()
+    );
     let _ = e.over(&(node(3), 1), Ok(()), at(2));
     let _ = e.over(&(node(0), 1), Ok(()), at(3));
-    assert!(e.sent(&node(3), USER, "sha256:1").is_none() && e.fetched_by(&(node(3), 1), "sha256:1").is_none());
+    assert!(
+        e.sent(&node(3), USER, "sha256:1").is_none() && e.fetched_by(&(node(3), 1), "sha256:1").is_none()
+    );
 }
 
 #[test]
