@@ -291,8 +291,12 @@ impl Helpers {
         let mut unpacker = Running::start(unpacker.stderr(Stdio::piped()))?;
         let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
         std::thread::scope(|scope| {
-            scope.spawn(|| serve_fetcher(peers, &read, &write));
-            let done = follow(Said { pipe: report, stop: self.stop.as_deref() }, progress);
+            let serving =
+                std::thread::Builder::new().spawn_scoped(scope, || serve_fetcher(peers, &read, &write));
+            let done = match serving {
+                Ok(_) => follow(Said { pipe: report, stop: self.stop.as_deref() }, progress),
+                Err(e) => Err(Error::io("the thread that speaks to other nodes", e)),
+            };
             drop(unpacker);
             // Whoever serves it sees its end.
             let _ = write.shutdown(std::net::Shutdown::Both);

@@ -14,7 +14,8 @@ const TREE: &str =
 
 /// Nodes n1, n2, ... that keep layers as images, of which so many have to have made one alike; and the registry's image.
 fn cluster(count: usize, agreed: u32) -> (Hosts, Registry, String) {
-    let (hosts, registry) = configured(count, &format!("layer_form = \"erofs\"\nforms_agreed = {agreed}\n"));
+    let (hosts, registry) =
+        configured(count, false, &format!("layer_form = \"erofs\"\nforms_agreed = {agreed}\n"));
     (1..=count).for_each(|n| gives(&hosts, &format!("n{n}")));
     let image = registry.push(&images::layers(), "team/app:1", &[]);
     (hosts, registry, image)

@@ -335,14 +335,18 @@ impl Peers {
         let _ = self.address.set(":1".into());
     }
 
-    /// Asks for an image; nothing where this node has nothing to do with others.
+    /// Asks for an image; nothing where this node has nothing to do with others, but for what a user asked for without a job: the controller
+    /// may have a login that was sent along.
     pub(crate) fn ask(
         self: &Arc<Self>,
         whose: Whose,
         digest: &str,
         stop: &Arc<AtomicBool>,
     ) -> Option<Arc<Turn>> {
-        self.address.get()?;
+        let for_user = || matches!(whose, Whose::User(_)) && self.inputs.get().is_some();
+        if !self.are_there() && !for_user() {
+            return None;
+        }
         let what = Asked {
             whose,
             digest: digest.to_string(),
@@ -594,6 +598,29 @@ mod tests {
         word(ImageWay::Source);
         assert_eq!(turn.way(), ImageWay::Source);
         assert!(turn.is_sent());
+    }
+
+    #[test]
+    fn a_node_without_others_asks_for_what_users_want_for_the_login_that_was_sent_along_alone() {
+        let peers = Arc::new(Peers::new(NodeName::from("n1"), &Uplink::Local("/nonexistent".into())));
+        let ask = |whose| peers.ask(whose, "sha256:1", &Arc::default());
+        let (run, user) = (Whose::Run(JobId(1), Attempt(0)), Whose::User(Uid(1)));
+        // There is nobody to ask.
+        assert!(ask(user).is_none());
+        let (inputs, mut said) = mpsc::unbounded_channel();
+        let _ = peers.inputs.set(inputs);
+        assert!(ask(run).is_none());
+        let turn = ask(user).unwrap();
+        assert!(matches!(said.try_recv(), Ok(Input::Peers(FromPeers::Asked { user: Uid(1), .. }))));
+        let login = Login { registry: "r.io".into(), secret: "hidden".into() };
+        peers.hear(ToPeers::Login { ask: turn.ask, login: Some(login.clone()) });
+        peers.hear(ToPeers::Way { ask: turn.ask, way: ImageWay::Source, note: String::new() });
+        assert_eq!(turn.way(), ImageWay::Source);
+        assert_eq!(turn.login(), Some(login));
+        // What has the login still hears that it is over.
+        turn.end(Ok(()));
+        drop(turn);
+        assert!(matches!(said.try_recv(), Ok(Input::Peers(FromPeers::Done { there: true, .. }))));
     }
 
     #[test]

@@ -180,7 +180,8 @@ pub fn fetcher_main(
     let options = match parse(arguments) {
         Ok(options) => options,
         Err(error) => {
-            eprintln!("berth: {error}");
+            // Whoever started it may have ended.
+            let _ = writeln!(std::io::stderr(), "berth: {error}");
             return 1;
         }
     };

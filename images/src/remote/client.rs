@@ -74,7 +74,7 @@ impl RemoteSource {
         let receiving = Arc::downgrade(&link);
         let mut read = read;
         // Ends when the other side closes, which it does when it sees our side closed.
-        std::thread::spawn(move || {
+        let begun = std::thread::Builder::new().spawn(move || {
             loop {
                 let frame = read_frame(&mut read);
                 let Some(link) = receiving.upgrade() else { return };
@@ -89,6 +89,9 @@ impl RemoteSource {
                 }
             }
         });
+        if let Err(e) = begun {
+            link.break_off(broken(&format!("nobody hears it: no thread can be started: {e}")));
+        }
         Self { description: description.into(), link, patience: PATIENCE, look: LOOK, peers: false }
     }
 

@@ -527,9 +527,14 @@ impl Store {
         let results = Mutex::new(Results { reports, fetched, failed: None, short });
         let one_failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| self.layer_worker(&queue, (&results, &one_failed), source, progress));
+            let work = || self.layer_worker(&queue, (&results, &one_failed), source, progress);
+            for _ in 1..workers {
+                // Fewer do it as well, be it this thread alone.
+                if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
             }
+            work();
         });
         let Results { reports, fetched, failed, short } =
             results.into_inner().unwrap_or_else(PoisonError::into_inner);

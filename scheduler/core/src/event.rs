@@ -76,6 +76,8 @@ pub enum Event {
         /// The network address from which it came.
         from: String,
     },
+    /// The port for other machines listens. Said once to each core, as soon as it does.
+    Listening,
     /// The store has no room for new work (`Some` says why), or has room again (`None`).
     StoreFull(Option<String>),
     /// The time of [`crate::Cluster::next_wake`] has come.

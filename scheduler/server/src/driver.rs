@@ -58,6 +58,8 @@ pub(crate) enum Input {
     AgentLost { node: NodeName, connection: u64 },
     /// The agent of a machine that is not in the books has come, with a certificate of the cluster's.
     Unknown { node: NodeName, key: KeyId, from: String },
+    /// The port for other machines listens.
+    Listening,
     /// The end, after what was handed over before.
     Stop,
 }
@@ -84,6 +86,15 @@ struct Group {
     events: usize,
 }
 
+/// Whether other machines can come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    Closed,
+    /// The core is to be told.
+    Open,
+    Told,
+}
+
 /// The thread's state.
 pub(crate) struct Driver {
     config: CoreConfig,
@@ -105,6 +116,7 @@ pub(crate) struct Driver {
     supersede: Option<Term>,
     /// What the cluster waits for since a backup was restored, as it was last said.
     held: Option<String>,
+    port: Port,
     looked: Option<Instant>,
     keep: Option<Span>,
     fences: Fences,
@@ -158,6 +170,7 @@ impl Driver {
             full: false,
             supersede: None,
             held: None,
+            port: Port::Closed,
             looked: None,
             keep: span_of_days(keep_records_days),
             fences: Fences::new(power_off, private),
@@ -252,6 +265,13 @@ impl Driver {
             self.apply(event, None, now, &mut group)?;
         }
         self.tell_unfenced(fences);
+        if batch.iter().any(|input| matches!(input, Input::Listening)) {
+            self.port = Port::Open;
+        }
+        if self.port == Port::Open {
+            self.port = Port::Told;
+            self.apply(Event::Listening, None, now, &mut group)?;
+        }
         for input in batch {
             match input {
                 Input::Client { request, actor, body, reply } => {
@@ -291,6 +311,8 @@ impl Driver {
                 Input::Unknown { node, key, from } => {
                     self.apply(Event::Unknown { node, key, from }, None, now, &mut group)?;
                 }
+                // It was seen to.
+                Input::Listening => {}
                 Input::Stop => self.stop = true,
             }
         }
@@ -559,6 +581,10 @@ impl Driver {
         // A new core believes that there is room.
         self.full = false;
         self.looked = None;
+        // And knows of no port.
+        if self.port == Port::Told {
+            self.port = Port::Open;
+        }
         self.shared.publish(self.cluster.snapshot(), &BTreeSet::new());
         self.shared.watchers.all_changed();
         Ok(())
@@ -573,6 +599,7 @@ impl Driver {
                     let text = "the controller cannot read its state just now; try again";
                     let _ = reply.send(Err(Refusal::new(RefusalCode::Unavailable, text)));
                 }
+                Input::Listening => self.port = Port::Open,
                 Input::Stop => {
                     self.stop = true;
                     return;

@@ -488,7 +488,8 @@ impl World {
         self.controller.core = Some(core);
         self.controller.started = self.now;
         self.look_at_disk()?;
-        self.control(Event::Tick)
+        // What is in the network of a world is always reached.
+        self.control(Event::Listening)
     }
 
     /// Tells the core whether the store has room, where that has changed.

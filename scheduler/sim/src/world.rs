@@ -224,7 +224,7 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) chaos: Chaos,
     pub(crate) now: Time,
-    queue: BTreeMap<(Time, u64), Happening>,
+    pub(crate) queue: BTreeMap<(Time, u64), Happening>,
     sequence: u64,
     stage: Stage,
     stage_ends: Time,

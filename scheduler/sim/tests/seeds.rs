@@ -166,6 +166,17 @@ fn a_controller_that_is_made_of_a_backup_runs_nothing_twice() {
     assert!(counts.get("restored backups").is_some_and(|n| *n > 20), "too few restores: {counts:?}");
 }
 
+/// Worlds that failed once by what rarely comes together, and which nobody would see again for long. Of 18948 a program was asked to power a node off
+/// before that answered again, and did so when the world was looked at for the last time.
+const FAILED_ONCE: [u64; 1] = [18_948];
+
+#[test]
+fn worlds_that_failed_once_come_to_rest() {
+    for seed in FAILED_ONCE {
+        check(seed..seed + 1, &Options::default());
+    }
+}
+
 #[test]
 fn worlds_without_faults_come_to_rest() {
     let options = Options { faults: false, ..Options::default() };

@@ -213,6 +213,7 @@ impl Cluster {
             }
             Event::Fenced { node, asked, result } => self.fenced(&node, asked, result),
             Event::Unknown { node, key, from } => self.unknown(node, key, from),
+            Event::Listening => self.they_can_come(),
             Event::StoreFull(why) => self.store_full = why,
             Event::Tick => {}
         }
