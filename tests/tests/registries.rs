@@ -46,6 +46,62 @@ fn tunnel(stream: &TcpStream, to: &str, count: &AtomicUsize) -> Option<()> {
     Some(())
 }
 
+/// What stands on the way to a registry: to HEAD it says of every manifest that it is `digest`, and images of `blocked` it refuses with a
+/// page for people.
+fn meddler(to: String, digest: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (to, digest) = (to.clone(), digest.clone());
+            std::thread::spawn(move || meddle(&stream, &to, &digest));
+        }
+    });
+    address
+}
+
+/// One request of a connection.
+fn meddle(stream: &TcpStream, to: &str, digest: &str) -> Option<()> {
+    let mut input = BufReader::new(stream);
+    let (mut head, mut line) = (String::new(), String::new());
+    while line.trim() != "" || head.is_empty() {
+        line.clear();
+        input.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        if line.trim() != "" {
+            head += &line;
+        }
+    }
+    let mut out = stream;
+    let (kept, page) =
+        ("Content-Length: 0\r\nConnection: close\r\n\r\n", "<p>kept back by the site's filter</p>");
+    if head.contains("/blocked/") {
+        let length = page.len();
+        let answer =
+            format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{page}");
+        out.write_all(answer.as_bytes()).ok()?;
+    } else if head.starts_with("HEAD ") && head.contains("/manifests/") {
+        let answer = format!("HTTP/1.1 200 OK\r\nDocker-Content-Digest: {digest}\r\n{kept}");
+        out.write_all(answer.as_bytes()).ok()?;
+    } else {
+        let mut other = TcpStream::connect(to).ok()?;
+        other.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).ok()?;
+        copy(&mut other, &mut out).ok()?;
+    }
+    let _ = out.shutdown(Shutdown::Both);
+    None
+}
+
+/// The digest of what a name means at a registry.
+fn digest_of(image: &str) -> String {
+    let inspect = Cmd::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]);
+    inspect
+        .arg(format!("docker://{image}"))
+        .env("HOME", "/tmp")
+        .env("XDG_RUNTIME_DIR", "/nonexistent")
+        .ok()
+        .text()
+}
+
 each_user! {
     fn a_step_pulls_its_image_once(who) {
         let registry = Registry::open();
@@ -123,12 +179,33 @@ each_user! {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "bb:1", &[]);
         let sandbox = Sandbox::with_config(who, &registry.without_tls());
-        let inspect = Cmd::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]).arg(format!("docker://{image}"));
-        let digest = inspect.env("HOME", "/tmp").env("XDG_RUNTIME_DIR", "/nonexistent").ok().text();
+        let digest = digest_of(&image);
         let pinned = format!("{}@{digest}", registry.image("bb"));
         assert_eq!(sandbox.srun_in(&pinned, ["echo", "pinned"]).ok().text(), "pinned");
         let wrong = format!("{}@sha256:{}", registry.image("bb"), "0".repeat(64));
         sandbox.srun_in(&wrong, ["true"]).fails().says(&["sha256:0000"]);
+    }
+
+    fn a_digest_is_that_image_whatever_is_said_on_the_way(who) {
+        let registry = Registry::open();
+        let wanted = digest_of(&registry.push(&images::busybox(), "bb:1", &[]));
+        let other = registry.push(&images::layers(), "bb:2", &[]);
+        let front = meddler(registry.host(), digest_of(&other));
+        let config = format!("[images]\ninsecure_registries = [\"{}\", \"{front}\"]\n", registry.host());
+        let sandbox = Sandbox::with_config(who, &config);
+        let cache = sandbox.work().join("cache");
+        let srun = |image: &str| {
+            let line = "test -e /data/kept && echo other || echo wanted";
+            sandbox.srun_in(image, ["sh", "-c", line]).env("XDG_CACHE_HOME", &cache).ok().text()
+        };
+        let pinned = format!("{front}/bb@{wanted}");
+        assert_eq!(srun(&pinned), "wanted");
+        // Also where what is said instead is known here.
+        assert_eq!(srun(&other), "other");
+        assert_eq!(srun(&pinned), "wanted");
+        // What is on the way, and what it says, is told.
+        let blocked = format!("{front}/blocked/x:1");
+        sandbox.cmd("berth").args(["image", "pull", &blocked]).fails().says(&["403", "kept back by the site's filter"]);
     }
 
     fn a_login_from_the_users_own_configuration(who) {

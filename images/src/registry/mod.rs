@@ -14,6 +14,7 @@ mod proxy;
 mod push;
 mod ranges;
 mod reach;
+mod said;
 mod session;
 mod signatures;
 mod span;
@@ -250,7 +251,11 @@ impl Client {
             self.allowed(self.agent_for(&url)?.head(&url), &url).header(header::ACCEPT, ACCEPT).call()
         })?;
         let told = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
-        Ok(told.filter(|_| response.status().is_success()).and_then(|text| text.parse().ok()))
+        let told = told.filter(|_| response.status().is_success());
+        let told = told.and_then(|text| text.parse::<Digest>().ok());
+        // Of a digest it can say no other one. Where it does, it is asked for the whole, which shows what it is.
+        let asked = selector.parse::<Digest>().ok();
+        Ok(told.filter(|told| asked.is_none_or(|asked| asked == *told)))
     }
 
     /// Whether the repository has the blob.
