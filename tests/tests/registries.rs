@@ -255,14 +255,15 @@ each_user! {
         let (of_node, node_asked) = proxy(registry.host());
         let (of_user, user_asked) = proxy(registry.host());
         let mut sandbox = Sandbox::empty(who);
-        // Nobody but a proxy knows the name.
+        // Nobody but a proxy knows the name. That of servers with TLS is none for this one.
         let config = "[images]\ninsecure_registries = [\"registry.invalid:5000\"]\n";
         let path = sandbox.state().join("berth.toml");
         std::fs::write(&path, config).unwrap();
         machine::give(&path, sandbox.who());
-        sandbox.up_by("env", &[format!("HTTPS_PROXY={of_node}"), "berth".into(), "up".into(), "--detach".into()]);
+        let (of_node, closed) = (format!("HTTP_PROXY={of_node}"), "HTTPS_PROXY=http://127.0.0.1:1".to_owned());
+        sandbox.up_by("env", &[of_node, closed, "berth".into(), "up".into(), "--detach".into()]);
         let srun = sandbox.cmd("srun").arg("--container-image=registry.invalid:5000/team/bb:1").args(["echo", "in"]);
-        assert_eq!(srun.env("HTTPS_PROXY", &of_user).ok().text(), "in");
+        assert_eq!(srun.env("HTTP_PROXY", &of_user).ok().text(), "in");
         let asked = || [&node_asked, &user_asked].map(|asked| asked.load(Ordering::Relaxed) > 0);
         assert_eq!(asked(), [true, true]);
     }

@@ -151,7 +151,7 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
     let unknown = || {
         (
             "the host name is unknown".to_owned(),
-            "check the spelling, and that this machine can resolve names, or name a proxy (HTTPS_PROXY)",
+            "check the spelling, and that this machine can resolve names, or name a proxy (HTTPS_PROXY, HTTP_PROXY)",
         )
     };
     let (reason, next) = match error {
@@ -163,7 +163,7 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
         ),
         ureq::Error::Timeout(what) => (
             format!("no answer in time ({what})"),
-            "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall",
+            "check the network, a proxy (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) or a firewall",
         ),
         // A server without TLS answers a handshake with plain text.
         ureq::Error::Io(e)
@@ -185,16 +185,21 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
             return Error::new(ErrorKind::Refused, what, format!("its answer is larger than {limit} bytes"))
                 .next("no manifest needs one this large; check what the name points to");
         }
-        other => (other.to_string(), "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall"),
+        other => (
+            other.to_string(),
+            "check the network, a proxy (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) or a firewall",
+        ),
     };
     // The address of the proxy may have a login in it.
-    let (by, next) = match client.proxy() {
-        Some(proxy) => (
+    let (by, next) = match client.agents.proxy(&client.base) {
+        Some((proxy, variable)) => (
             format!(" by the proxy {proxy}"),
-            "check that the proxy of HTTPS_PROXY runs, takes the login in its address and reaches the registry, or name the \
-             registry in NO_PROXY",
+            format!(
+                "check that the proxy of {variable} runs, takes the login in its address and reaches the registry, or name the \
+                 registry in NO_PROXY"
+            ),
         ),
-        None => (String::new(), next),
+        None => (String::new(), next.to_owned()),
     };
     Error::new(ErrorKind::Unreachable, what, format!("{server} cannot be reached{by}: {reason}")).next(next)
 }

@@ -1,5 +1,6 @@
 //! A client of the OCI distribution API, blocking, for manifests and blobs of one repository.
 
+mod agents;
 mod blob;
 mod carried;
 mod certificates;
@@ -28,7 +29,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use ureq::http::{Response, StatusCode, header};
-use ureq::{Agent, Body, RequestBuilder};
+use ureq::{Agent, Body, Proxy, RequestBuilder};
 
 pub use credentials::Credentials;
 pub use login::{Login, LoginTarget};
@@ -42,21 +43,18 @@ use crate::manifest::ACCEPT;
 use crate::reference::{DEFAULT_REGISTRY, RegistryRef};
 use crate::source::{BlobKind, mismatch};
 use crate::unpack::Limits;
+use agents::Agents;
 use reach::Address;
 use session::Session;
 use trials::Trials;
-use unproxied::Unproxied;
 use urls::{join, origin, query};
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
+
+/// Who asks one repository at one place.
 struct Client {
-    agent: Agent,
-    /// Without the environment's proxy, where there is one.
-    direct: Option<Agent>,
-    unproxied: Unproxied,
-    /// Why none can be asked by the environment's proxy.
-    no_proxy: Option<Error>,
+    agents: Agents,
     /// `https://host:port`.
     base: String,
     /// Registry and repository as they are asked: of a mirror, its own.
@@ -161,13 +159,7 @@ impl Client {
     ) -> Result<Self> {
         let insecure = base.starts_with("http://");
         let tls = certificates::tls(registries, &name.registry, insecure, credentials.home())?;
-        let unproxied = Unproxied::from_env();
-        let (proxy, no_proxy) = match proxy::of_env() {
-            // It is not needed, unless the registry leads elsewhere.
-            Err(why) if unproxied.has(&base) => (None, Some(why)),
-            found => (found?, None),
-        };
-        let config = || {
+        let agent = |proxy: Option<Proxy>| {
             Agent::config_builder()
                 .http_status_as_error(false)
                 .https_only(!insecure)
@@ -182,14 +174,12 @@ impl Client {
                 .timeout_recv_response(Some(patience.answer))
                 .timeout_per_read(Some(patience.read))
                 .tls_config(tls.clone())
+                .proxy(proxy)
+                .build()
+                .new_agent()
         };
-        let direct = proxy.is_some().then(|| config().proxy(None).build().new_agent());
-        let agent = config().proxy(proxy).build().new_agent();
         Ok(Self {
-            agent,
-            direct,
-            unproxied,
-            no_proxy,
+            agents: Agents::of_env(&agent),
             base,
             name,
             mirror_of,
@@ -217,24 +207,12 @@ impl Client {
         }
     }
 
-    /// Host and port of the proxy by which it is asked.
-    fn proxy(&self) -> Option<String> {
-        let proxy = self.agent_for(&self.base).ok()?.config().proxy()?;
-        Some(format!("{}:{}", proxy.host(), proxy.port()))
-    }
-
     /// Who asks the server of this URL: by the proxy of the environment, or without.
     ///
     /// # Errors
     /// It is to be asked by one that cannot be used.
     fn agent_for(&self, url: &str) -> std::result::Result<&Agent, ureq::Error> {
-        if self.unproxied.has(url) {
-            return Ok(self.direct.as_ref().unwrap_or(&self.agent));
-        }
-        match &self.no_proxy {
-            Some(why) => Err(ureq::Error::Other(Box::new(why.clone()))),
-            None => Ok(&self.agent),
-        }
+        self.agents.of(url)
     }
 
     fn is_mirror(&self) -> bool {
@@ -475,7 +453,8 @@ mod tests {
         let (address, asked) = stalling(said);
         let mut client = client(&address, LONG, LONG);
         let why = Error::new(ErrorKind::Unsupported, "ALL_PROXY", "names no proxy");
-        (client.no_proxy, client.unproxied) = (Some(why.clone()), Unproxied::default());
+        client.agents.http = Err(why.clone());
+        client.agents.unproxied = unproxied::Unproxied::default();
         assert_eq!(client.manifest("1").unwrap_err(), why);
         assert_eq!(asked.load(Ordering::Relaxed), 1, "it is not asked again for that");
     }
