@@ -115,19 +115,20 @@ fn answer(response: Response<Body>, identity: &str) -> String {
     format!("{status}{words} to {identity}{}", wait.unwrap_or_default())
 }
 
-/// Whether another try may help.
+/// Whether another try may help. Of a refused connection that depends on who refused it.
 pub(super) fn may_pass(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::Io(e) => {
-            !no_such_name(e)
-                && !matches!(
-                    e.kind(),
-                    std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::InvalidData
-                )
+            !no_such_name(e) && !is_refused(error) && e.kind() != std::io::ErrorKind::InvalidData
         }
         ureq::Error::Timeout(_) | ureq::Error::BodyStalled | ureq::Error::Protocol(_) => true,
         _ => false,
     }
+}
+
+/// Whether nothing listens there.
+pub(super) fn is_refused(error: &ureq::Error) -> bool {
+    matches!(error, ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 /// Whether it is known that there is no such host, rather than unknown for now. Of getaddrinfo's code the standard
@@ -157,7 +158,7 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
     let (reason, next) = match error {
         ureq::Error::HostNotFound => unknown(),
         ureq::Error::Io(e) if no_such_name(e) => unknown(),
-        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => (
+        refused if is_refused(refused) => (
             "nothing listens there (connection refused)".to_owned(),
             "check the port, and that the registry runs",
         ),

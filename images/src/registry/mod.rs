@@ -26,6 +26,7 @@ mod urls;
 mod ways;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ureq::http::{Response, StatusCode, header};
@@ -67,6 +68,8 @@ struct Client {
     /// For how long more of an answer is waited for.
     read: Duration,
     session: Mutex<Session>,
+    /// It answered, whatever it said.
+    has_answered: AtomicBool,
 }
 
 /// How long a registry is waited for.
@@ -188,6 +191,7 @@ impl Client {
             access,
             read: patience.read,
             session: Mutex::default(),
+            has_answered: AtomicBool::new(false),
         })
     }
 
@@ -301,6 +305,7 @@ impl Client {
         loop {
             let pause = match send() {
                 Ok(response) => {
+                    self.has_answered.store(true, Ordering::Relaxed);
                     let status = response.status();
                     if known(status) {
                         return Ok(response);
@@ -331,7 +336,10 @@ impl Client {
                         None => self.refused(&self.what(), url, &self.identity_name(), response),
                     })?
                 }
-                Err(error) => trials.after_none(&error).ok_or_else(|| self.transport(&error))?,
+                Err(error) => {
+                    let has_answered = self.has_answered.load(Ordering::Relaxed);
+                    trials.after_none(&error, has_answered).ok_or_else(|| self.transport(&error))?
+                }
             };
             std::thread::sleep(pause);
         }
@@ -394,7 +402,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpListener;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::trials::ATTEMPTS;
     use super::*;

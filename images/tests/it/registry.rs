@@ -1,5 +1,7 @@
 //! Registries: a real one, with and without login, and one that misbehaves.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -289,6 +291,63 @@ fn busy_registries_and_cut_connections_are_survived() {
             .unwrap();
     assert_eq!(std::fs::read(only_layer(&image).join("big")).unwrap(), pattern(3 << 20));
     assert!(fake.count(" range") >= 2, "{:?}", fake.log());
+}
+
+/// Hands requests on to a registry, one after the other. In the middle of the first answer of more than `most` bytes it goes away, and comes
+/// back where it was; then it is true.
+fn restarting(to: String, most: usize) -> (String, Arc<AtomicBool>) {
+    let mut listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (place, back) = (address.clone(), Arc::new(AtomicBool::new(false)));
+    let is_back = Arc::clone(&back);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let most = if is_back.load(Ordering::SeqCst) { usize::MAX } else { most };
+            let Some(answer) = asked(&stream, &to) else { continue };
+            let _ = stream.write_all(&answer[..most.min(answer.len())]);
+            drop(stream);
+            if answer.len() > most {
+                drop(listener);
+                // For longer than who does not wait for it takes to give it up.
+                std::thread::sleep(Duration::from_millis(1500));
+                listener = loop {
+                    match TcpListener::bind(&place) {
+                        Ok(again) => break again,
+                        Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                    }
+                };
+                is_back.store(true, Ordering::SeqCst);
+            }
+        }
+    });
+    (address, back)
+}
+
+/// What a registry answers to the one request of a connection.
+fn asked(stream: &TcpStream, to: &str) -> Option<Vec<u8>> {
+    let lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    let mut other = TcpStream::connect(to).ok()?;
+    other.write_all(format!("{}\r\n\r\n", head.join("\r\n")).as_bytes()).ok()?;
+    other.shutdown(Shutdown::Write).ok()?;
+    let mut answer = Vec::new();
+    other.read_to_end(&mut answer).ok()?;
+    let end = answer.windows(2).position(|two| two == b"\r\n")? + 2;
+    drop(answer.splice(end..end, *b"Connection: close\r\n"));
+    Some(answer)
+}
+
+#[test]
+fn a_registry_that_begins_anew_in_the_middle_of_a_blob_is_waited_for() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(bench.layout(), Behaviour::default());
+    let (address, back) = restarting(fake.address.clone(), 1 << 20);
+    let image =
+        ensure_text(&bench.store(), &format!("{address}/x:1"), &Credentials::anonymous(), true).unwrap();
+    assert_eq!(std::fs::read(only_layer(&image).join("big")).unwrap(), pattern(3 << 20));
+    assert!(back.load(Ordering::SeqCst), "it was not away");
+    assert_eq!(fake.count(" range"), 1, "{:?}", fake.log());
 }
 
 #[test]
