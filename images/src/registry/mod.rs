@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ureq::http::{Response, StatusCode, header};
+use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body, Proxy, RequestBuilder};
 
 pub use credentials::Credentials;
@@ -64,6 +65,8 @@ struct Client {
     mirror_of: Option<String>,
     credentials: Credentials,
     insecure: bool,
+    /// It is believed by an authority of the person's own directory, too.
+    takes_own: bool,
     access: Access,
     /// For how long more of an answer is waited for.
     read: Duration,
@@ -161,7 +164,7 @@ impl Client {
         patience: &Patience,
     ) -> Result<Self> {
         let insecure = base.starts_with("http://");
-        let tls = certificates::tls(registries, &name.registry, insecure, credentials.home())?;
+        let (tls, takes_own) = certificates::tls(registries, &name.registry, insecure, credentials)?;
         let agent = |proxy: Option<Proxy>| {
             Agent::config_builder()
                 .http_status_as_error(false)
@@ -188,6 +191,7 @@ impl Client {
             mirror_of,
             credentials: credentials.clone(),
             insecure,
+            takes_own,
             access,
             read: patience.read,
             session: Mutex::default(),
@@ -243,13 +247,17 @@ impl Client {
     /// Whether the repository has the blob.
     fn has(&self, digest: &Digest) -> Result<bool> {
         let url = self.url(BlobKind::Blob, &digest.to_string());
-        // Storage behind a registry need not answer to HEAD; that it is named is enough.
-        let known = |status: StatusCode| {
-            status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND
-        };
-        let response = self
-            .persevere(&url, &known, &mut || self.allowed(self.agent_for(&url)?.head(&url), &url).call())?;
-        Ok(response.status() != StatusCode::NOT_FOUND)
+        let nothing = [StatusCode::NOT_FOUND, StatusCode::RANGE_NOT_SATISFIABLE];
+        let known = |status: StatusCode| status.is_success() || nothing.contains(&status);
+        let response = self.persevere(&url, &known, &mut || {
+            let told = self.follow(&url, &|agent: &Agent, target: &str| agent.head(target))?;
+            if told.status().is_success() || urls::elsewhere(&self.base, &told).is_none() {
+                return Ok(told);
+            }
+            // The address of storage may be signed for reading alone: it is asked for a byte.
+            self.send(&url, None, Range { from: 0, end: Some(1) })
+        })?;
+        Ok(response.status().is_success())
     }
 
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
@@ -345,23 +353,34 @@ impl Client {
         }
     }
 
-    /// One GET, following redirects. Storage behind a registry is given a signed address, never the login.
+    /// One GET, following redirects.
     fn send(
         &self,
         url: &str,
         accept: Option<&str>,
         range: Range,
     ) -> std::result::Result<Response<Body>, ureq::Error> {
-        let mut target = url.to_owned();
-        for _ in 0..=REDIRECTS {
-            let mut request = self.allowed(self.agent_for(&target)?.get(&target), &target);
+        self.follow(url, &|agent: &Agent, target: &str| {
+            let mut request = agent.get(target);
             if let Some(accept) = accept {
                 request = request.header(header::ACCEPT, accept);
             }
             if let Some(range) = range.header() {
                 request = request.header(header::RANGE, range);
             }
-            let response = request.call()?;
+            request
+        })
+    }
+
+    /// One request, following redirects. Storage behind a registry is given a signed address, never the login.
+    fn follow(
+        &self,
+        url: &str,
+        ask: &dyn Fn(&Agent, &str) -> RequestBuilder<WithoutBody>,
+    ) -> std::result::Result<Response<Body>, ureq::Error> {
+        let mut target = url.to_owned();
+        for _ in 0..=REDIRECTS {
+            let response = self.allowed(ask(self.agent_for(&target)?, &target), &target).call()?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }

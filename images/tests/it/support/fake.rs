@@ -50,6 +50,8 @@ pub struct Behaviour {
     pub head_says: Option<Digest>,
     /// HEAD is refused.
     pub no_head: bool,
+    /// HEAD of blobs redirects, too.
+    pub redirect_head: bool,
     /// Whatever is read redirects, too.
     pub redirect_all: bool,
     /// Every answer but tokens' is 401, with its own token server.
@@ -293,6 +295,12 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         "HEAD" => {
             if behaviour.no_head {
                 return answer(stream, "405 Method Not Allowed", &[], b"");
+            }
+            if let (true, Some(target)) =
+                (behaviour.redirect_head && path.contains("/blobs/"), &behaviour.redirect)
+            {
+                let place = format!("{target}{path}");
+                return answer(stream, "307 Temporary Redirect", &[("Location", &place)], b"");
             }
             if behaviour.has_all {
                 return answer(stream, "200 OK", &[], b"");
