@@ -1,10 +1,11 @@
 //! Images from a real registry: logins, compressions, and nothing fetched twice.
 
 use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine, registry};
-use std::io::{BufRead, BufReader, Write, copy};
+use std::io::{BufRead, BufReader, Read, Write, copy};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// A proxy that leads every CONNECT to one place; gives its address and how often it was asked.
 fn proxy(to: String) -> (String, Arc<AtomicUsize>) {
@@ -60,8 +61,8 @@ fn meddler(to: String, digest: String) -> String {
     address
 }
 
-/// One request of a connection.
-fn meddle(stream: &TcpStream, to: &str, digest: &str) -> Option<()> {
+/// The lines of a request's head.
+fn head_of(stream: &TcpStream) -> Option<String> {
     let mut input = BufReader::new(stream);
     let (mut head, mut line) = (String::new(), String::new());
     while line.trim() != "" || head.is_empty() {
@@ -71,6 +72,53 @@ fn meddle(stream: &TcpStream, to: &str, digest: &str) -> Option<()> {
             head += &line;
         }
     }
+    Some(head)
+}
+
+/// The connection by which a registry answers this request, and then closes it.
+fn asked(to: &str, head: &str) -> Option<TcpStream> {
+    let mut other = TcpStream::connect(to).ok()?;
+    other.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).ok()?;
+    Some(other)
+}
+
+/// What stands for a registry, and goes away in the middle of the first long answer, and comes back where it was; then it is true.
+fn restarting(to: String) -> (String, Arc<AtomicBool>) {
+    const LONG: usize = 100_000;
+    let mut listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (place, back) = (address.clone(), Arc::new(AtomicBool::new(false)));
+    let is_back = Arc::clone(&back);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut answer = Vec::new();
+            let other = head_of(&stream).and_then(|head| asked(&to, &head));
+            if other.is_none_or(|mut other| other.read_to_end(&mut answer).is_err()) {
+                continue;
+            }
+            let goes = answer.len() > LONG && !is_back.load(Ordering::SeqCst);
+            let _ = stream.write_all(&answer[..if goes { LONG } else { answer.len() }]);
+            drop(stream);
+            if goes {
+                drop(listener);
+                // For longer than who does not wait for it takes to give it up.
+                std::thread::sleep(Duration::from_millis(1500));
+                listener = loop {
+                    match TcpListener::bind(&place) {
+                        Ok(again) => break again,
+                        Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                    }
+                };
+                is_back.store(true, Ordering::SeqCst);
+            }
+        }
+    });
+    (address, back)
+}
+
+/// One request of a connection.
+fn meddle(stream: &TcpStream, to: &str, digest: &str) -> Option<()> {
+    let head = head_of(stream)?;
     let mut out = stream;
     let (kept, page) =
         ("Content-Length: 0\r\nConnection: close\r\n\r\n", "<p>kept back by the site's filter</p>");
@@ -83,9 +131,7 @@ fn meddle(stream: &TcpStream, to: &str, digest: &str) -> Option<()> {
         let answer = format!("HTTP/1.1 200 OK\r\nDocker-Content-Digest: {digest}\r\n{kept}");
         out.write_all(answer.as_bytes()).ok()?;
     } else {
-        let mut other = TcpStream::connect(to).ok()?;
-        other.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).ok()?;
-        copy(&mut other, &mut out).ok()?;
+        copy(&mut asked(to, &head)?, &mut out).ok()?;
     }
     let _ = out.shutdown(Shutdown::Both);
     None
@@ -206,6 +252,15 @@ each_user! {
         // What is on the way, and what it says, is told.
         let blocked = format!("{front}/blocked/x:1");
         sandbox.cmd("berth").args(["image", "pull", &blocked]).fails().says(&["403", "kept back by the site's filter"]);
+    }
+
+    fn a_registry_that_begins_anew_in_the_middle_of_a_pull_is_waited_for(who) {
+        let registry = Registry::open();
+        registry.push(&images::busybox(), "bb:1", &[]);
+        let (front, back) = restarting(registry.host());
+        let sandbox = Sandbox::with_config(who, &format!("[images]\ninsecure_registries = [\"{front}\"]\n"));
+        assert_eq!(sandbox.srun_in(format!("{front}/bb:1"), ["echo", "in"]).ok().text(), "in");
+        assert!(back.load(Ordering::SeqCst), "it was not away");
     }
 
     fn a_login_from_the_users_own_configuration(who) {
