@@ -59,6 +59,12 @@ fn of_people(body: &[u8]) -> String {
     let mut left: &str = &text;
     while let Some((before, tag)) = left.split_once('<') {
         said += before;
+        if !tag.starts_with(|first: char| first.is_ascii_alphabetic() || matches!(first, '/' | '!' | '?')) {
+            // No element, but less than something.
+            said.push('<');
+            left = tag;
+            continue;
+        }
         // Words of two elements are not one.
         said.push(' ');
         let unseen = ["head", "style", "script", "!--"].into_iter().find(|name| {
@@ -112,8 +118,9 @@ mod tests {
             words(b"<!-- a > b --><p>one<p>two <STYLE>x{}</STYLE><header>three</header>"),
             "one two three"
         );
+        assert_eq!(words(b"2 < 3 <b>GB</b>"), "2 < 3 GB");
         assert_eq!(words(b"\x1b[31mred"), "\u{fffd}[31mred");
-        for nothing in [&b""[..], b"{}", b"\0\x01", b"<head>never ends", b"<p", b"<", "<hé>".as_bytes()] {
+        for nothing in [&b""[..], b"{}", b"\0\x01", b"<head>never ends", b"<p", "<hé>".as_bytes()] {
             assert!(matches!(words(nothing).as_str(), "" | "{}"), "{nothing:?}");
         }
         assert_eq!(words(&vec![b'x'; 60_000]).len(), 300);
