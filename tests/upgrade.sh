@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Upgrades a cluster of three fake machines from the build of an earlier commit to this tree's, the controller first and then each node,
+# Upgrades a cluster of four fake machines from the build of an earlier commit to this tree's, the controller first and then each node,
 # while steps run. Not part of tests/run.sh: it compiles the earlier commit. As root, after `cargo xtask build --debug`.
 # usage: tests/upgrade.sh COMMIT | tests/upgrade.sh --programs DIRECTORY
 set -euo pipefail

@@ -509,13 +509,16 @@ impl KeptContainers {
         if left.is_empty() {
             return;
         }
-        std::thread::spawn(move || {
+        let begun = crate::threads::start("sweep", move || {
             for path in left {
                 if let Err(e) = remove_written(&path) {
                     tracing::warn!("{}: {e}", path.display());
                 }
             }
         });
+        if let Err(e) = begun {
+            tracing::warn!("what earlier agents had taken away is removed by the next one: {e}");
+        }
     }
 }
 

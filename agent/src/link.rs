@@ -1,9 +1,10 @@
 //! The link to the controller: dialled again for as long as the agent lives.
 
+use berth_model::carry::Carry;
 use berth_model::direct::Admission;
 use berth_model::ids::NodeName;
 use berth_model::link::{FromAgent, ToAgent};
-use berth_rpc::{AgentLink, Backoff, RpcError, Uplink};
+use berth_rpc::{AgentLink, Backoff, RpcError, Uplink, own_start};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -22,22 +23,24 @@ pub enum LinkEvent {
     Down(u64),
 }
 
-/// What the controller says about streams, which concerns nothing else.
+/// What the controller says that concerns connections of this machine alone, and nothing that is decided.
 #[derive(Debug)]
-pub enum Streams {
-    /// Connect for the one of this number.
+pub enum Aside {
+    /// Connect for the stream of this number.
     Dial(u64),
-    /// Somebody comes.
+    /// Somebody comes for a stream.
     Admit(Admission),
+    /// Hand their Starts to others.
+    Carry(Carry),
 }
 
-/// Keeps the link up until the task is dropped. `streams` opens and expects the streams for which the controller asks;
-/// `connected` is there while it answers.
+/// Keeps the link up until the task is dropped. `aside` opens and expects the streams for which the controller asks, and carries Starts to
+/// others; `connected` is there while it answers.
 pub async fn keep(
     uplink: Uplink,
     node: NodeName,
     events: mpsc::UnboundedSender<LinkEvent>,
-    streams: impl Fn(Streams),
+    aside: impl Fn(Aside),
     connected: PathBuf,
 ) {
     let mut backoff = Backoff::new();
@@ -53,8 +56,19 @@ pub async fn keep(
                 let why = loop {
                     tokio::select! {
                         said = receiver.receive() => match said {
-                            Ok(Some(ToAgent::Dial { number })) => streams(Streams::Dial(number)),
-                            Ok(Some(ToAgent::Admit(admission))) => streams(Streams::Admit(*admission)),
+                            Ok(Some(ToAgent::Dial { number })) => aside(Aside::Dial(number)),
+                            Ok(Some(ToAgent::Admit(admission))) => aside(Aside::Admit(*admission)),
+                            Ok(Some(ToAgent::Carry(carry))) => match own_start(&carry) {
+                                Ok(start) => {
+                                    aside(Aside::Carry(*carry));
+                                    let start = ToAgent::Start(Box::new(start));
+                                    if events.send(LinkEvent::Said(connection, start)).is_err() {
+                                        return;
+                                    }
+                                }
+                                // The controller says it once more, otherwise.
+                                Err(e) => tracing::warn!("a start that is to be carried to others: {e}"),
+                            },
                             Ok(Some(message)) => {
                                 match &message {
                                     ToAgent::Welcome { .. } => {

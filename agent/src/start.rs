@@ -12,7 +12,7 @@ use crate::hooks::Hooks;
 use crate::images::{Images, STORE_ID};
 use crate::jobs::{self, listen_at};
 use crate::kept::KeptContainers;
-use crate::link::{self, Streams};
+use crate::link::{self, Aside};
 use crate::memory;
 use crate::paths::Paths;
 use crate::peers::{FindIdentity, Keeping, Peers};
@@ -361,7 +361,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         service: Arc::clone(&service),
         inputs: inputs.clone(),
     };
-    let admitted = peers.admitted();
+    let (admitted, carrier) = (peers.admitted(), Arc::clone(&peers));
     standing_by.spawn(peers.keep(keeping));
     let filled = Arc::clone(&node);
     tokio::task::spawn_blocking(move || filled.holders.fill());
@@ -371,11 +371,12 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         .map_err(doing(format!("cannot listen on {}", paths.agent_socket().display())))?;
     let clients = tokio::spawn(clients::serve(listener, None, Arc::clone(&service)));
     let (link_events, mut from_link) = mpsc::unbounded_channel();
-    let streams = move |said| match said {
-        Streams::Dial(number) => dial::answer(Arc::clone(&service), number),
-        Streams::Admit(admission) => admitted.add(admission),
+    let aside = move |said| match said {
+        Aside::Dial(number) => dial::answer(Arc::clone(&service), number),
+        Aside::Admit(admission) => admitted.add(admission),
+        Aside::Carry(carry) => carrier.carry(carry),
     };
-    let link = tokio::spawn(link::keep(uplink, name.clone(), link_events, streams, paths.connected()));
+    let link = tokio::spawn(link::keep(uplink, name.clone(), link_events, aside, paths.connected()));
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
     (options.ready)();
 

@@ -58,6 +58,11 @@ fn private(dir: &StateDir) -> PathBuf {
     dir.0.join("private")
 }
 
+/// As much of a key's digest as tells it from others; all of what is none.
+pub fn beginning(key: &str) -> &str {
+    key.get(..16).unwrap_or(key)
+}
+
 impl Joined {
     /// What this machine is, if it is anything.
     ///
@@ -89,11 +94,11 @@ impl Joined {
     }
 
     fn key_file(dir: &StateDir, key: &str) -> PathBuf {
-        private(dir).join(format!("node-{}.key", &key[..key.len().min(16)]))
+        private(dir).join(format!("node-{}.key", beginning(key)))
     }
 
     fn certificate_file(dir: &StateDir, key: &str) -> PathBuf {
-        private(dir).join(format!("node-{}.crt", &key[..key.len().min(16)]))
+        private(dir).join(format!("node-{}.crt", beginning(key)))
     }
 
     fn identity(&self, dir: &StateDir) -> Result<Identity, Failure> {

@@ -98,6 +98,8 @@ pub struct Helpers {
     pub login: Option<Login>,
     /// Bytes that the user's images may take in the store; `None` without a bound.
     pub quota: Option<u64>,
+    /// Read-only images of layers may come from other nodes as they are, and it is noted which are made here.
+    pub forms: bool,
     /// What may lie on the way to a file that is opened for the image: no links, where it was judged by its path.
     pub through: Through,
     /// Set by whoever does not want the image any more: the processes are ended within a second, whatever they wait for.
@@ -289,8 +291,12 @@ impl Helpers {
         let mut unpacker = Running::start(unpacker.stderr(Stdio::piped()))?;
         let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
         std::thread::scope(|scope| {
-            scope.spawn(|| serve_fetcher(peers, &read, &write));
-            let done = follow(Said { pipe: report, stop: self.stop.as_deref() }, progress);
+            let serving =
+                std::thread::Builder::new().spawn_scoped(scope, || serve_fetcher(peers, &read, &write));
+            let done = match serving {
+                Ok(_) => follow(Said { pipe: report, stop: self.stop.as_deref() }, progress),
+                Err(e) => Err(Error::io("the thread that speaks to other nodes", e)),
+            };
             drop(unpacker);
             // Whoever serves it sees its end.
             let _ = write.shutdown(std::net::Shutdown::Both);
@@ -381,6 +387,9 @@ impl Helpers {
         }
         if let Some(quota) = self.quota {
             unpacker.args(["--quota", &quota.to_string()]);
+        }
+        if self.forms {
+            unpacker.args(["--forms", "yes"]);
         }
         match work {
             Work::Import => {}

@@ -1,5 +1,6 @@
 //! Validation of `berth.toml` beyond its syntax: every problem at once, by key, with the next step.
 
+use crate::carry::MOST_CARRIED;
 use crate::config::{Config, ImagesConfig, NodeConfig, PartitionConfig};
 use crate::spec::TimeLimit;
 use crate::{array, hostlist};
@@ -97,6 +98,15 @@ impl Config {
                 "a shorter time than 5 seconds would lose nodes that are merely busy",
             );
         }
+        if !(2..=MOST_CARRIED).contains(&self.launch_tree_width) {
+            out.add(
+                "launch_tree_width",
+                format!(
+                    "write how many nodes are told by one message, from 2 to {MOST_CARRIED}; launch_tree_from = 0 tells each by one of its \
+                     own"
+                ),
+            );
+        }
         if self.max_array_size == 0 || self.max_array_size > array::MOST_INDEX + 1 {
             out.add("max_array_size", format!("write a number from 1 to {}", array::MOST_INDEX + 1));
         }
@@ -137,6 +147,13 @@ impl Config {
         }
         if !self.images.gateways.is_empty() && self.images.peers == 0 {
             out.add("images.gateways", "nodes give images to others only with a port in images.peers");
+        }
+        if self.images.forms_agreed > ImagesConfig::MOST_AGREED {
+            let most = ImagesConfig::MOST_AGREED;
+            out.add(
+                "images.forms_agreed",
+                format!("write how many nodes have to agree, {most} at most, or 0"),
+            );
         }
         self.images.check_place(&mut out);
         self.check_room(&mut out);
@@ -381,6 +398,15 @@ mod tests {
     }
 
     #[test]
+    fn as_many_nodes_have_to_agree_as_are_remembered_at_most() {
+        for (agreed, problems) in [(0, 0), (2, 0), (ImagesConfig::MOST_AGREED, 0), (65, 1), (u32::MAX, 1)] {
+            let mut config = Config::default();
+            config.images.forms_agreed = agreed;
+            assert_eq!(keys(&config), vec!["images.forms_agreed"; problems], "{agreed}");
+        }
+    }
+
+    #[test]
     fn a_good_configuration_has_no_problems() {
         let config = Config {
             administrators: vec!["alice".into(), "DOMAIN\\bob".into()],
@@ -448,6 +474,7 @@ mod tests {
             unkillable_seconds: 0,
             start_timeout_seconds: 70_000,
             node_timeout_seconds: 0,
+            launch_tree_width: 1,
             max_array_size: 0,
             max_jobs: 0,
             administrators: vec!["a:b".into()],
@@ -526,6 +553,7 @@ mod tests {
                 "unkillable_seconds",
                 "start_timeout_seconds",
                 "node_timeout_seconds",
+                "launch_tree_width",
                 "max_array_size",
                 "max_jobs",
                 "administrators",

@@ -44,6 +44,11 @@ pub struct Config {
     /// Seconds without a word between a node and the controller after which jobs there end by themselves, so that they can run
     /// elsewhere; 0 lets them go on for ever.
     pub lost_after_seconds: u32,
+    /// Nodes from which on a step is launched by a tree: the controller tells some of its nodes, which carry to the others what it signed
+    /// for them; 0 tells every node directly.
+    pub launch_tree_from: u32,
+    /// Nodes of each branch of that tree, the one that carries among them.
+    pub launch_tree_width: u32,
     /// Largest index of an array plus one.
     pub max_array_size: u32,
     /// Most jobs that wait or run at once.
@@ -92,6 +97,8 @@ impl Default for Config {
             min_job_age_seconds: 300,
             node_timeout_seconds: 60,
             lost_after_seconds: 0,
+            launch_tree_from: 512,
+            launch_tree_width: 64,
             max_array_size: 1001,
             max_jobs: 1_000_000,
             root_jobs: None,
@@ -200,6 +207,9 @@ pub struct ImagesConfig {
     /// Hostlist of nodes that fetch images for those without a way to registries: where it names one that is up, no other node asks
     /// a registry. Empty: each node may.
     pub gateways: String,
+    /// So many nodes have to have made a layer's read-only image alike, each by itself, before others take it as it is instead of making their
+    /// own of the layer's archive; 0: none is taken.
+    pub forms_agreed: u32,
     /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
     /// used for longest first; 100 waits until it is full.
     pub high_watermark: u32,
@@ -246,6 +256,7 @@ impl Default for ImagesConfig {
             prefetch: 2,
             peers: u32::from(PEERS),
             gateways: String::new(),
+            forms_agreed: 2,
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),
@@ -263,6 +274,9 @@ impl Default for ImagesConfig {
 }
 
 impl ImagesConfig {
+    /// Most that [`ImagesConfig::forms_agreed`] may be: of so many nodes the controller remembers what they made.
+    pub const MOST_AGREED: u32 = 64;
+
     /// MiB of [`ImagesConfig::memory`]; 0 for a store on a disk, and for a text that [`Config::check`] refuses.
     pub fn memory_mib(&self) -> u64 {
         crate::memory::parse(&self.memory).unwrap_or(0)

@@ -19,6 +19,9 @@ pub const LOOK_FOR_ENDS: &str = "look-for-ends";
 /// What agents call it that they can be asked, as gateways, what a name means, and to fetch an image without a job: no job asks for it.
 pub const GATEWAY: &str = "gateway";
 
+/// What agents call that they take Starts of wide steps from other nodes, and carry them ([`crate::carry`]): no job asks for it.
+pub const CARRY: &str = "carry";
+
 /// Something that agents did not always know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
@@ -121,7 +124,7 @@ impl Feature {
         Feature::ALL
             .iter()
             .map(|feature| feature.name())
-            .chain([SAY, LOOK_FOR_ENDS, RESUMED, GATEWAY])
+            .chain([SAY, LOOK_FOR_ENDS, RESUMED, GATEWAY, CARRY])
             .map(str::to_string)
             .collect()
     }

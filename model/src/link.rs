@@ -1,6 +1,7 @@
 //! What controller and agent say to each other. Every Start, signal and report names term, attempt and
 //! session where they decide, so that a message that is late, doubled or out of order does no harm.
 
+use crate::carry::Carry;
 use crate::config::Understood;
 use crate::exchange::{FromPeers, ToPeers};
 use crate::hardware::Hardware;
@@ -306,6 +307,8 @@ pub enum ToAgent {
         /// Names the stream.
         number: u64,
     },
+    /// Start a step, and hand their Starts to other nodes of it. Only for agents that know [`crate::feature::CARRY`].
+    Carry(Box<Carry>),
 }
 
 /// A step to start on a node.

@@ -1,8 +1,9 @@
 //! Streams from one machine to a node at its own port, without the controller in between. The key in the handshake says which machine
 //! comes, and a grant of the controller's, one line of JSON, for what.
 
+use crate::carried::Bringer;
 use crate::duplex::Duplex;
-use crate::peers::{PeerConnection, PeerIdentity};
+use crate::peers::{PeerConnection, PeerIdentity, STREAMS};
 use crate::preface::{MAX_PREFACE, Reply, in_time, line, read};
 use berth_model::direct::StreamWay;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,17 @@ pub enum Arrival {
     Images(PeerConnection),
     /// For a stream: a node or a login node.
     Stream(DirectStream),
+    /// With a Start: another node.
+    Start(Bringer),
+}
+
+/// A node's address in full. `controller`: the host by which this machine reaches the controller's, where the node is that one.
+pub(crate) fn reached_at(address: &str, controller: Option<&str>) -> io::Result<String> {
+    match (address.strip_prefix(':'), controller) {
+        (Some(port), Some(host)) => Ok(format!("{host}:{port}")),
+        (Some(_), None) => Err(io::Error::new(io::ErrorKind::NotFound, "its host is not known")),
+        (None, _) => Ok(address.to_string()),
+    }
 }
 
 /// A machine that comes for a stream, and has not yet said for which.
@@ -75,13 +87,9 @@ impl PeerIdentity {
     /// # Errors
     /// The node cannot be reached within two seconds, or does not take it: in its words.
     pub async fn open_stream(&self, way: &StreamWay, controller: Option<&str>) -> io::Result<Duplex> {
-        let address = match (way.address.strip_prefix(':'), controller) {
-            (Some(port), Some(host)) => format!("{host}:{port}"),
-            (Some(_), None) => return Err(io::Error::new(io::ErrorKind::NotFound, "its host is not known")),
-            (None, _) => way.address.clone(),
-        };
+        let address = reached_at(&way.address, controller)?;
         let work = async {
-            let mut wire = self.dial(&address, &way.key).await?;
+            let mut wire = self.dial(&address, &way.key, STREAMS).await?;
             wire.write_all(&line(&Opening { grant: way.grant.clone() })).await?;
             wire.flush().await?;
             match Reply::read(&mut wire).await? {

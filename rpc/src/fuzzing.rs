@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use berth_model::carry::CarriedPart;
 use berth_model::config::{Config, PartitionConfig};
 use berth_model::launch::StepLaunch;
 use berth_model::link::{FromAgent, ToAgent};

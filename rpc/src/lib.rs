@@ -9,6 +9,8 @@
 
 mod agent;
 pub mod auth;
+mod branch;
+mod carried;
 mod client;
 mod direct;
 mod duplex;
@@ -32,6 +34,8 @@ mod uplink;
 mod wire;
 
 pub use agent::{AgentLink, AgentReceiver, AgentSender};
+pub use branch::{Unbelieved, own_start, seal};
+pub use carried::Bringer;
 pub use client::{Call, Client, JobWatch, LeaseGuard};
 pub use direct::{Arrival, DirectStream};
 pub use duplex::Duplex;

@@ -1,6 +1,7 @@
 //! Connections between machines at a node's own port: TLS by the certificates of the cluster, on both sides. A key says who somebody
 //! is; whether that may have anything, others say. What is spoken about images blocks, streams do not.
 
+use crate::carried::Bringer;
 use crate::direct::{Arrival, DirectStream};
 use crate::duplex::{self, Duplex};
 use berth_trust::{Identity, PrivateKey, TrustError};
@@ -15,8 +16,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 pub(crate) const ROLE: &str = "compute";
 /// The other role of those who come for streams.
 const LOGIN: &str = "login";
-/// What is spoken where somebody comes for a stream, as the handshake names it (RFC 7301); and what is spoken about images.
-const STREAMS: &[u8] = b"berth-streams/1";
+/// What is spoken where somebody comes for a stream, as the handshake names it (RFC 7301).
+pub(crate) const STREAMS: &[u8] = b"berth-streams/1";
+/// The same where a node brings a Start.
+pub(crate) const STARTS: &[u8] = b"berth-starts/1";
+/// What is spoken about images.
 const IMAGES: &[u8] = b"http/1.1";
 /// How long a node may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -33,6 +37,7 @@ pub struct PeerIdentity {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     streams: Arc<ClientConfig>,
+    starts: Arc<ClientConfig>,
 }
 
 /// A connection to another node.
@@ -56,17 +61,22 @@ impl PeerIdentity {
     /// Key and certificate do not fit each other.
     pub fn new(own: &Identity, authority: Vec<u8>) -> Result<PeerIdentity, TrustError> {
         let mut server = Arc::unwrap_or_clone(berth_trust::member_server_config(&authority, own)?);
-        server.alpn_protocols = vec![STREAMS.to_vec(), IMAGES.to_vec()];
+        server.alpn_protocols = vec![STREAMS.to_vec(), STARTS.to_vec(), IMAGES.to_vec()];
         let client = berth_trust::client_config(own, &authority, ROLE)?;
-        let mut streams = ClientConfig::clone(&client);
-        streams.alpn_protocols = vec![STREAMS.to_vec()];
+        let speaking = |protocol: &[u8]| {
+            let mut config = ClientConfig::clone(&client);
+            config.alpn_protocols = vec![protocol.to_vec()];
+            Arc::new(config)
+        };
+        let (streams, starts) = (speaking(STREAMS), speaking(STARTS));
         Ok(PeerIdentity {
             key: own.key.id(),
             certificate: own.certificate.clone(),
             made: SystemTime::now(),
             server: Arc::new(server),
             client,
-            streams: Arc::new(streams),
+            streams,
+            starts,
             authority,
         })
     }
@@ -115,6 +125,12 @@ impl PeerIdentity {
             return Ok(Arrival::Stream(DirectStream::new(Duplex::Tls(Box::new(tls.into())), key)));
         }
         let key = self.judge(session.peer_certificates(), ROLE)?;
+        if session.alpn_protocol() == Some(STARTS) {
+            return Ok(Arrival::Start(Bringer::new(
+                Duplex::Tls(Box::new(tls.into())),
+                self.authority.clone(),
+            )));
+        }
         // Images are given by a thread for each connection.
         let (socket, session) = tls.into_inner();
         let socket = socket.into_std()?;
@@ -125,14 +141,14 @@ impl PeerIdentity {
         Ok(Arrival::Images(PeerConnection { stream, key, socket }))
     }
 
-    /// Connects to the node with this key, for a stream.
+    /// Connects to the node with this key, to speak so: of streams or of Starts.
     ///
     /// # Errors
-    /// It cannot be reached, somebody else is there, or it takes no streams.
-    pub(crate) async fn dial(&self, address: &str, key: &str) -> io::Result<Duplex> {
+    /// It cannot be reached, somebody else is there, or it does not speak so.
+    pub(crate) async fn dial(&self, address: &str, key: &str, protocol: &[u8]) -> io::Result<Duplex> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in tokio::net::lookup_host(address).await? {
-            match self.dial_to(address).await {
+            match self.dial_to(address, protocol).await {
                 Ok((wire, shown)) if shown == key => return Ok(wire),
                 Ok(_) => last = io::Error::new(io::ErrorKind::PermissionDenied, "another node answers there"),
                 Err(e) => last = e,
@@ -141,14 +157,16 @@ impl PeerIdentity {
         Err(last)
     }
 
-    async fn dial_to(&self, address: SocketAddr) -> io::Result<(Duplex, String)> {
+    async fn dial_to(&self, address: SocketAddr, protocol: &[u8]) -> io::Result<(Duplex, String)> {
         let socket = tokio::net::TcpStream::connect(address).await?;
         duplex::prepare(&socket)?;
-        let connector = TlsConnector::from(Arc::clone(&self.streams));
+        let config = if protocol == STARTS { &self.starts } else { &self.streams };
+        let connector = TlsConnector::from(Arc::clone(config));
         let tls = connector.connect(berth_trust::server_name(), socket).await?;
         let (_, session) = tls.get_ref();
-        if session.alpn_protocol() != Some(STREAMS) {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "it takes no streams there"));
+        if session.alpn_protocol() != Some(protocol) {
+            let why = format!("{} is not spoken there", String::from_utf8_lossy(protocol));
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         }
         let key = self.judge(session.peer_certificates(), ROLE)?;
         Ok((Duplex::Tls(Box::new(tls.into())), key))

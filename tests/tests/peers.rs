@@ -14,16 +14,16 @@ use std::path::{Path, PathBuf};
 
 /// Nodes n1, n2, ...; the first has the controller, and the registry.
 fn nodes(count: usize) -> (Hosts, Registry) {
-    let (hosts, registry) = configured(count, "");
+    let (hosts, registry) = configured(count, false, "");
     (1..=count).for_each(|n| gives(&hosts, &format!("n{n}")));
     (hosts, registry)
 }
 
-/// The same with more in the configuration of images.
-fn configured(count: usize, more: &str) -> (Hosts, Registry) {
+/// The same with more in the configuration of images, and a registry that wants a login or none.
+pub(crate) fn configured(count: usize, login: bool, more: &str) -> (Hosts, Registry) {
     let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
     let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let registry = Registry::on(&hosts, "n1", &hosts.address("n1"), false);
+    let registry = Registry::on(&hosts, "n1", &hosts.address("n1"), login);
     hosts.up("n1", &format!("{}{more}", registry.without_tls()));
     let token = hosts.token("n1", &["--uses", &count.to_string()]);
     for name in &names[1..] {
@@ -35,12 +35,12 @@ fn configured(count: usize, more: &str) -> (Hosts, Registry) {
     (hosts, registry)
 }
 
-fn log(hosts: &Hosts, host: &str) -> String {
+pub(crate) fn log(hosts: &Hosts, host: &str) -> String {
     std::fs::read_to_string(hosts.state(host).join("log/agent.log")).unwrap_or_default()
 }
 
 /// Waits until a node gives images to others.
-fn gives(hosts: &Hosts, name: &str) {
+pub(crate) fn gives(hosts: &Hosts, name: &str) {
     let said = || log(hosts, name).contains("images are given to other nodes at").then_some(());
     assert!(wait(20, said).is_some(), "{name}: {}", log(hosts, name));
 }
@@ -173,12 +173,36 @@ fn layers_that_nobody_could_compress_again_come_from_the_registry_once_as_root()
 
 #[test]
 fn where_it_is_switched_off_each_node_fetches_by_itself_as_root() {
-    let (hosts, registry) = configured(2, "peers = \"off\"\n");
+    let (hosts, registry) = configured(2, false, "peers = \"off\"\n");
     let image = registry.push(&images::layers(), "team/app:1", &[]);
     let container = format!("--container-image={image}");
     hosts.cmd("n1", "srun").args(["-N2", &container, "true"]).limit(120).ok();
     let blobs = asked(&registry);
     assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 2), "{blobs:?}");
+}
+
+/// Each node has the login that was sent along, and nobody else.
+#[test]
+fn where_it_is_switched_off_each_node_fetches_with_the_login_that_a_user_sent_along_as_root() {
+    let (hosts, registry) = configured(2, true, "peers = \"off\"\n");
+    let image = registry.push(&images::layers(), "team/private:1", &[]);
+    let password = "sent-along";
+    registry.take_only(password);
+    let directory = login_file(&hosts, &registry, password);
+    let pull = hosts.cmd("n1", "berth").args(["image", "pull", "--cluster", "--json", &image]);
+    let told = pull.env("DOCKER_CONFIG", &directory).limit(120).ok();
+    let answers: serde_json::Value = serde_json::from_str(&told.text()).unwrap();
+    let answers = answers.as_array().unwrap();
+    assert!(answers.len() == 2 && answers.iter().all(|node| node["answer"]["digest"].is_string()), "{told}");
+    let blobs = asked(&registry);
+    assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 2), "{blobs:?}");
+    std::fs::remove_dir_all(&directory).unwrap();
+    let words = ["image", "pull", "--cluster", "-w", "n2", &image];
+    hosts.on("n1", &Who::stranger(), "berth").args(words).limit(120).fails().says(&["login"]);
+    for host in ["n1", "n2"] {
+        let grep = Cmd::new("grep").args(["-r", "-l", "-a", "-F", "-s", "-D", "skip", password]);
+        assert_eq!(grep.arg(hosts.state(host)).run().text(), "", "{host}");
+    }
 }
 
 #[test]
@@ -249,7 +273,7 @@ fn an_agent_that_is_killed_while_others_wait_for_it_is_not_waited_for_as_root() 
 }
 
 /// The certificate with which a machine joined, as curl takes it.
-fn identity(hosts: &Hosts, host: &str) -> [String; 2] {
+pub(crate) fn identity(hosts: &Hosts, host: &str) -> [String; 2] {
     let private = hosts.state(host).join("private");
     let find = |ending: &str| {
         let mut all =

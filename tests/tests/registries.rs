@@ -1,10 +1,11 @@
 //! Images from a real registry: logins, compressions, and nothing fetched twice.
 
 use berth_tests::{Cmd, Registry, Sandbox, Who, each_user, images, machine, registry};
-use std::io::{BufRead, BufReader, Write, copy};
+use std::io::{BufRead, BufReader, Read, Write, copy};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// A proxy that leads every CONNECT to one place; gives its address and how often it was asked.
 fn proxy(to: String) -> (String, Arc<AtomicUsize>) {
@@ -44,6 +45,107 @@ fn tunnel(stream: &TcpStream, to: &str, count: &AtomicUsize) -> Option<()> {
         let _ = other.shutdown(Shutdown::Both);
     });
     Some(())
+}
+
+/// What stands on the way to a registry: to HEAD it says of every manifest that it is `digest`, and images of `blocked` it refuses with a
+/// page for people.
+fn meddler(to: String, digest: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (to, digest) = (to.clone(), digest.clone());
+            std::thread::spawn(move || meddle(&stream, &to, &digest));
+        }
+    });
+    address
+}
+
+/// The lines of a request's head.
+fn head_of(stream: &TcpStream) -> Option<String> {
+    let mut input = BufReader::new(stream);
+    let (mut head, mut line) = (String::new(), String::new());
+    while line.trim() != "" || head.is_empty() {
+        line.clear();
+        input.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        if line.trim() != "" {
+            head += &line;
+        }
+    }
+    Some(head)
+}
+
+/// The connection by which a registry answers this request, and then closes it.
+fn asked(to: &str, head: &str) -> Option<TcpStream> {
+    let mut other = TcpStream::connect(to).ok()?;
+    other.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).ok()?;
+    Some(other)
+}
+
+/// What stands for a registry, and goes away in the middle of the first long answer, and comes back where it was; then it is true.
+fn restarting(to: String) -> (String, Arc<AtomicBool>) {
+    const LONG: usize = 100_000;
+    let mut listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (place, back) = (address.clone(), Arc::new(AtomicBool::new(false)));
+    let is_back = Arc::clone(&back);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut answer = Vec::new();
+            let other = head_of(&stream).and_then(|head| asked(&to, &head));
+            if other.is_none_or(|mut other| other.read_to_end(&mut answer).is_err()) {
+                continue;
+            }
+            let goes = answer.len() > LONG && !is_back.load(Ordering::SeqCst);
+            let _ = stream.write_all(&answer[..if goes { LONG } else { answer.len() }]);
+            drop(stream);
+            if goes {
+                drop(listener);
+                // For longer than who does not wait for it takes to give it up.
+                std::thread::sleep(Duration::from_millis(1500));
+                listener = loop {
+                    match TcpListener::bind(&place) {
+                        Ok(again) => break again,
+                        Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                    }
+                };
+                is_back.store(true, Ordering::SeqCst);
+            }
+        }
+    });
+    (address, back)
+}
+
+/// One request of a connection.
+fn meddle(stream: &TcpStream, to: &str, digest: &str) -> Option<()> {
+    let head = head_of(stream)?;
+    let mut out = stream;
+    let (kept, page) =
+        ("Content-Length: 0\r\nConnection: close\r\n\r\n", "<p>kept back by the site's filter</p>");
+    if head.contains("/blocked/") {
+        let length = page.len();
+        let answer =
+            format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{page}");
+        out.write_all(answer.as_bytes()).ok()?;
+    } else if head.starts_with("HEAD ") && head.contains("/manifests/") {
+        let answer = format!("HTTP/1.1 200 OK\r\nDocker-Content-Digest: {digest}\r\n{kept}");
+        out.write_all(answer.as_bytes()).ok()?;
+    } else {
+        copy(&mut asked(to, &head)?, &mut out).ok()?;
+    }
+    let _ = out.shutdown(Shutdown::Both);
+    None
+}
+
+/// The digest of what a name means at a registry.
+fn digest_of(image: &str) -> String {
+    let inspect = Cmd::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]);
+    inspect
+        .arg(format!("docker://{image}"))
+        .env("HOME", "/tmp")
+        .env("XDG_RUNTIME_DIR", "/nonexistent")
+        .ok()
+        .text()
 }
 
 each_user! {
@@ -123,12 +225,42 @@ each_user! {
         let registry = Registry::open();
         let image = registry.push(&images::busybox(), "bb:1", &[]);
         let sandbox = Sandbox::with_config(who, &registry.without_tls());
-        let inspect = Cmd::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}"]).arg(format!("docker://{image}"));
-        let digest = inspect.env("HOME", "/tmp").env("XDG_RUNTIME_DIR", "/nonexistent").ok().text();
+        let digest = digest_of(&image);
         let pinned = format!("{}@{digest}", registry.image("bb"));
         assert_eq!(sandbox.srun_in(&pinned, ["echo", "pinned"]).ok().text(), "pinned");
         let wrong = format!("{}@sha256:{}", registry.image("bb"), "0".repeat(64));
         sandbox.srun_in(&wrong, ["true"]).fails().says(&["sha256:0000"]);
+    }
+
+    fn a_digest_is_that_image_whatever_is_said_on_the_way(who) {
+        let registry = Registry::open();
+        let wanted = digest_of(&registry.push(&images::busybox(), "bb:1", &[]));
+        let other = registry.push(&images::layers(), "bb:2", &[]);
+        let front = meddler(registry.host(), digest_of(&other));
+        let config = format!("[images]\ninsecure_registries = [\"{}\", \"{front}\"]\n", registry.host());
+        let sandbox = Sandbox::with_config(who, &config);
+        let cache = sandbox.work().join("cache");
+        let srun = |image: &str| {
+            let line = "test -e /data/kept && echo other || echo wanted";
+            sandbox.srun_in(image, ["sh", "-c", line]).env("XDG_CACHE_HOME", &cache).ok().text()
+        };
+        let pinned = format!("{front}/bb@{wanted}");
+        assert_eq!(srun(&pinned), "wanted");
+        // Also where what is said instead is known here.
+        assert_eq!(srun(&other), "other");
+        assert_eq!(srun(&pinned), "wanted");
+        // What is on the way, and what it says, is told.
+        let blocked = format!("{front}/blocked/x:1");
+        sandbox.cmd("berth").args(["image", "pull", &blocked]).fails().says(&["403", "kept back by the site's filter"]);
+    }
+
+    fn a_registry_that_begins_anew_in_the_middle_of_a_pull_is_waited_for(who) {
+        let registry = Registry::open();
+        registry.push(&images::busybox(), "bb:1", &[]);
+        let (front, back) = restarting(registry.host());
+        let sandbox = Sandbox::with_config(who, &format!("[images]\ninsecure_registries = [\"{front}\"]\n"));
+        assert_eq!(sandbox.srun_in(format!("{front}/bb:1"), ["echo", "in"]).ok().text(), "in");
+        assert!(back.load(Ordering::SeqCst), "it was not away");
     }
 
     fn a_login_from_the_users_own_configuration(who) {
@@ -178,14 +310,15 @@ each_user! {
         let (of_node, node_asked) = proxy(registry.host());
         let (of_user, user_asked) = proxy(registry.host());
         let mut sandbox = Sandbox::empty(who);
-        // Nobody but a proxy knows the name.
+        // Nobody but a proxy knows the name. That of servers with TLS is none for this one.
         let config = "[images]\ninsecure_registries = [\"registry.invalid:5000\"]\n";
         let path = sandbox.state().join("berth.toml");
         std::fs::write(&path, config).unwrap();
         machine::give(&path, sandbox.who());
-        sandbox.up_by("env", &[format!("HTTPS_PROXY={of_node}"), "berth".into(), "up".into(), "--detach".into()]);
+        let (of_node, closed) = (format!("HTTP_PROXY={of_node}"), "HTTPS_PROXY=http://127.0.0.1:1".to_owned());
+        sandbox.up_by("env", &[of_node, closed, "berth".into(), "up".into(), "--detach".into()]);
         let srun = sandbox.cmd("srun").arg("--container-image=registry.invalid:5000/team/bb:1").args(["echo", "in"]);
-        assert_eq!(srun.env("HTTPS_PROXY", &of_user).ok().text(), "in");
+        assert_eq!(srun.env("HTTP_PROXY", &of_user).ok().text(), "in");
         let asked = || [&node_asked, &user_asked].map(|asked| asked.load(Ordering::Relaxed) > 0);
         assert_eq!(asked(), [true, true]);
     }

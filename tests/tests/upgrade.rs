@@ -12,6 +12,17 @@ srun -n1 echo a step after it
 exit 5
 ";
 
+/// Of two nodes, n2 and n3: a step goes on on n3, and one over both begins when it is told to, from a node of the earlier version.
+const PAIR: &str = "#!/bin/sh
+srun --overlap -N1 -n1 -w n3 sh -c 'echo under it; until [ -e over ]; do sleep 0.1; done; exit 7' > under &
+until [ -e two ]; do sleep 0.1; done
+srun --overlap -N2 -n2 sh -c 'echo task $SLURM_PROCID of $SLURM_NTASKS on $SLURMD_NODENAME' | sort
+touch over
+wait $!
+echo under it: $?
+exit 6
+";
+
 #[test]
 #[ignore = "needs programs of an earlier version: tests/upgrade.sh"]
 fn controller_and_nodes_are_upgraded_under_running_steps_as_root() {
@@ -19,13 +30,13 @@ fn controller_and_nodes_are_upgraded_under_running_steps_as_root() {
         std::env::var_os("BERTH_OLD").expect("BERTH_OLD names a directory with earlier programs"),
     );
     let new = machine::programs();
-    let hosts = Hosts::new(&["head", "n1", "n2"]);
-    for host in ["head", "n1", "n2"] {
+    let hosts = Hosts::new(&["head", "n1", "n2", "n3"]);
+    for host in ["head", "n1", "n2", "n3"] {
         hosts.install(host, &old);
     }
     hosts.up("head", "");
-    let token = hosts.token("head", &["--uses", "2"]);
-    for node in ["n1", "n2"] {
+    let token = hosts.token("head", &["--uses", "3"]);
+    for node in ["n1", "n2", "n3"] {
         hosts.join(node, &token);
         hosts.wait_node(node, "idle", 60);
     }
@@ -93,6 +104,26 @@ fn controller_and_nodes_are_upgraded_under_running_steps_as_root() {
     goes_on("n1's upgrade");
     runs("n1", "the later agent");
     runs("n2", "the other one, an earlier agent still");
+    let ended = |job: &str, expected: &str| {
+        let row = || {
+            hosts.cmd("head", "sacct").args(["-n", "-X", "-P", "-o", "State,ExitCode", "-j", job]).ok().text()
+        };
+        let ended = wait(60, || (row().trim() == expected).then_some(()));
+        assert!(ended.is_some(), "job {job}: {}", row());
+    };
+    // A third one under a step, whose job has a step over both versions then.
+    hosts.wait_node("n3", "idle", 60);
+    std::fs::write(hosts.work().join("pair.sh"), PAIR).unwrap();
+    let words = ["--parsable", "-N2", "-w", "n2,n3", "-c1", "--mem=64M", "-o", "pair", "pair.sh"];
+    let pair = hosts.cmd("head", "sbatch").args(words).ok().text().trim().to_string();
+    assert!(wait(30, || read("under").contains("under it").then_some(())).is_some(), "{}", read("pair"));
+    hosts.upgrade("n3", new);
+    hosts.wait_node("n3", "mixed", 60);
+    std::fs::write(hosts.work().join("two"), "").unwrap();
+    ended(&pair, "FAILED|6:0");
+    assert_eq!(read("pair"), "task 0 of 2 on n2\ntask 1 of 2 on n3\nunder it: 7\n");
+    hosts.wait_node("n3", "idle", 60);
+    goes_on("n3's upgrade");
     hosts.install("n2", new);
     hosts.kill_9("n2", "agent");
     hosts.root("n2", "berth").args(["up", "--detach"]).ok();
@@ -106,11 +137,7 @@ fn controller_and_nodes_are_upgraded_under_running_steps_as_root() {
     std::fs::write(hosts.state("n2").join(format!("scratch/{job}/tmp/go")), "").unwrap();
     hosts.cmd("head", "scontrol").args(["release", &held]).ok();
     for (id, out) in [(&job, "out"), (&held, "held")] {
-        let row = || {
-            hosts.cmd("head", "sacct").args(["-n", "-X", "-P", "-o", "State,ExitCode", "-j", id]).ok().text()
-        };
-        let ended = wait(60, || (row().trim() == "FAILED|5:0").then_some(()));
-        assert!(ended.is_some(), "job {id}: {}", row());
+        ended(id, "FAILED|5:0");
         assert_eq!(read(out), "begun\na step after it\n", "job {id}");
     }
 }

@@ -92,6 +92,35 @@ fn nothing_unwraps_outside_tests() {
     }
 }
 
+/// A thread that cannot be had, and a reader or a disk that takes no more words, are the world's: no process dies of them.
+#[test]
+fn nothing_panics_for_want_of_a_thread_or_of_a_reader() {
+    let mut complaints = Complaints::default();
+    // What people run themselves, to build or to measure, may.
+    let tool =
+        |name: &str| name.starts_with("xtask/") || name.ends_with("build.rs") || name.contains("/examples/");
+    for source in sources().iter().filter(|s| !s.all_test && !tool(&s.name)) {
+        for (at, line) in source.lines.iter().enumerate().filter(|(_, l)| !l.test) {
+            let macros = ["println!(", "eprintln!(", "print!(", "eprint!("];
+            let says = macros
+                .iter()
+                .any(|name| has_word(&line.code, &name[..name.len() - 2]) && line.code.contains(name));
+            let starts = ["thread::spawn(", "scope.spawn("].iter().any(|call| line.code.contains(call));
+            let excused =
+                source.lines[at.saturating_sub(1)..=at].iter().any(|l| l.comment.trim().starts_with("ok: "));
+            if (says || starts) && !excused {
+                let instead =
+                    if starts { "thread::Builder" } else { "writeln!, whose error may be nobody's" };
+                complaints.add(
+                    &source.name,
+                    at + 1,
+                    format!("it panics where the world refuses it: use {instead}"),
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn every_module_says_what_it_is_for() {
     let mut complaints = Complaints::default();

@@ -33,6 +33,8 @@ pub struct AgentCore {
     config: AgentConfig,
     term: Term,
     connected: bool,
+    /// When the connection that is there was made.
+    connected_at: Time,
     session: Option<Session>,
     /// When the Hello is repeated, while no Welcome came.
     hello_again: Option<Time>,
@@ -80,6 +82,7 @@ impl AgentCore {
             unhealthy: config.unhealthy.clone().filter(|_| config.health.is_some()),
             config,
             connected: false,
+            connected_at: now,
             session: None,
             hello_again: None,
             heartbeat: Span::from_secs(10),
@@ -164,6 +167,7 @@ impl AgentCore {
         match event {
             AgentEvent::Connected => {
                 self.connected = true;
+                self.connected_at = now;
                 self.session = None;
                 self.forget_reboot();
                 self.give_up_asking();
@@ -182,6 +186,7 @@ impl AgentCore {
                 self.next_heartbeat = None;
             }
             AgentEvent::Controller(message) => self.command(message, now),
+            AgentEvent::Carried(carried) => self.carried(*carried, now),
             AgentEvent::Image { key, event } => self.image(key, event, now),
             AgentEvent::Supervisor { key, event } => match event {
                 SupervisorEvent::Started => {
@@ -201,7 +206,7 @@ impl AgentCore {
             AgentEvent::Unfit { job, attempt, why, faults } => self.unfit((job, attempt), why, faults, now),
             AgentEvent::JobRemoved { job, attempt, epilog, faults } => {
                 if let Some(run) = self.runs.remove(&(job, attempt)) {
-                    self.over.add((job, attempt), epilog);
+                    self.over.add((job, attempt), epilog, now);
                     self.fence(&faults);
                     self.job_gone((job, attempt), faults, now);
                     if run.left.is_some() {
@@ -348,6 +353,8 @@ impl AgentCore {
             }
             // Streams are the shell's alone: nothing is decided about them.
             ToAgent::Dial { .. } | ToAgent::Admit(_) => {}
+            // The shell carries, and makes a Start of it.
+            ToAgent::Carry(_) => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! What goes into the agent's core and what comes out of it.
 
+use berth_model::carry::Carried;
 use berth_model::config::Understood;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::hardware::Hardware;
@@ -116,6 +117,9 @@ pub enum AgentEvent {
     Disconnected,
     /// A message of the controller, of the current connection.
     Controller(ToAgent),
+    /// A Start that another node brought, and that the controller signed for this one: that was seen to. It may come twice, late, or from an
+    /// earlier time.
+    Carried(Box<Carried>),
     /// The image of a step.
     Image {
         /// Which step.

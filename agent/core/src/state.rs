@@ -160,24 +160,32 @@ pub(crate) fn made_up(status: ExitStatus, launch_error: Option<String>, now: Tim
 pub(crate) struct Over {
     /// With what their epilogs failed of: the answer may be lost and asked for again.
     known: BTreeMap<RunKey, Option<String>>,
-    order: VecDeque<RunKey>,
+    order: VecDeque<(RunKey, Time)>,
+    /// When those were over of which nothing is known any more: none of them later.
+    forgotten: Option<Time>,
 }
 
 impl Over {
     /// How many are remembered: far more than can be under way on one connection.
     const MOST: usize = 10_000;
 
-    pub(crate) fn add(&mut self, run: RunKey, epilog: Option<String>) {
+    pub(crate) fn add(&mut self, run: RunKey, epilog: Option<String>, now: Time) {
         // What is known of one stays: its end may be asked for again.
         if let Entry::Vacant(free) = self.known.entry(run) {
             free.insert(epilog);
-            self.order.push_back(run);
+            self.order.push_back((run, now));
         }
         if self.order.len() > Self::MOST
-            && let Some(oldest) = self.order.pop_front()
+            && let Some((oldest, when)) = self.order.pop_front()
         {
             self.known.remove(&oldest);
+            self.forgotten = self.forgotten.max(Some(when));
         }
+    }
+
+    /// Whether runs may have been forgotten that began before this time.
+    pub(crate) fn forgot_since(&self, time: Time) -> bool {
+        self.forgotten.is_some_and(|when| when >= time)
     }
 
     pub(crate) fn has(&self, run: RunKey) -> bool {

@@ -8,6 +8,7 @@ mod names;
 mod pins;
 mod removed;
 mod serve;
+mod starts;
 
 use crate::direct::Admitted;
 pub(crate) use fetch::PeerSource;
@@ -28,7 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// By what name nodes ask each other for an image from this source: `registry/repository`, or what stands for a file's path, which may
 /// have letters that do not fit into a request. Nothing for what is one machine's.
@@ -81,6 +82,9 @@ pub struct Peers {
     unnoted: removed::Unnoted,
     /// It is to be looked who this node is.
     look: Notify,
+    /// Turns to hand others their Starts, and places for those who bring some.
+    handing: Semaphore,
+    taking: Semaphore,
 }
 
 /// A question that is open.
@@ -148,6 +152,8 @@ impl Peers {
             told: held::Told::default(),
             unnoted: removed::Unnoted::default(),
             look: Notify::new(),
+            handing: Semaphore::new(starts::HANDING),
+            taking: Semaphore::new(starts::TAKING),
         }
     }
 
@@ -329,14 +335,18 @@ impl Peers {
         let _ = self.address.set(":1".into());
     }
 
-    /// Asks for an image; nothing where this node has nothing to do with others.
+    /// Asks for an image; nothing where this node has nothing to do with others, but for what a user asked for without a job: the controller
+    /// may have a login that was sent along.
     pub(crate) fn ask(
         self: &Arc<Self>,
         whose: Whose,
         digest: &str,
         stop: &Arc<AtomicBool>,
     ) -> Option<Arc<Turn>> {
-        self.address.get()?;
+        let for_user = || matches!(whose, Whose::User(_)) && self.inputs.get().is_some();
+        if !self.are_there() && !for_user() {
+            return None;
+        }
         let what = Asked {
             whose,
             digest: digest.to_string(),
@@ -588,6 +598,29 @@ mod tests {
         word(ImageWay::Source);
         assert_eq!(turn.way(), ImageWay::Source);
         assert!(turn.is_sent());
+    }
+
+    #[test]
+    fn a_node_without_others_asks_for_what_users_want_for_the_login_that_was_sent_along_alone() {
+        let peers = Arc::new(Peers::new(NodeName::from("n1"), &Uplink::Local("/nonexistent".into())));
+        let ask = |whose| peers.ask(whose, "sha256:1", &Arc::default());
+        let (run, user) = (Whose::Run(JobId(1), Attempt(0)), Whose::User(Uid(1)));
+        // There is nobody to ask.
+        assert!(ask(user).is_none());
+        let (inputs, mut said) = mpsc::unbounded_channel();
+        let _ = peers.inputs.set(inputs);
+        assert!(ask(run).is_none());
+        let turn = ask(user).unwrap();
+        assert!(matches!(said.try_recv(), Ok(Input::Peers(FromPeers::Asked { user: Uid(1), .. }))));
+        let login = Login { registry: "r.io".into(), secret: "hidden".into() };
+        peers.hear(ToPeers::Login { ask: turn.ask, login: Some(login.clone()) });
+        peers.hear(ToPeers::Way { ask: turn.ask, way: ImageWay::Source, note: String::new() });
+        assert_eq!(turn.way(), ImageWay::Source);
+        assert_eq!(turn.login(), Some(login));
+        // What has the login still hears that it is over.
+        turn.end(Ok(()));
+        drop(turn);
+        assert!(matches!(said.try_recv(), Ok(Input::Peers(FromPeers::Done { there: true, .. }))));
     }
 
     #[test]

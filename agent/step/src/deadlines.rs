@@ -8,6 +8,7 @@
 //! While its agent lives it waits; without one it looks around, and ends when there is nothing more to see to, or another agent, which has one
 //! of its own.
 
+use crate::log::say;
 use crate::spool::{boot_id, read_json, write_json};
 use berth_model::time::{Span, Time};
 use berth_runtime::cgroup::Cgroup;
@@ -20,7 +21,7 @@ use rustix::time::{
     timerfd_create, timerfd_settime,
 };
 use serde::{Deserialize, Serialize};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// After the deadline, supervisors and then the agent are left this long. The controller waits for longer.
@@ -143,11 +144,6 @@ fn look(jobs: &Path, boot: &str, now: Time) -> Option<Time> {
         next = Some(next.map_or(at, |earlier: Time| earlier.min(at)));
     }
     next
-}
-
-/// To the agent's log, which may have nobody who reads it any more.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "berth-step: {text}");
 }
 
 /// Whether an agent holds its lock. Not told where that cannot be seen: then this stays.

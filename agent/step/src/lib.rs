@@ -5,6 +5,7 @@
 pub mod control;
 pub mod deadlines;
 pub mod kept;
+mod log;
 pub mod pmix_server;
 pub mod program;
 pub mod receive;

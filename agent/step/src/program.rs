@@ -23,7 +23,7 @@ pub fn main() -> ExitCode {
     if argv.get(1).is_some_and(|a| a == "receive") {
         return crate::receive::main(&argv[2..]);
     }
-    eprintln!("berth-step: this program is started by berth itself; see 'berth --help'");
+    crate::log::say("this program is started by berth itself; see 'berth --help'");
     ExitCode::from(2)
 }
 
@@ -32,7 +32,7 @@ fn zygote() -> ExitCode {
     match rustix::io::fcntl_dupfd_cloexec(std::io::stdin().as_fd(), 3) {
         Ok(socket) => ExitCode::from(u8::try_from(crate::zygote::run(socket)).unwrap_or(1)),
         Err(e) => {
-            eprintln!("berth-step: standard input is not the agent's socket: {e}");
+            crate::log::say(&format!("standard input is not the agent's socket: {e}"));
             ExitCode::from(2)
         }
     }

@@ -66,14 +66,14 @@ fn order(words: &[OsString]) -> Option<Order> {
 /// Receives from standard input; says on standard error what went wrong.
 pub fn main(words: &[OsString]) -> ExitCode {
     let Some(order) = order(words) else {
-        eprintln!("berth-step: this program is started by berth itself; see 'sbcast --help'");
+        crate::log::say("this program is started by berth itself; see 'sbcast --help'");
         return ExitCode::from(2);
     };
     match receive(&order, &mut std::io::stdin().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             let node = std::env::var("SLURMD_NODENAME").unwrap_or_default();
-            eprintln!("sbcast: error: {node}: {}: {why}", order.path.display());
+            berth_client::out::complain(&format!("sbcast: error: {node}: {}: {why}", order.path.display()));
             ExitCode::FAILURE
         }
     }

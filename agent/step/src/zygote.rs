@@ -186,6 +186,6 @@ fn leave_zygote(keep: &[OwnedFd]) -> io::Result<()> {
 }
 
 fn failed(what: &str, error: &io::Error) -> i32 {
-    eprintln!("berth-step: {what}: {error}");
+    crate::log::say(&format!("{what}: {error}"));
     1
 }

@@ -17,6 +17,7 @@ pub mod getopt;
 mod het;
 mod image;
 pub mod kept;
+mod listing;
 mod local_names;
 pub mod out;
 mod rsh;

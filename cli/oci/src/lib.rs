@@ -320,25 +320,37 @@ fn update(u: &Update, store: &Store) -> Done {
             .map_err(|e| user(format!("the resources on standard input are no JSON: {e}")))?,
         Some(path) => read_json(path)?,
     };
-    let mut set = |part: &str, key: &str, value: Option<Value>| {
+    for (part, key, value) in [
+        ("memory", "limit", u.memory.map(Value::from)),
+        ("memory", "reservation", u.memory_reservation.map(Value::from)),
+        ("memory", "swap", u.memory_swap.map(Value::from)),
+        ("cpu", "period", u.cpu_period.map(Value::from)),
+        ("cpu", "quota", u.cpu_quota.map(Value::from)),
+        ("cpu", "burst", u.cpu_burst.map(Value::from)),
+        ("cpu", "shares", u.cpu_share.map(Value::from)),
+        ("cpu", "idle", u.cpu_idle.map(Value::from)),
+        ("cpu", "cpus", u.cpuset_cpus.clone().map(Value::from)),
+        ("cpu", "mems", u.cpuset_mems.clone().map(Value::from)),
+        ("pids", "limit", u.pids_limit.map(Value::from)),
+        ("blockIO", "weight", u.blkio_weight.map(Value::from)),
+    ] {
         if let Some(value) = value {
-            resources[part][key] = value;
+            put(&mut resources, part, key, value).map_err(user)?;
         }
-    };
-    set("memory", "limit", u.memory.map(Value::from));
-    set("memory", "reservation", u.memory_reservation.map(Value::from));
-    set("memory", "swap", u.memory_swap.map(Value::from));
-    set("cpu", "period", u.cpu_period.map(Value::from));
-    set("cpu", "quota", u.cpu_quota.map(Value::from));
-    set("cpu", "burst", u.cpu_burst.map(Value::from));
-    set("cpu", "shares", u.cpu_share.map(Value::from));
-    set("cpu", "idle", u.cpu_idle.map(Value::from));
-    set("cpu", "cpus", u.cpuset_cpus.clone().map(Value::from));
-    set("cpu", "mems", u.cpuset_mems.clone().map(Value::from));
-    set("pids", "limit", u.pids_limit.map(Value::from));
-    set("blockIO", "weight", u.blkio_weight.map(Value::from));
+    }
     oci::update(store, &u.id, &resources)?;
     Ok(0)
+}
+
+/// Puts a value into a part of resources, which somebody wrote: these, or that part, may be no object.
+fn put(resources: &mut Value, part: &str, key: &str, value: Value) -> Result<(), String> {
+    let whole = resources.as_object_mut().ok_or("the resources are no JSON object")?;
+    match whole.entry(part).or_insert(Value::Null) {
+        Value::Object(of) => drop(of.insert(key.to_string(), value)),
+        empty @ Value::Null => *empty = json!({ key: value }),
+        other => return Err(format!("the resources' {part} is no JSON object, but {other}")),
+    }
+    Ok(())
 }
 
 /// `5s`, `500ms`, `1m`.
@@ -413,6 +425,19 @@ pub struct ByName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resources_that_are_no_objects_are_refused_in_words() {
+        let with = |text: &str| {
+            let mut resources = serde_json::from_str(text).unwrap();
+            put(&mut resources, "memory", "limit", json!(7)).map(|()| resources.to_string())
+        };
+        assert_eq!(with("[1]").unwrap_err(), "the resources are no JSON object");
+        assert!(with("{\"memory\": [5]}").unwrap_err().contains("memory is no JSON object, but [5]"));
+        for text in ["{}", "{\"memory\": null}", "{\"memory\": {\"limit\": 5}}"] {
+            assert_eq!(with(text).unwrap(), "{\"memory\":{\"limit\":7}}", "{text}");
+        }
+    }
 
     #[test]
     fn intervals() {

@@ -194,8 +194,8 @@ fn rotate(state: Option<&Path>) -> Outcome {
         )));
     };
     let now = berth_client::block_on(async { joined::rotate(&dir, &joined).await })?;
-    out::print(&format!("{} has the key {} now; the old one is refused.\n", now.name, &now.key[..16]))
-        .map(|()| 0)
+    let key = joined::beginning(&now.key);
+    out::print(&format!("{} has the key {key} now; the old one is refused.\n", now.name)).map(|()| 0)
 }
 
 /// Approves each machine, or removes it (`force`: in any case). What can be done is done.

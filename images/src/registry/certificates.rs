@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
-use super::{Registries, system};
+use super::{Credentials, Registries, system};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where docker and podman look, beside the person's own directory.
@@ -23,17 +23,25 @@ struct Trust {
 }
 
 /// How TLS is spoken with `host`, which has its port where references have one; with one that is asked without, wherever it
-/// leads to.
+/// leads to. Tells whether authorities of the person's own directory are believed, too.
 pub(super) fn tls(
     registries: &Registries,
     host: &str,
     insecure: bool,
-    home: Option<&Path>,
-) -> Result<TlsConfig> {
+    credentials: &Credentials,
+) -> Result<(TlsConfig, bool)> {
     let mut trust = Trust { authorities: authorities(&registries.certificate_authorities)?, client: None };
-    let own = home.map(|home| home.join(".config/containers/certs.d"));
-    for directory in own.into_iter().chain(SYSTEM.map(PathBuf::from)) {
-        trust.add(&directory.join(host))?;
+    let sites = trust.authorities.len();
+    if let Some(home) = credentials.home() {
+        trust.add(&home.join(".config/containers/certs.d").join(host))?;
+    }
+    if credentials.by_sites_authorities {
+        // The person's certificate is shown all the same.
+        trust.authorities.truncate(sites);
+    }
+    let takes_own = trust.authorities.len() > sites;
+    for directory in SYSTEM {
+        trust.add(&Path::new(directory).join(host))?;
     }
     // Without TLS nothing is read before something is asked with it after all, by the HTTP library.
     let system =
@@ -49,7 +57,7 @@ pub(super) fn tls(
         let chain: Vec<_> = chain.iter().map(|c| Certificate::from_der(c).to_owned()).collect();
         ClientCert::new_with_certs(&chain, key)
     });
-    Ok(TlsConfig::builder().root_certs(roots).client_cert(client).build())
+    Ok((TlsConfig::builder().root_certs(roots).client_cert(client).build(), takes_own))
 }
 
 /// The certificates of the configuration's authorities.
@@ -167,11 +175,10 @@ mod tests {
         for (name, text) in files {
             std::fs::write(directory.join(name), text).unwrap();
         }
-        assert!(
-            tls(&Registries::default(), "r.io", false, Some(home.path())).is_ok(),
-            "another registry's counts"
-        );
-        match tls(&Registries::default(), "r.io:5000", false, Some(home.path())) {
+        let credentials = Credentials::from_parts(None, None, None, Some(home.path()));
+        let of = |host: &str| tls(&Registries::default(), host, false, &credentials);
+        assert!(of("r.io").is_ok(), "another registry's counts");
+        match of("r.io:5000") {
             Ok(_) => String::new(),
             Err(error) => error.to_string(),
         }

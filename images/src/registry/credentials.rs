@@ -24,6 +24,8 @@ pub struct Credentials {
     /// A registry's login that is in none of them.
     pub(super) carried: Option<(String, Identity)>,
     pub(super) used: Used,
+    /// Registries are believed by the system's and the site's authorities alone, and not by those of the person's own directory.
+    pub(super) by_sites_authorities: bool,
 }
 
 /// As whom a registry is asked.
@@ -135,6 +137,11 @@ impl Credentials {
     /// docker, podman and skopeo read as well.
     pub(super) fn own(&self) -> Option<&Path> {
         self.own.as_deref()
+    }
+
+    /// The same, for what registries say of the person to others, who need not believe the person's own authorities.
+    pub(super) fn by_sites_authorities(&self) -> Self {
+        Self { by_sites_authorities: true, ..self.clone() }
     }
 
     /// All files, in the order in which they are asked.

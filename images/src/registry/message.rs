@@ -1,15 +1,18 @@
 //! What to tell a person when a registry refuses or cannot be reached.
 
+use std::io::Read;
 use std::time::SystemTime;
 
-use serde::Deserialize;
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
 use super::credentials::Identity;
 use super::urls::retry_after;
-use super::{Access, Client};
-use crate::error::{Error, ErrorKind, printable};
+use super::{Access, Client, said};
+use crate::error::{Error, ErrorKind};
+
+/// Bytes of an answer that are read for what it says.
+const MOST_SAID: u64 = 1 << 16;
 
 /// What to do about a registry that speaks HTTP alone. Commands that make jobs have no option for it.
 const NO_TLS: &str = "check the port; if you trust the network, allow HTTP with --insecure ('berth run', 'berth image pull'), or for jobs \
@@ -18,20 +21,6 @@ const NO_TLS: &str = "check the port; if you trust the network, allow HTTP with 
 const BAD_TLS: &str = "if its certificate is your site's own, name the authority in images.certificate_authorities of berth.toml or add it \
                        to the system's certificates; if the registry has no TLS, allow HTTP with --insecure, or for jobs in \
                        images.insecure_registries of berth.toml";
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Answer {
-    errors: Vec<Detail>,
-    details: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Detail {
-    code: String,
-    message: String,
-}
 
 /// An answer that is not success: which registry, as whom we asked, what it said, what to do.
 pub(super) fn refused(
@@ -43,7 +32,7 @@ pub(super) fn refused(
 ) -> Error {
     let registry = &client.name.registry;
     let status = response.status();
-    let answered = format!("{} answered {}", client.label(), said(response, identity));
+    let answered = format!("{} answered {}", client.label(), answer(response, identity));
     let asked = url.rsplit('/').next().unwrap_or_default();
     let pushing = matches!(client.access, Access::Push { .. });
     let login = format!("log in with `berth image login {registry}`");
@@ -98,7 +87,7 @@ pub(super) fn refused_elsewhere(client: &Client, server: &str, url: &str, respon
     let reason = format!(
         "{server}, to which {} leads, answered {}",
         client.label(),
-        said(response, &Identity::Anonymous.name())
+        answer(response, &Identity::Anonymous.name())
     );
     if status == StatusCode::NOT_FOUND {
         let asked = url.rsplit('/').next().unwrap_or_default();
@@ -110,15 +99,15 @@ pub(super) fn refused_elsewhere(client: &Client, server: &str, url: &str, respon
 }
 
 /// Status and words of an answer, and to whom it was given.
-fn said(response: Response<Body>, identity: &str) -> String {
+fn answer(response: Response<Body>, identity: &str) -> String {
     let status = response.status();
     let wait = retry_after(response.headers(), SystemTime::now());
-    let body = response.into_body().into_with_config().limit(1 << 16).read_to_vec().unwrap_or_default();
-    let answer: Answer = serde_json::from_slice(&body).unwrap_or_default();
-    let words = match answer.errors.first() {
-        Some(detail) => printable(&format!("{}: {}", detail.code.to_ascii_lowercase(), detail.message), 300),
-        None => printable(&answer.details, 300),
-    };
+    let mut body = Vec::new();
+    // What came of it says more than nothing.
+    let _ = response.into_body().into_reader().take(MOST_SAID).read_to_end(&mut body);
+    let words = said::words(&body);
+    // Many web servers only say the status again.
+    let words = if status.to_string().contains(&words) { String::new() } else { words };
     let words = if words.is_empty() { String::new() } else { format!(" ({words})") };
     let wait = wait
         .filter(|wait| !wait.is_zero())
@@ -126,19 +115,20 @@ fn said(response: Response<Body>, identity: &str) -> String {
     format!("{status}{words} to {identity}{}", wait.unwrap_or_default())
 }
 
-/// Whether another try may help.
+/// Whether another try may help. Of a refused connection that depends on who refused it.
 pub(super) fn may_pass(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::Io(e) => {
-            !no_such_name(e)
-                && !matches!(
-                    e.kind(),
-                    std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::InvalidData
-                )
+            !no_such_name(e) && !is_refused(error) && e.kind() != std::io::ErrorKind::InvalidData
         }
         ureq::Error::Timeout(_) | ureq::Error::BodyStalled | ureq::Error::Protocol(_) => true,
         _ => false,
     }
+}
+
+/// Whether nothing listens there.
+pub(super) fn is_refused(error: &ureq::Error) -> bool {
+    matches!(error, ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 /// Whether it is known that there is no such host, rather than unknown for now. Of getaddrinfo's code the standard
@@ -162,19 +152,19 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
     let unknown = || {
         (
             "the host name is unknown".to_owned(),
-            "check the spelling, and that this machine can resolve names, or name a proxy (HTTPS_PROXY)",
+            "check the spelling, and that this machine can resolve names, or name a proxy (HTTPS_PROXY, HTTP_PROXY)",
         )
     };
     let (reason, next) = match error {
         ureq::Error::HostNotFound => unknown(),
         ureq::Error::Io(e) if no_such_name(e) => unknown(),
-        ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => (
+        refused if is_refused(refused) => (
             "nothing listens there (connection refused)".to_owned(),
             "check the port, and that the registry runs",
         ),
         ureq::Error::Timeout(what) => (
             format!("no answer in time ({what})"),
-            "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall",
+            "check the network, a proxy (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) or a firewall",
         ),
         // A server without TLS answers a handshake with plain text.
         ureq::Error::Io(e)
@@ -196,16 +186,21 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
             return Error::new(ErrorKind::Refused, what, format!("its answer is larger than {limit} bytes"))
                 .next("no manifest needs one this large; check what the name points to");
         }
-        other => (other.to_string(), "check the network, a proxy (HTTPS_PROXY, NO_PROXY) or a firewall"),
+        other => (
+            other.to_string(),
+            "check the network, a proxy (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) or a firewall",
+        ),
     };
     // The address of the proxy may have a login in it.
-    let (by, next) = match client.proxy() {
-        Some(proxy) => (
+    let (by, next) = match client.agents.proxy(&client.base) {
+        Some((proxy, variable)) => (
             format!(" by the proxy {proxy}"),
-            "check that the proxy of HTTPS_PROXY runs, takes the login in its address and reaches the registry, or name the \
-             registry in NO_PROXY",
+            format!(
+                "check that the proxy of {variable} runs, takes the login in its address and reaches the registry, or name the \
+                 registry in NO_PROXY"
+            ),
         ),
-        None => (String::new(), next),
+        None => (String::new(), next.to_owned()),
     };
     Error::new(ErrorKind::Unreachable, what, format!("{server} cannot be reached{by}: {reason}")).next(next)
 }

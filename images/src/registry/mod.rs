@@ -1,5 +1,6 @@
 //! A client of the OCI distribution API, blocking, for manifests and blobs of one repository.
 
+mod agents;
 mod blob;
 mod carried;
 mod certificates;
@@ -14,6 +15,7 @@ mod proxy;
 mod push;
 mod ranges;
 mod reach;
+mod said;
 mod session;
 mod signatures;
 mod span;
@@ -24,10 +26,12 @@ mod urls;
 mod ways;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ureq::http::{Response, StatusCode, header};
-use ureq::{Agent, Body, RequestBuilder};
+use ureq::typestate::WithoutBody;
+use ureq::{Agent, Body, Proxy, RequestBuilder};
 
 pub use credentials::Credentials;
 pub use login::{Login, LoginTarget};
@@ -41,21 +45,18 @@ use crate::manifest::ACCEPT;
 use crate::reference::{DEFAULT_REGISTRY, RegistryRef};
 use crate::source::{BlobKind, mismatch};
 use crate::unpack::Limits;
+use agents::Agents;
 use reach::Address;
 use session::Session;
 use trials::Trials;
-use unproxied::Unproxied;
 use urls::{join, origin, query};
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
+
+/// Who asks one repository at one place.
 struct Client {
-    agent: Agent,
-    /// Without the environment's proxy, where there is one.
-    direct: Option<Agent>,
-    unproxied: Unproxied,
-    /// Why none can be asked by the environment's proxy.
-    no_proxy: Option<Error>,
+    agents: Agents,
     /// `https://host:port`.
     base: String,
     /// Registry and repository as they are asked: of a mirror, its own.
@@ -64,10 +65,14 @@ struct Client {
     mirror_of: Option<String>,
     credentials: Credentials,
     insecure: bool,
+    /// It is believed by an authority of the person's own directory, too.
+    takes_own: bool,
     access: Access,
     /// For how long more of an answer is waited for.
     read: Duration,
     session: Mutex<Session>,
+    /// It answered, whatever it said.
+    has_answered: AtomicBool,
 }
 
 /// How long a registry is waited for.
@@ -159,14 +164,8 @@ impl Client {
         patience: &Patience,
     ) -> Result<Self> {
         let insecure = base.starts_with("http://");
-        let tls = certificates::tls(registries, &name.registry, insecure, credentials.home())?;
-        let unproxied = Unproxied::from_env();
-        let (proxy, no_proxy) = match proxy::of_env() {
-            // It is not needed, unless the registry leads elsewhere.
-            Err(why) if unproxied.has(&base) => (None, Some(why)),
-            found => (found?, None),
-        };
-        let config = || {
+        let (tls, takes_own) = certificates::tls(registries, &name.registry, insecure, credentials)?;
+        let agent = |proxy: Option<Proxy>| {
             Agent::config_builder()
                 .http_status_as_error(false)
                 .https_only(!insecure)
@@ -181,22 +180,22 @@ impl Client {
                 .timeout_recv_response(Some(patience.answer))
                 .timeout_per_read(Some(patience.read))
                 .tls_config(tls.clone())
+                .proxy(proxy)
+                .build()
+                .new_agent()
         };
-        let direct = proxy.is_some().then(|| config().proxy(None).build().new_agent());
-        let agent = config().proxy(proxy).build().new_agent();
         Ok(Self {
-            agent,
-            direct,
-            unproxied,
-            no_proxy,
+            agents: Agents::of_env(&agent),
             base,
             name,
             mirror_of,
             credentials: credentials.clone(),
             insecure,
+            takes_own,
             access,
             read: patience.read,
             session: Mutex::default(),
+            has_answered: AtomicBool::new(false),
         })
     }
 
@@ -216,24 +215,12 @@ impl Client {
         }
     }
 
-    /// Host and port of the proxy by which it is asked.
-    fn proxy(&self) -> Option<String> {
-        let proxy = self.agent_for(&self.base).ok()?.config().proxy()?;
-        Some(format!("{}:{}", proxy.host(), proxy.port()))
-    }
-
     /// Who asks the server of this URL: by the proxy of the environment, or without.
     ///
     /// # Errors
     /// It is to be asked by one that cannot be used.
     fn agent_for(&self, url: &str) -> std::result::Result<&Agent, ureq::Error> {
-        if self.unproxied.has(url) {
-            return Ok(self.direct.as_ref().unwrap_or(&self.agent));
-        }
-        match &self.no_proxy {
-            Some(why) => Err(ureq::Error::Other(Box::new(why.clone()))),
-            None => Ok(&self.agent),
-        }
+        self.agents.of(url)
     }
 
     fn is_mirror(&self) -> bool {
@@ -250,19 +237,27 @@ impl Client {
             self.allowed(self.agent_for(&url)?.head(&url), &url).header(header::ACCEPT, ACCEPT).call()
         })?;
         let told = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
-        Ok(told.filter(|_| response.status().is_success()).and_then(|text| text.parse().ok()))
+        let told = told.filter(|_| response.status().is_success());
+        let told = told.and_then(|text| text.parse::<Digest>().ok());
+        // Of a digest it can say no other one. Where it does, it is asked for the whole, which shows what it is.
+        let asked = selector.parse::<Digest>().ok();
+        Ok(told.filter(|told| asked.is_none_or(|asked| asked == *told)))
     }
 
     /// Whether the repository has the blob.
     fn has(&self, digest: &Digest) -> Result<bool> {
         let url = self.url(BlobKind::Blob, &digest.to_string());
-        // Storage behind a registry need not answer to HEAD; that it is named is enough.
-        let known = |status: StatusCode| {
-            status.is_success() || status.is_redirection() || status == StatusCode::NOT_FOUND
-        };
-        let response = self
-            .persevere(&url, &known, &mut || self.allowed(self.agent_for(&url)?.head(&url), &url).call())?;
-        Ok(response.status() != StatusCode::NOT_FOUND)
+        let nothing = [StatusCode::NOT_FOUND, StatusCode::RANGE_NOT_SATISFIABLE];
+        let known = |status: StatusCode| status.is_success() || nothing.contains(&status);
+        let response = self.persevere(&url, &known, &mut || {
+            let told = self.follow(&url, &|agent: &Agent, target: &str| agent.head(target))?;
+            if told.status().is_success() || urls::elsewhere(&self.base, &told).is_none() {
+                return Ok(told);
+            }
+            // The address of storage may be signed for reading alone: it is asked for a byte.
+            self.send(&url, None, Range { from: 0, end: Some(1) })
+        })?;
+        Ok(response.status().is_success())
     }
 
     /// Asks for a manifest by tag or digest; gives its bytes, its type and its verified digest.
@@ -294,6 +289,8 @@ impl Client {
             BlobKind::Blob
             | BlobKind::Held
             | BlobKind::Archive
+            | BlobKind::Forms
+            | BlobKind::Form
             | BlobKind::Signatures
             | BlobKind::SifSignatures => "blobs",
         };
@@ -318,6 +315,7 @@ impl Client {
         loop {
             let pause = match send() {
                 Ok(response) => {
+                    self.has_answered.store(true, Ordering::Relaxed);
                     let status = response.status();
                     if known(status) {
                         return Ok(response);
@@ -348,29 +346,43 @@ impl Client {
                         None => self.refused(&self.what(), url, &self.identity_name(), response),
                     })?
                 }
-                Err(error) => trials.after_none(&error).ok_or_else(|| self.transport(&error))?,
+                Err(error) => {
+                    let has_answered = self.has_answered.load(Ordering::Relaxed);
+                    trials.after_none(&error, has_answered).ok_or_else(|| self.transport(&error))?
+                }
             };
             std::thread::sleep(pause);
         }
     }
 
-    /// One GET, following redirects. Storage behind a registry is given a signed address, never the login.
+    /// One GET, following redirects.
     fn send(
         &self,
         url: &str,
         accept: Option<&str>,
         range: Range,
     ) -> std::result::Result<Response<Body>, ureq::Error> {
-        let mut target = url.to_owned();
-        for _ in 0..=REDIRECTS {
-            let mut request = self.allowed(self.agent_for(&target)?.get(&target), &target);
+        self.follow(url, &|agent: &Agent, target: &str| {
+            let mut request = agent.get(target);
             if let Some(accept) = accept {
                 request = request.header(header::ACCEPT, accept);
             }
             if let Some(range) = range.header() {
                 request = request.header(header::RANGE, range);
             }
-            let response = request.call()?;
+            request
+        })
+    }
+
+    /// One request, following redirects. Storage behind a registry is given a signed address, never the login.
+    fn follow(
+        &self,
+        url: &str,
+        ask: &dyn Fn(&Agent, &str) -> RequestBuilder<WithoutBody>,
+    ) -> std::result::Result<Response<Body>, ureq::Error> {
+        let mut target = url.to_owned();
+        for _ in 0..=REDIRECTS {
+            let response = self.allowed(ask(self.agent_for(&target)?, &target), &target).call()?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -411,7 +423,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpListener;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::trials::ATTEMPTS;
     use super::*;
@@ -470,7 +482,8 @@ mod tests {
         let (address, asked) = stalling(said);
         let mut client = client(&address, LONG, LONG);
         let why = Error::new(ErrorKind::Unsupported, "ALL_PROXY", "names no proxy");
-        (client.no_proxy, client.unproxied) = (Some(why.clone()), Unproxied::default());
+        client.agents.http = Err(why.clone());
+        client.agents.unproxied = unproxied::Unproxied::default();
         assert_eq!(client.manifest("1").unwrap_err(), why);
         assert_eq!(asked.load(Ordering::Relaxed), 1, "it is not asked again for that");
     }

@@ -8,7 +8,7 @@ use ureq::http::{HeaderMap, header};
 use super::challenge::{self, Challenge};
 use super::credentials::Identity;
 use super::trials::Trials;
-use super::urls::query;
+use super::urls::{origin, query};
 use super::{Access, Client, message};
 use crate::error::{Error, ErrorKind, Result, printable};
 
@@ -172,7 +172,11 @@ impl Client {
                 Ok(response) => trials
                     .after(&response)
                     .ok_or_else(|| self.refused(&what, realm, &identity.name(), response))?,
-                Err(error) => trials.after_none(&error).ok_or_else(|| silent(&error))?,
+                // The registry itself has just answered; any other one may never have been there.
+                Err(error) => {
+                    let has_answered = origin(realm) == Some(self.base.as_str());
+                    trials.after_none(&error, has_answered).ok_or_else(|| silent(&error))?
+                }
             };
             std::thread::sleep(pause);
         };

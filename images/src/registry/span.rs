@@ -208,7 +208,7 @@ impl Span {
             return Err(broken.after(&self.before));
         }
         self.left -= 1;
-        std::thread::sleep(super::trials::a_moment());
+        std::thread::sleep(super::trials::a_moment(RESUMES - 1 - self.left));
         Ok(())
     }
 }

@@ -15,6 +15,9 @@ use super::urls::retry_after;
 pub(super) const ATTEMPTS: u32 = 5;
 /// How often one is tried at a mirror, beside which there is another place to ask.
 const MIRROR_ATTEMPTS: u32 = 2;
+/// How often a registry is tried again that refuses connections and has answered before: it may be about to begin anew. With waits that grow
+/// as those between other tries, this is about 25 s.
+const REFUSALS: u32 = 7;
 /// Wait before the second try, more or less; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Longest wait where the server asks for none.
@@ -50,14 +53,21 @@ impl Spread {
     }
 }
 
-/// The wait before something goes on that was broken off.
-pub(super) fn a_moment() -> Duration {
-    Spread::by_chance().about(FIRST_WAIT)
+/// The wait before something goes on that was broken off, and went on so many times before without getting on.
+pub(super) fn a_moment(before: u32) -> Duration {
+    Spread::by_chance().about(doubled(before))
+}
+
+/// The wait after so many others.
+fn doubled(before: u32) -> Duration {
+    FIRST_WAIT.saturating_mul(2u32.saturating_pow(before)).min(LONGEST_WAIT)
 }
 
 /// The tries of one request.
 pub(super) struct Trials {
     left: u32,
+    /// Refused connections that may still come.
+    refusals: u32,
     wait: Duration,
     leave: Duration,
     spread: Spread,
@@ -69,9 +79,11 @@ impl Trials {
     }
 
     fn spread_by(is_mirror: bool, spread: Spread) -> Self {
-        let (attempts, leave) =
-            if is_mirror { (MIRROR_ATTEMPTS, MIRROR_LEAVE) } else { (ATTEMPTS, LONGEST_LEAVE) };
-        Self { left: attempts - 1, wait: FIRST_WAIT, leave, spread }
+        let (attempts, refusals, leave) = match is_mirror {
+            true => (MIRROR_ATTEMPTS, 0, MIRROR_LEAVE),
+            false => (ATTEMPTS, REFUSALS, LONGEST_LEAVE),
+        };
+        Self { left: attempts - 1, refusals, wait: FIRST_WAIT, leave, spread }
     }
 
     /// How long to wait before the same is asked again upon this answer; `None` where it is not.
@@ -83,8 +95,12 @@ impl Trials {
         self.next(retry_after(response.headers(), SystemTime::now()))
     }
 
-    /// The same where no answer came.
-    pub(super) fn after_none(&mut self, error: &ureq::Error) -> Option<Duration> {
+    /// The same where no answer came, of one that has answered before or not: where nothing ever listened, nothing is waited for.
+    pub(super) fn after_none(&mut self, error: &ureq::Error, has_answered: bool) -> Option<Duration> {
+        if message::is_refused(error) {
+            self.refusals = self.refusals.checked_sub(1).filter(|_| has_answered)?;
+            return Some(self.spread.about(doubled(REFUSALS - 1 - self.refusals)));
+        }
         if message::may_pass(error) { self.next(None) } else { None }
     }
 
@@ -109,11 +125,30 @@ mod tests {
         Trials::spread_by(is_mirror, Spread(seed))
     }
 
+    fn about(wait: Option<Duration>, of: Duration) {
+        assert!(wait.is_some_and(|wait| wait >= of / 2 && wait <= of * 3 / 2), "{wait:?} for {of:?}");
+    }
+
+    #[test]
+    fn one_that_has_answered_before_may_begin_anew() {
+        let refused = ureq::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
+        for seed in 0..100 {
+            let mut trials = trials(false, seed);
+            for before in 0..REFUSALS {
+                about(trials.after_none(&refused, true), FIRST_WAIT * 2u32.pow(before));
+            }
+            assert_eq!(trials.after_none(&refused, true), None);
+            about(trials.next(None), FIRST_WAIT);
+        }
+        assert_eq!(trials(false, 0).after_none(&refused, false), None, "nothing ever listened there");
+        assert_eq!(trials(true, 0).after_none(&refused, true), None, "there is another place to ask");
+        for before in 0..9 {
+            about(Some(a_moment(before)), (FIRST_WAIT * 2u32.pow(before)).min(LONGEST_WAIT));
+        }
+    }
+
     #[test]
     fn waits_grow_and_what_a_server_asks_for_counts_before_them() {
-        let about = |wait: Option<Duration>, of: Duration| {
-            assert!(wait.is_some_and(|wait| wait >= of / 2 && wait <= of * 3 / 2), "{wait:?} for {of:?}");
-        };
         let asked = |wait: Option<Duration>, of: u64, more: Duration| {
             let of = Duration::from_secs(of);
             assert!(wait.is_some_and(|wait| wait >= of && wait <= of + more), "{wait:?} for {of:?}");

@@ -12,7 +12,12 @@ use crate::reference::RegistryRef;
 use crate::source::{BlobKind, BlobSource};
 
 /// One repository of a registry.
-pub struct Registry(Arc<Ways>);
+pub struct Registry {
+    ways: Arc<Ways>,
+    /// The same for what the registry says of the person to others: where authorities of the person's own directory are believed for the
+    /// rest, anybody whom the person chose may answer there.
+    vouched: Option<Arc<Ways>>,
+}
 
 /// The ways to a repository.
 pub(super) struct Ways {
@@ -53,13 +58,12 @@ impl Registry {
     /// # Errors
     /// A certificate that is to be taken is not one, or a mirror's address is none.
     pub fn new(name: &RegistryRef, credentials: &Credentials, registries: &Registries) -> Result<Self> {
-        let mut ways = Vec::new();
-        for (url, grants) in registries.mirrors_of(&name.registry) {
-            let address = Address::of(url)?;
-            ways.push(Way::new(Client::of_mirror(name, &address, credentials, registries)?, grants));
-        }
-        ways.push(Way::new(Client::new(name, credentials, registries, Access::Pull)?, true));
-        Ok(Self(Arc::new(Ways { all: ways, connections: Mutex::new(ranges::EXTRA) })))
+        let ways = Ways::new(name, credentials, registries)?;
+        let vouched = match ways.all.iter().any(|way| way.client.takes_own) {
+            true => Some(Ways::new(name, &credentials.by_sites_authorities(), registries)?),
+            false => None,
+        };
+        Ok(Self { ways, vouched })
     }
 
     /// Asks for the digest of a manifest by tag or digest, without the manifest; `None` where that is not answered, and it is to
@@ -70,7 +74,7 @@ impl Registry {
     pub(crate) fn digest_of(&self, selector: &str) -> Result<Option<Digest>> {
         let mut before = Vec::new();
         let ask = &mut |client: &Client| client.digest_of(selector);
-        match self.0.first(0, BlobKind::Manifest, &mut before, ask) {
+        match self.ways.first(0, BlobKind::Manifest, &mut before, ask) {
             Ok((_, digest)) => Ok(digest),
             Err(error) if error.kind() == ErrorKind::Unreachable => Err(error),
             // An answer to HEAD has no reason in it.
@@ -85,32 +89,43 @@ impl Registry {
     pub(crate) fn manifest(&self, selector: &str) -> Result<(Vec<u8>, Option<String>, Digest)> {
         let mut before = Vec::new();
         let answer =
-            self.0.first(0, BlobKind::Manifest, &mut before, &mut |client| client.manifest(selector));
+            self.ways.first(0, BlobKind::Manifest, &mut before, &mut |client| client.manifest(selector));
         answer.map(|(_, manifest)| manifest)
     }
 }
 
 impl BlobSource for Registry {
     fn describe(&self) -> String {
-        self.0.describe()
+        self.ways.describe()
     }
 
     fn open(&self, kind: BlobKind, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>> {
         if kind == BlobKind::Signatures {
-            return Ok(Box::new(std::io::Cursor::new(signatures::collect(&self.0, digest)?)));
+            return Ok(Box::new(std::io::Cursor::new(signatures::collect(&self.ways, digest)?)));
         }
         if kind == BlobKind::Held {
             let mut before = Vec::new();
-            let (_, has) = self.0.first(0, kind, &mut before, &mut |client| client.has(digest))?;
+            let ways = self.vouched.as_ref().unwrap_or(&self.ways);
+            let (_, has) = ways.first(0, kind, &mut before, &mut |client| client.has(digest))?;
             let reason = "the repository does not have it";
             let no = || Error::new(ErrorKind::NotFound, format!("{digest} of {}", self.describe()), reason);
             return if has { Ok(Box::new(std::io::empty())) } else { Err(no().next("push the image again")) };
         }
-        blob::open(&self.0, kind, digest, offset)
+        blob::open(&self.ways, kind, digest, offset)
     }
 }
 
 impl Ways {
+    fn new(name: &RegistryRef, credentials: &Credentials, registries: &Registries) -> Result<Arc<Self>> {
+        let mut all = Vec::new();
+        for (url, grants) in registries.mirrors_of(&name.registry) {
+            let address = Address::of(url)?;
+            all.push(Way::new(Client::of_mirror(name, &address, credentials, registries)?, grants));
+        }
+        all.push(Way::new(Client::new(name, credentials, registries, Access::Pull)?, true));
+        Ok(Arc::new(Self { all, connections: Mutex::new(ranges::EXTRA) }))
+    }
+
     #[cfg(test)]
     pub(super) fn of_one(client: Client) -> Arc<Self> {
         Arc::new(Self { all: vec![Way::new(client, true)], connections: Mutex::new(0) })

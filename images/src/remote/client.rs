@@ -74,7 +74,7 @@ impl RemoteSource {
         let receiving = Arc::downgrade(&link);
         let mut read = read;
         // Ends when the other side closes, which it does when it sees our side closed.
-        std::thread::spawn(move || {
+        let begun = std::thread::Builder::new().spawn(move || {
             loop {
                 let frame = read_frame(&mut read);
                 let Some(link) = receiving.upgrade() else { return };
@@ -89,6 +89,9 @@ impl RemoteSource {
                 }
             }
         });
+        if let Err(e) = begun {
+            link.break_off(broken(&format!("nobody hears it: no thread can be started: {e}")));
+        }
         Self { description: description.into(), link, patience: PATIENCE, look: LOOK, peers: false }
     }
 
@@ -194,8 +197,13 @@ impl Link {
                 return Err(broken("it sent a request where an answer was expected"));
             }
         };
-        if let Some(stream) = state.streams.get(&frame.stream) {
-            // A reader that is gone needs nothing.
+        // A reader that is gone needs nothing.
+        if matches!(message, Message::Data(_)) {
+            if let Some(stream) = state.streams.get(&frame.stream) {
+                let _ = stream.queue.send(message);
+            }
+        } else if let Some(stream) = state.streams.remove(&frame.stream) {
+            // The last word of a stream. These need no credit, so that any number of them would wait for a reader.
             let _ = stream.queue.send(message);
         }
         Ok(())
@@ -487,6 +495,26 @@ mod tests {
         assert!(hostile(&wrong).contains("sha256:"));
         let short = frame(4, 100, b"abc");
         assert!(hostile(&short).contains("fetching process"));
+    }
+
+    #[test]
+    fn only_one_last_word_of_a_stream_waits_for_its_reader() {
+        use super::super::Frame;
+        let (ours, _theirs) = pair();
+        let link =
+            Link { heard: AtomicU64::new(0), write: Mutex::new(Box::new(ours)), state: Mutex::default() };
+        for kind in [Kind::End, Kind::Fail] {
+            let (queue, receiver) = channel();
+            link.state().streams.insert(7, Stream { queue, credit: WINDOW });
+            link.take(Frame { kind: Kind::Data, stream: 7, payload: vec![1] }).unwrap();
+            for _ in 0..1000 {
+                link.take(Frame { kind, stream: 7, payload: Vec::new() }).unwrap();
+            }
+            link.take(Frame { kind: Kind::Data, stream: 7, payload: vec![2] }).unwrap();
+            let waiting: Vec<Message> = receiver.try_iter().collect();
+            assert!(matches!(waiting[..], [Message::Data(_), Message::End | Message::Failed(_)]), "{kind:?}");
+            assert!(link.state().streams.is_empty());
+        }
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub fn serve_fetcher(source: &dyn BlobSource, mut read: impl Read, write: impl W
     let broken = |reason: String| Error::new(ErrorKind::Unreachable, "link to the unpacking process", reason);
     let over = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
-        scope.spawn(|| be_alive(&write, &over));
+        let start = |e: std::io::Error| broken(format!("no thread can be started: {e}"));
+        std::thread::Builder::new().spawn_scoped(scope, || be_alive(&write, &over)).map_err(start)?;
         let mut streams: HashMap<u32, Arc<Credit>> = HashMap::new();
         let result = loop {
             let frame = match read_frame(&mut read) {
@@ -67,10 +68,13 @@ pub fn serve_fetcher(source: &dyn BlobSource, mut read: impl Read, write: impl W
                     let credit = Arc::new(Credit { state: Mutex::new(state), changed: Condvar::new() });
                     streams.insert(frame.stream, Arc::clone(&credit));
                     let write = &write;
-                    scope.spawn(move || {
+                    let begun = std::thread::Builder::new().spawn_scoped(scope, move || {
                         serve_stream(source, &open, frame.stream, &credit, write);
                         credit.with(|c| c.done = true);
                     });
+                    if let Err(e) = begun {
+                        break Err(start(e));
+                    }
                 }
                 Kind::Credit => {
                     let Ok(bytes) = <[u8; 4]>::try_from(frame.payload.as_slice()) else {

@@ -333,7 +333,8 @@ struct Layer {
 impl Layer {
     fn of(image: Arc<Image>) -> Layer {
         let (out, pieces) = sync_channel(QUEUE);
-        std::thread::spawn(move || {
+        let failed = out.clone();
+        let begun = std::thread::Builder::new().spawn(move || {
             let mut piece = Vec::with_capacity(CHUNK);
             let gone = || Error::new(ErrorKind::Io, "squashfs image", "nobody reads it any more");
             let made = image.archive(&Limits::default(), &mut |bytes| {
@@ -347,6 +348,10 @@ impl Layer {
             // A reader that is gone has its own reasons.
             let _ = out.send(made.map(|_| piece));
         });
+        if let Err(e) = begun {
+            // It is the first word of this one, for which there is room.
+            let _ = failed.send(Err(Error::io("the thread that reads a squashfs image", e)));
+        }
         Layer { pieces, current: Vec::new(), at: 0 }
     }
 }

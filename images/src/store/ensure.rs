@@ -527,9 +527,14 @@ impl Store {
         let results = Mutex::new(Results { reports, fetched, failed: None, short });
         let one_failed = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| self.layer_worker(&queue, (&results, &one_failed), source, progress));
+            let work = || self.layer_worker(&queue, (&results, &one_failed), source, progress);
+            for _ in 1..workers {
+                // Fewer do it as well, be it this thread alone.
+                if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
             }
+            work();
         });
         let Results { reports, fetched, failed, short } =
             results.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -693,6 +698,7 @@ fn fetch_lock(digest: &Digest) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::merge::merged_name;
     use super::*;
     use crate::digest::Algorithm;
     use std::collections::BTreeSet;
@@ -729,10 +735,11 @@ mod tests {
             indexes: Vec::new(),
             pin: None,
         };
+        let merged = Digest::of(Algorithm::Sha256, b"merged");
         let needed = PendingRecord {
             layers: Vec::new(),
             config_digest: Digest::of(Algorithm::Sha256, b"config"),
-            merged: None,
+            merged: Some(merged.clone()),
         };
         let partials = |store: &Store| -> Vec<String> {
             let names = store.names(&store.images).unwrap();
@@ -748,10 +755,13 @@ mod tests {
         // The last user's source has nothing of it.
         store.ensure(&image, &StoreAlone, &()).unwrap_err();
         assert_eq!(partials(&store), all[..2]);
+        std::fs::create_dir(store.root.join("layers").join(merged_name(&merged))).unwrap();
         store.collect(&BTreeSet::from([digest])).unwrap();
         assert_eq!(partials(&store), all[..2], "somebody wants it");
+        assert_eq!(store.stored_merged().unwrap(), [merged], "and its lowest layers as one");
         store.collect(&BTreeSet::new()).unwrap();
         assert_eq!(partials(&store), Vec::<String>::new());
+        assert!(store.stored_merged().unwrap().is_empty());
     }
 
     #[test]

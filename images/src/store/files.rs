@@ -1,9 +1,10 @@
 //! Small files of the store: read whole and bounded, written so that a reader sees the old or the new one.
 
+use std::collections::hash_map::RandomState;
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, fchown, fsync, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
@@ -60,20 +61,17 @@ fn put(
     owner: Option<(Uid, Gid)>,
     safely: bool,
 ) -> Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let temporary = format!(".{name}.{}.{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
     let what = |e: std::io::Error| Error::io(format!("image store: {name}"), e);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = || openat(directory, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR);
-    let fd = match open() {
-        // Left by a process of the same number that was killed.
-        Err(Errno::EXIST) => {
-            unlinkat(directory, temporary.as_str(), AtFlags::empty()).map_err(|e| what(e.into()))?;
-            open()
+    let (temporary, fd) = loop {
+        // By chance: each PID namespace counts its processes from one, and several may have the store.
+        let temporary = format!(".{name}.{:016x}", RandomState::new().build_hasher().finish());
+        match openat(directory, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => break (temporary, fd),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(what(errno.into())),
         }
-        other => other,
-    }
-    .map_err(|e| what(e.into()))?;
+    };
     let result = (|| {
         if let Some((uid, gid)) = owner {
             fchown(&fd, Some(uid), Some(gid))?;
@@ -123,5 +121,27 @@ pub(super) fn remove(directory: BorrowedFd<'_>, name: &str) -> Result<()> {
     match unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(Error::io(format!("image store: {name}"), errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn what_a_process_of_the_same_number_writes_elsewhere_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = File::open(dir.path()).unwrap();
+        // What one in another PID namespace is writing, where files are called by numbers of processes.
+        let of_other = |n: u32| dir.path().join(format!(".record.{}.{n}", std::process::id()));
+        (0..1000).for_each(|n| std::fs::write(of_other(n), "other").unwrap());
+        for bytes in [b"one", b"two"] {
+            write(directory.as_fd(), "record", bytes, None).unwrap();
+            assert_eq!(read(directory.as_fd(), "record").unwrap().as_deref(), Some(&bytes[..]));
+        }
+        assert!((0..1000).all(|n| of_other(n).exists()));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1001, "nothing of ours is left");
     }
 }

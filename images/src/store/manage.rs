@@ -493,6 +493,7 @@ impl Store {
                         continue;
                     };
                     layers.extend(partial.layers);
+                    merged.extend(partial.merged);
                     blobs.extend([digest, partial.config_digest]);
                 } else if let Some(digest) = name.strip_suffix(".json").and_then(Digest::from_file_name) {
                     match self.whole_record(&digest)? {

@@ -118,24 +118,29 @@ impl Store {
         let workers = MAX_PARALLEL.min(queue.len());
         let state = Mutex::new((queue, known, None::<Error>));
         let state = || state.lock().unwrap_or_else(PoisonError::into_inner);
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    loop {
-                        let next = state().0.pop_front();
-                        let Some(layer) = next else { return };
-                        match self.show_layer(image, layer, source, progress) {
-                            Ok(()) => state().1.push(layer),
-                            Err(error) => {
-                                let mut state = state();
-                                state.0.clear();
-                                state.2.get_or_insert(error);
-                                return;
-                            }
-                        }
+        let work = || {
+            loop {
+                let next = state().0.pop_front();
+                let Some(layer) = next else { return };
+                match self.show_layer(image, layer, source, progress) {
+                    Ok(()) => state().1.push(layer),
+                    Err(error) => {
+                        let mut state = state();
+                        state.0.clear();
+                        state.2.get_or_insert(error);
+                        return;
                     }
-                });
+                }
             }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..workers {
+                // Fewer do it as well, be it this thread alone.
+                if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
+            }
+            work();
         });
         let (known, failed) = {
             let mut state = state();

@@ -30,7 +30,10 @@ pub(super) fn sum(image: &File) -> io::Result<Digest> {
     let summer = Summer { image, next: Mutex::default(), sums: Mutex::new(Ok(Vec::new())) };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(|| summer.work());
+            // Fewer do it as well, be it this thread alone.
+            if std::thread::Builder::new().spawn_scoped(scope, || summer.work()).is_err() {
+                break;
+            }
         }
         summer.work();
     });

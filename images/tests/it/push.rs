@@ -234,6 +234,36 @@ fn a_token_is_asked_for_that_allows_pushing_and_renewed_while_pushing() {
 }
 
 #[test]
+fn what_a_registry_only_names_a_place_of_is_there_where_that_place_has_it() {
+    let (bench, store, full) = start(Behaviour::default());
+    push(&store, &bench, &full).unwrap();
+    let nothing = || tempfile::tempdir().unwrap();
+    let full = bench.path().join("registry");
+    let places = [nothing(), nothing()];
+    let gone = Behaviour { answers: Some("403 Forbidden"), ..Behaviour::default() };
+    for (storage, behaviour, uploaded) in [
+        (places[0].path(), Behaviour::default(), Some(1)),
+        (&*full, Behaviour::default(), Some(0)),
+        // An address that is signed for reading alone.
+        (&*full, Behaviour { no_head: true, ..Behaviour::default() }, Some(0)),
+        (places[1].path(), Behaviour { no_head: true, ..Behaviour::default() }, Some(1)),
+        (&*full, gone, None),
+    ] {
+        let storage = FakeRegistry::new(storage.to_path_buf(), behaviour);
+        let redirect = Some(format!("http://{}", storage.address));
+        let own = nothing();
+        let front = Behaviour { redirect, redirect_head: true, ..Behaviour::default() };
+        let front = FakeRegistry::new(own.path().to_path_buf(), front);
+        match (push(&store, &bench, &front), uploaded) {
+            (Ok(pushed), Some(uploaded)) => assert_eq!(pushed.uploaded, uploaded, "{:?}", storage.log()),
+            (Err(error), None) => assert!(error.to_string().contains(&storage.address), "{error}"),
+            (found, wanted) => panic!("{found:?} where {wanted:?} is right: {:?}", storage.log()),
+        }
+        assert!(storage.count("HEAD ") > 0, "{:?}", front.log());
+    }
+}
+
+#[test]
 fn what_a_registry_does_not_mount_is_uploaded() {
     let bench = Bench::new();
     let layout = bench.layout();

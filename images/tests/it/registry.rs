@@ -1,5 +1,7 @@
 //! Registries: a real one, with and without login, and one that misbehaves.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,7 +9,7 @@ use std::time::Duration;
 use berth_model::login::Login;
 
 use berth_images::{
-    Algorithm, Credentials, Digest, ErrorKind, Manifests, ProgressEvent, Reference, Registries,
+    Algorithm, Credentials, Digest, ErrorKind, Manifests, Mirror, ProgressEvent, Reference, Registries,
     ResolveOptions, open_source, resolve,
 };
 
@@ -291,6 +293,63 @@ fn busy_registries_and_cut_connections_are_survived() {
     assert!(fake.count(" range") >= 2, "{:?}", fake.log());
 }
 
+/// Hands requests on to a registry, one after the other. In the middle of the first answer of more than `most` bytes it goes away, and comes
+/// back where it was; then it is true.
+fn restarting(to: String, most: usize) -> (String, Arc<AtomicBool>) {
+    let mut listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (place, back) = (address.clone(), Arc::new(AtomicBool::new(false)));
+    let is_back = Arc::clone(&back);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let most = if is_back.load(Ordering::SeqCst) { usize::MAX } else { most };
+            let Some(answer) = asked(&stream, &to) else { continue };
+            let _ = stream.write_all(&answer[..most.min(answer.len())]);
+            drop(stream);
+            if answer.len() > most {
+                drop(listener);
+                // For longer than who does not wait for it takes to give it up.
+                std::thread::sleep(Duration::from_millis(1500));
+                listener = loop {
+                    match TcpListener::bind(&place) {
+                        Ok(again) => break again,
+                        Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                    }
+                };
+                is_back.store(true, Ordering::SeqCst);
+            }
+        }
+    });
+    (address, back)
+}
+
+/// What a registry answers to the one request of a connection.
+fn asked(stream: &TcpStream, to: &str) -> Option<Vec<u8>> {
+    let lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    let mut other = TcpStream::connect(to).ok()?;
+    other.write_all(format!("{}\r\n\r\n", head.join("\r\n")).as_bytes()).ok()?;
+    other.shutdown(Shutdown::Write).ok()?;
+    let mut answer = Vec::new();
+    other.read_to_end(&mut answer).ok()?;
+    let end = answer.windows(2).position(|two| two == b"\r\n")? + 2;
+    drop(answer.splice(end..end, *b"Connection: close\r\n"));
+    Some(answer)
+}
+
+#[test]
+fn a_registry_that_begins_anew_in_the_middle_of_a_blob_is_waited_for() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let fake = FakeRegistry::new(bench.layout(), Behaviour::default());
+    let (address, back) = restarting(fake.address.clone(), 1 << 20);
+    let image =
+        ensure_text(&bench.store(), &format!("{address}/x:1"), &Credentials::anonymous(), true).unwrap();
+    assert_eq!(std::fs::read(only_layer(&image).join("big")).unwrap(), pattern(3 << 20));
+    assert!(back.load(Ordering::SeqCst), "it was not away");
+    assert_eq!(fake.count(" range"), 1, "{:?}", fake.log());
+}
+
 #[test]
 fn a_registry_without_ranges_that_cuts_is_given_up_with_a_message() {
     let bench = Bench::new();
@@ -318,6 +377,31 @@ fn a_registry_that_stays_busy_is_reported() {
         .to_string();
     assert!(error.contains("503") && error.contains("try again later"), "{error}");
     assert_eq!(fake.log().len(), 5);
+}
+
+#[test]
+fn words_of_a_refusal_are_told_whatever_they_are_written_in() {
+    let bench = Bench::new();
+    image().write(&bench.layout());
+    let refusal = |says| {
+        let behaviour = Behaviour { answers: Some("403 Forbidden"), says, ..Behaviour::default() };
+        let fake = FakeRegistry::new(bench.layout(), behaviour);
+        let name = format!("{}/x:1", fake.address);
+        resolve_text(&name, &Credentials::anonymous(), true).unwrap_err().to_string()
+    };
+    for (says, told) in [
+        ("closed until noon\n", "403 Forbidden (closed until noon) to"),
+        ("<html><head><title>x</title></head><body><h1>Kept</h1>back</body></html>", "(Kept back)"),
+        (
+            r#"{"errors":[{"code":"DENIED","message":"no"},{"code":"UNKNOWN","message":"quota is used up"}]}"#,
+            "(denied: no; unknown: quota is used up)",
+        ),
+        ("Forbidden", "403 Forbidden to anonymous"),
+        ("", "403 Forbidden to anonymous"),
+    ] {
+        let text = refusal(says);
+        assert!(text.contains(told), "{text}");
+    }
 }
 
 #[test]
@@ -635,20 +719,56 @@ fn a_clients_certificate_is_shown_to_its_registry() {
     assert_eq!(answered.kind(), ErrorKind::NotFound, "{answered}");
 }
 
+/// What a name is pinned to by who knows these manifests.
+fn pin(name: &str, registries: &Registries, manifests: &Manifests) -> Result<Digest, berth_images::Error> {
+    let options = ResolveOptions {
+        registries: registries.clone(),
+        manifests: manifests.clone(),
+        ..ResolveOptions::default()
+    };
+    match resolve(&name.parse()?, &Credentials::anonymous(), &options)? {
+        berth_images::Resolved::Manifest(manifest) => Ok(manifest.digest),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_name_by_digest_is_that_image_whatever_is_said_to_head() {
+    let bench = Bench::new();
+    let write =
+        |text: &[u8]| ImageBuilder::new(vec![Tar::new().file("a", text).end()]).write(&bench.layout());
+    let (wanted, other) = (write(b"wanted"), write(b"other"));
+    let honest = FakeRegistry::new(bench.layout(), Behaviour::default());
+    let lies = Behaviour { head_says: Some(other.clone()), ..Behaviour::default() };
+    let liar = FakeRegistry::new(bench.layout(), lies);
+    let directly = Registries::default().without_tls(&liar.address);
+    let urls = vec![format!("http://{}", liar.address)];
+    let mirror = Mirror { registry: honest.address.clone(), urls, grants: false };
+    let mirrors = vec![mirror];
+    let mirrored = Registries { mirrors, ..Registries::default() }.without_tls(&honest.address);
+    let plain = Registries::default().without_tls(&honest.address);
+    for known in [false, true] {
+        for (host, registries) in [(&liar.address, &directly), (&honest.address, &mirrored)] {
+            let manifests = Manifests::at(&bench.path().join(format!("cache-{known}-{host}")));
+            if known {
+                let tag = format!("{}/x:1", honest.address);
+                assert_eq!(pin(&tag, &plain, &manifests).unwrap(), other);
+            }
+            let found = pin(&format!("{host}/x@{wanted}"), registries, &manifests);
+            assert_eq!(found.unwrap(), wanted, "known: {known}, {host}");
+        }
+    }
+    assert_eq!(liar.count("HEAD "), 4, "{:?}", liar.log());
+}
+
 #[test]
 fn a_tag_that_means_the_same_is_asked_for_by_head_alone() {
     let bench = Bench::new();
     image().write(&bench.layout());
     let fake = FakeRegistry::new(bench.layout(), Behaviour::default());
     let place = bench.path().join("cache/manifests");
-    let pin = |address: &str, manifests: &Manifests| -> Result<Digest, berth_images::Error> {
-        let registries = Registries::default().without_tls(address);
-        let options =
-            ResolveOptions { registries, manifests: manifests.clone(), ..ResolveOptions::default() };
-        match resolve(&format!("{address}/x:1").parse()?, &Credentials::anonymous(), &options)? {
-            berth_images::Resolved::Manifest(manifest) => Ok(manifest.digest),
-            other => panic!("{other:?}"),
-        }
+    let pin = |address: &str, manifests: &Manifests| {
+        pin(&format!("{address}/x:1"), &Registries::default().without_tls(address), manifests)
     };
     let known = Manifests::at(&place);
     let counts = || (fake.count("HEAD "), fake.count("GET "));
@@ -670,7 +790,7 @@ fn a_tag_that_means_the_same_is_asked_for_by_head_alone() {
     assert_eq!(pin(&fake.address, &known).unwrap(), moved);
     assert_eq!(counts(), (7, 3));
 
-    // A registry that knows no HEAD, or says another digest by it than it has, is asked for the whole.
+    // A registry that knows no HEAD is asked for the whole.
     let mute = FakeRegistry::new(bench.layout(), Behaviour { no_head: true, ..Behaviour::default() });
     assert_eq!(pin(&mute.address, &known).unwrap(), moved);
     assert_eq!(pin(&mute.address, &known).unwrap(), moved);

@@ -307,6 +307,31 @@ fn who_a_registry_gives_an_image_gets_what_it_gave_others_without_its_bytes_as_r
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
 }
 
+#[test]
+fn an_authority_of_a_users_own_vouches_for_no_registry_before_others_as_root() {
+    use std::os::unix::fs::PermissionsExt;
+    let shared = Shared::new();
+    let store = &shared.store;
+    let authority = Authority::new(shared.bench.path());
+    let registry = RealRegistry::with_tls(&authority.sign("server"), None);
+    std::fs::set_permissions(authority.pem(), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let image = shared.layout("layout", vec![Tar::new().file("a", b"of Alice").end()]);
+    registry.push(&image.source[4..], "team/app:1");
+    let image = ResolvedManifest { source: format!("docker://{}/team/app", registry.address), ..image };
+    let home = shared.bench.path().join("home");
+    let own = home.join(".config/containers/certs.d").join(&registry.address);
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::copy(authority.pem(), own.join("ca.crt")).unwrap();
+    let environment = vec![("HOME".into(), home.into_os_string())];
+    let (site, nothing) = (authority.registries(), Registries::default());
+    assert!(brought(&shared.user(Some(54_001), &site, vec![]), store, &image) > 0);
+    // Who answers there may be anybody to whom the user gave a certificate.
+    let of_user = brought(&shared.user(Some(54_002), &nothing, environment.clone()), store, &image);
+    assert!(of_user > 0, "they had nothing of it, and the word of a server of their own");
+    // By the site's authority its word is enough, whatever the user believes besides.
+    assert_eq!(brought(&shared.user(Some(54_003), &site, environment), store, &image), 0);
+}
+
 /// Places for fetchers, of which it is counted how many there are and how many were taken.
 #[derive(Debug, Default)]
 struct Places {

@@ -1452,6 +1452,8 @@ pub struct ImagesConfig {
     pub peers: u32,
     #[prost(string, tag = "81")]
     pub gateways: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "420")]
+    pub forms_agreed: u32,
     #[prost(string, tag = "32")]
     pub max_size: ::prost::alloc::string::String,
     #[prost(uint32, tag = "33")]
@@ -1534,6 +1536,10 @@ pub struct Config {
     pub operators: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "201")]
     pub accounts: ::prost::alloc::vec::Vec<AccountConfig>,
+    #[prost(uint32, tag = "400")]
+    pub launch_tree_from: u32,
+    #[prost(uint32, tag = "401")]
+    pub launch_tree_width: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GpusConfig {
@@ -3336,12 +3342,27 @@ pub struct ImageDone {
     #[prost(string, tag = "3")]
     pub why: ::prost::alloc::string::String,
 }
+/// A read-only image of a layer that a node made of the layer's archive.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MadeForm {
+    #[prost(string, tag = "1")]
+    pub layer: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub writer: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeldImage {
     #[prost(string, tag = "1")]
     pub digest: ::prost::alloc::string::String,
     #[prost(uint32, repeated, tag = "2")]
     pub users: ::prost::alloc::vec::Vec<u32>,
+    /// Earlier agents do not say, and earlier controllers pass over it.
+    #[prost(message, repeated, tag = "420")]
+    pub made: ::prost::alloc::vec::Vec<MadeForm>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImagesHold {
@@ -3479,7 +3500,7 @@ pub struct PeersSaid {
     #[prost(message, optional, tag = "2")]
     pub said: ::core::option::Option<FromPeers>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeerWay {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
@@ -3487,6 +3508,9 @@ pub struct PeerWay {
     pub address: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub key: ::prost::alloc::string::String,
+    /// On which so many nodes agree that they may be used; earlier agents pass over it.
+    #[prost(message, repeated, tag = "420")]
+    pub forms: ::prost::alloc::vec::Vec<MadeForm>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitForImage {
@@ -3494,14 +3518,14 @@ pub struct WaitForImage {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FromSource {
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImageWay {
     #[prost(oneof = "image_way::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<image_way::Kind>,
 }
 /// Nested message and enum types in `ImageWay`.
 pub mod image_way {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "1")]
         Wait(super::WaitForImage),
@@ -3511,7 +3535,7 @@ pub mod image_way {
         Peer(super::PeerWay),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WayTold {
     #[prost(uint64, tag = "1")]
     pub ask: u64,
@@ -3564,14 +3588,14 @@ pub struct ImageUnwanted {
     #[prost(uint64, tag = "1")]
     pub ask: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToPeers {
     #[prost(oneof = "to_peers::Kind", tags = "380, 381, 382, 383, 1, 2, 3, 110, 112")]
     pub kind: ::core::option::Option<to_peers::Kind>,
 }
 /// Nested message and enum types in `ToPeers`.
 pub mod to_peers {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "380")]
         Name(super::NameTold),
@@ -3818,7 +3842,7 @@ pub struct LookForEnds {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Kind", tags = "340, 80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160, 170")]
+    #[prost(oneof = "to_agent::Kind", tags = "340, 80, 81, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 30, 70, 150, 160, 170, 402")]
     pub kind: ::core::option::Option<to_agent::Kind>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -3866,7 +3890,96 @@ pub mod to_agent {
         Say(super::Say),
         #[prost(message, tag = "170")]
         Resumed(super::Resumed),
+        #[prost(message, tag = "402")]
+        Carry(super::Carry),
     }
+}
+// ---- starts that nodes carry to one another, see rpc/src/branch.rs ----------------------------------
+
+/// To the head of a branch: its own Start is `common` with the part `own`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Carry {
+    /// A BranchOpening.
+    #[prost(bytes = "vec", tag = "1")]
+    pub opening: ::prost::alloc::vec::Vec<u8>,
+    /// A Start without what is one node's.
+    #[prost(bytes = "vec", tag = "2")]
+    pub common: ::prost::alloc::vec::Vec<u8>,
+    /// A StartPart.
+    #[prost(bytes = "vec", tag = "3")]
+    pub own: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, repeated, tag = "4")]
+    pub to: ::prost::alloc::vec::Vec<Hand>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Hand {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// A CarriedPart.
+    #[prost(bytes = "vec", tag = "3")]
+    pub part: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartPart {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub node_index: u32,
+    #[prost(message, optional, tag = "3")]
+    pub share: ::core::option::Option<NodeShare>,
+    #[prost(message, optional, tag = "4")]
+    pub job_share: ::core::option::Option<NodeShare>,
+    #[prost(int64, optional, tag = "5")]
+    pub lease: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CarriedPart {
+    #[prost(message, optional, tag = "1")]
+    pub part: ::core::option::Option<StartPart>,
+    #[prost(message, optional, tag = "2")]
+    pub to: ::core::option::Option<Registration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Registration {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(int64, tag = "2")]
+    pub asked: i64,
+    #[prost(string, tag = "3")]
+    pub boot_id: ::prost::alloc::string::String,
+}
+/// First on the connection of one node to another; `common` and the other's part follow, as long as the head says.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BranchOpening {
+    /// The controller's, DER.
+    #[prost(bytes = "vec", tag = "1")]
+    pub certificate: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+    /// A BranchHead.
+    #[prost(bytes = "vec", tag = "3")]
+    pub head: ::prost::alloc::vec::Vec<u8>,
+}
+/// What is signed. Digests are SHA-256.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BranchHead {
+    #[prost(bytes = "vec", tag = "1")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub size: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub nodes: ::prost::alloc::vec::Vec<BranchNode>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BranchNode {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub digest: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    pub size: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -2,6 +2,7 @@
 
 use super::{Field, Malformed, enums, required, required_member, structs};
 use crate::pb;
+use berth_model::carry::{CarriedPart, Carry, Hand, Registration, StartPart};
 use berth_model::config::Config;
 use berth_model::direct::Admission;
 use berth_model::launch::{StepPhase, Usage};
@@ -23,6 +24,11 @@ structs! {
     GpuFault { index, why }
     GpusBusy { job, attempt, percent }
     Login { registry, secret }
+    StartPart { node, node_index, share, job_share, lease }
+    CarriedPart { part, to }
+    Registration { session, asked, boot_id }
+    Hand { address, key, part }
+    Carry { opening, common, own, to }
 }
 
 required_member!(SignalTarget => pb::SignalTarget);
@@ -339,6 +345,7 @@ impl Field<pb::ToAgent> for ToAgent {
                 Kind::Configure(understood.config.told().to_string().into_bytes())
             }
             ToAgent::Admit(admission) => Kind::Admit((**admission).put()),
+            ToAgent::Carry(carry) => Kind::Carry((**carry).put()),
             ToAgent::Dial { number } => Kind::Dial(pb::Dial { number: *number }),
             ToAgent::Say { key, text } => Kind::Say(pb::Say { key: key.put(), text: text.clone() }),
             ToAgent::LookForEnds { ask, keys } => {
@@ -401,6 +408,7 @@ impl Field<pb::ToAgent> for ToAgent {
                 ToAgent::Configure(Box::new(understood))
             }
             Kind::Admit(admission) => ToAgent::Admit(Box::new(Field::get(admission)?)),
+            Kind::Carry(carry) => ToAgent::Carry(Box::new(Field::get(carry)?)),
             Kind::Dial(pb::Dial { number }) => ToAgent::Dial { number },
             Kind::Say(pb::Say { key, text }) => ToAgent::Say { key: required(key)?, text },
             Kind::LookForEnds(pb::LookForEnds { ask, keys }) => {

@@ -202,6 +202,7 @@ macro_rules! for_each_message {
         $check::<StepLaunch, pb::StepLaunch>($r)?;
         $check::<FromAgent, pb::FromAgent>($r)?;
         $check::<ToAgent, pb::ToAgent>($r)?;
+        $check::<CarriedPart, pb::CarriedPart>($r)?;
         $check::<JobInfo, pb::JobInfo>($r)?;
         $check::<NodeInfo, pb::NodeInfo>($r)?;
         $check::<PartitionInfo, pb::PartitionInfo>($r)?;

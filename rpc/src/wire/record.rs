@@ -69,13 +69,14 @@ structs! {
     SignatureRule { images, policy, keys, signed_as }
     ImageRule { accounts, allow, deny }
     ImagesConfig {
-        insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, peers, gateways, max_size, keep_days,
+        insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, peers, gateways, forms_agreed, max_size, keep_days,
         user_quota, quotas,
         path, memory, prefetch, allow, deny, rules, signatures, signature_rules,
     }
     Config {
         cluster, listen, certificate_seconds, kill_wait_seconds, unkillable_seconds, min_job_age_seconds,
         node_timeout_seconds, lost_after_seconds, start_timeout_seconds, max_array_size, max_jobs,
+        launch_tree_from, launch_tree_width,
         root_jobs, requeue, keep_records_days, administrators, operators, container, programs, gpus, logs, images,
         accounts, partitions, nodes,
     }

@@ -4,6 +4,7 @@ use super::*;
 use crate::pb;
 use berth_model::bind::gpu::GpuBind;
 use berth_model::bind::{CpuBind, MemBind};
+use berth_model::carry::CarriedPart;
 use berth_model::config::{Config, PartitionConfig, Understood};
 use berth_model::devices::DeviceRequest;
 use berth_model::direct::Admission;
@@ -26,7 +27,7 @@ use prost::Message;
 use std::collections::BTreeMap;
 
 /// A source of values that a seed decides.
-pub(crate) struct Source(u64);
+pub(crate) struct Source(pub(crate) u64);
 
 impl Source {
     pub(crate) fn next(&mut self) -> u64 {
@@ -502,8 +503,12 @@ impl Arbitrary for ToPeers {
                 note: Arbitrary::arbitrary(r),
             },
             2 => {
-                let way =
-                    ImageWay::Peer { node: Arbitrary::arbitrary(r), address: Arbitrary::arbitrary(r), key };
+                let way = ImageWay::Peer {
+                    node: Arbitrary::arbitrary(r),
+                    address: Arbitrary::arbitrary(r),
+                    key,
+                    forms: Arbitrary::arbitrary(r),
+                };
                 ToPeers::Way { ask: Arbitrary::arbitrary(r), way, note: Arbitrary::arbitrary(r) }
             }
             3 => ToPeers::Serve {
@@ -525,7 +530,8 @@ impl Arbitrary for ToAgent {
         let kill_wait = Span::arbitrary(r);
         let cause = Arbitrary::arbitrary(r);
         let StepKey { job, attempt, .. } = key;
-        match r.below(19) {
+        match r.below(20) {
+            18 => ToAgent::Carry(Box::new(Arbitrary::arbitrary(r))),
             17 => ToAgent::Resumed { term },
             15 => ToAgent::Say { key, text: Arbitrary::arbitrary(r) },
             16 => ToAgent::LookForEnds { ask: Arbitrary::arbitrary(r), keys: Arbitrary::arbitrary(r) },

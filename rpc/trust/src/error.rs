@@ -101,6 +101,11 @@ pub enum TrustError {
         /// Names in the certificate.
         has: String,
     },
+    /// Not signed with the key of the certificate that came with it.
+    #[error(
+        "what the controller is said to have signed was altered on the way, or somebody else signed it; nothing follows from it"
+    )]
+    Signature,
     /// The server's chain does not hold the authority that the token names.
     #[error(
         "the other side is not of the cluster that the token is for: it does not show the authority of \

@@ -16,6 +16,7 @@ mod der;
 mod error;
 mod files;
 mod key;
+mod signed;
 mod tls;
 mod token;
 
@@ -23,6 +24,7 @@ pub use authority::Authority;
 pub use certificate::{renewal, validity};
 pub use error::TrustError;
 pub use key::{Identity, PrivateKey, key_id};
+pub use signed::{controller_signed, sign};
 pub use tls::{
     Presented, SeenAuthority, client_config, is_of, joining_config, member_server_config, presented,
     presented_as, server_config, server_name,
@@ -35,7 +37,7 @@ const DOMAIN: &str = "berth.internal";
 const CONTROLLER: &str = "controller";
 
 /// SHA-256.
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut sum = [0; 32];
     sum.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
     sum

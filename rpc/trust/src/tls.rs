@@ -90,13 +90,13 @@ pub fn is_of(certificate: &CertificateDer<'_>, name: &str, role: &str) -> bool {
 }
 
 /// The certificate that belongs to the key of the other side.
-struct Leaf<'a> {
+pub(crate) struct Leaf<'a> {
     certificate: EndEntityCert<'a>,
-    parts: Parts<'a>,
+    pub(crate) parts: Parts<'a>,
 }
 
 impl<'a> Leaf<'a> {
-    fn read(der: &'a CertificateDer<'a>) -> Result<Leaf<'a>, TrustError> {
+    pub(crate) fn read(der: &'a CertificateDer<'a>) -> Result<Leaf<'a>, TrustError> {
         let parts = Parts::read(der)?;
         let certificate = EndEntityCert::try_from(der)
             .map_err(|_| TrustError::Malformed("it cannot be read, or demands what is not known here"))?;
@@ -105,7 +105,11 @@ impl<'a> Leaf<'a> {
     }
 
     /// Signed by this authority itself, with nobody in between, and for this use. Time is left out.
-    fn signed_by(&self, authority: &CertificateDer<'_>, usage: KeyUsage) -> Result<(), TrustError> {
+    pub(crate) fn signed_by(
+        &self,
+        authority: &CertificateDer<'_>,
+        usage: KeyUsage,
+    ) -> Result<(), TrustError> {
         use webpki::Error as E;
         let anchors = [anchor_from_trusted_cert(authority).map_err(|_| {
             TrustError::Malformed("the authority's certificate that is kept here cannot be read")
@@ -132,7 +136,7 @@ impl<'a> Leaf<'a> {
         })
     }
 
-    fn valid_at(&self, now: SystemTime) -> Result<(), TrustError> {
+    pub(crate) fn valid_at(&self, now: SystemTime) -> Result<(), TrustError> {
         let Parts { from, until, .. } = self.parts;
         if now < from {
             return Err(TrustError::NotYetValid { from, now });
@@ -144,7 +148,7 @@ impl<'a> Leaf<'a> {
     }
 
     /// Has one name, and that is of somebody with this role.
-    fn has_role(&self, role: &str) -> Result<(), TrustError> {
+    pub(crate) fn has_role(&self, role: &str) -> Result<(), TrustError> {
         let names: Vec<&str> = self.certificate.valid_dns_names().collect();
         let [name] = names.as_slice() else { return Err(wrong_role(role, &names)) };
         let before = name.strip_suffix(DOMAIN).and_then(|n| n.strip_suffix('.'));

@@ -1,6 +1,7 @@
 //! The configuration as the core uses it: names expanded and limits parsed once.
 
 use berth_model::bytes::ByteStr;
+use berth_model::carry::MOST_CARRIED;
 use berth_model::config::{Config, GresConfig, ImagesConfig, PartitionConfig, PartitionState};
 use berth_model::devices::GPU;
 use berth_model::gpus::GpusConfig;
@@ -38,6 +39,8 @@ pub struct CoreConfig {
     pub node_timeout: Span,
     /// For how long runs go on without a word between their node and the controller; absent: for ever.
     pub lost_after: Option<Span>,
+    /// How steps over many nodes are launched; absent: each node is told directly.
+    pub tree: Option<TreeRules>,
     /// Largest index of an array plus one.
     pub max_array_size: u32,
     /// Most jobs that wait or run at once.
@@ -66,6 +69,15 @@ pub struct CoreConfig {
     pub user_mode: bool,
     /// What agents are told.
     pub for_agents: Arc<Config>,
+}
+
+/// How steps over many nodes are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeRules {
+    /// Those of so many nodes, and more.
+    pub from: usize,
+    /// By branches of so many.
+    pub width: usize,
 }
 
 /// How nodes are powered off of which nothing is heard.
@@ -146,6 +158,12 @@ fn fence_rules(programs: &ProgramsConfig) -> Option<FenceRules> {
     Some(rules).filter(|rules| !rules.program.is_empty() && rules.after.0 > 0)
 }
 
+fn tree_rules(config: &Config) -> Option<TreeRules> {
+    let from = usize::try_from(config.launch_tree_from).ok().filter(|from| *from > 0)?;
+    let width = usize::try_from(config.launch_tree_width.clamp(2, MOST_CARRIED)).ok()?;
+    Some(TreeRules { from, width })
+}
+
 impl CoreConfig {
     /// Reads the file's texts; without a partition there is one, `main`, of all nodes.
     ///
@@ -198,6 +216,7 @@ impl CoreConfig {
             node_timeout: Span::from_secs(config.node_timeout_seconds.into()),
             idle: idle_rules(&config.gpus),
             lost_after: Some(Span::from_secs(config.lost_after_seconds.into())).filter(|span| span.0 > 0),
+            tree: tree_rules(config),
             max_array_size: config.max_array_size,
             max_jobs: config.max_jobs,
             root_jobs: config.root_jobs,

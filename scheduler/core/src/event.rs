@@ -2,8 +2,9 @@
 
 use crate::config::CoreConfig;
 use crate::store::{Committed, PayloadKey, Write};
+use berth_model::carry::CarriedTo;
 use berth_model::ids::{JobId, NodeName, Term, Uid};
-use berth_model::link::{FromAgent, ToAgent};
+use berth_model::link::{FromAgent, Start, ToAgent};
 use berth_model::login::SealedLogin;
 use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, Request, Response};
@@ -75,6 +76,8 @@ pub enum Event {
         /// The network address from which it came.
         from: String,
     },
+    /// The port for other machines listens. Said once to each core, as soon as it does.
+    Listening,
     /// The store has no room for new work (`Some` says why), or has room again (`None`).
     StoreFull(Option<String>),
     /// The time of [`crate::Cluster::next_wake`] has come.
@@ -148,6 +151,20 @@ pub enum Effect {
         payload: Option<PayloadKey>,
         /// For those for whose image there is a sealed login: open it before sending. It may be gone, or sealed to another key: the
         /// image is fetched without it then.
+        login: Option<LoginOf>,
+    },
+    /// Send its Start to a node that carries those of others to them: the same, but for what is theirs alone. What cannot be signed or is
+    /// too much for one message goes to the first node only; the others are sent theirs when they do not confirm it in time.
+    Carry {
+        /// On which connection; nothing is sent when it is gone.
+        connection: u64,
+        /// The Start of the node that carries.
+        start: Box<Start>,
+        /// The others.
+        to: Vec<CarriedTo>,
+        /// As for `Send`.
+        payload: Option<PayloadKey>,
+        /// As for `Send`.
         login: Option<LoginOf>,
     },
     /// Close every connection of a node's agent, also those on which it has not introduced itself yet.

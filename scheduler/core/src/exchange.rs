@@ -5,7 +5,11 @@
 //! one fetches; whoever has it gives it to [`FAN`] others at a time, which then give it on, so that the time grows with the
 //! logarithm of the number of nodes.
 
-use berth_model::exchange::{ImageWay, ToPeers};
+mod alone;
+
+use crate::forms::Forms;
+use alone::Alone;
+use berth_model::exchange::{ImageWay, MadeForm, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::pin::file_of;
 use berth_model::time::{Span, Time};
@@ -85,8 +89,40 @@ struct Group {
     fetcher: Option<Asker>,
     /// When that was told.
     sent: Time,
-    /// Gateways that did not get it, and what they said.
-    tried: BTreeMap<NodeName, String>,
+    /// For whose question a gateway was told.
+    sent_for: Option<Asker>,
+    /// Gateways that did not get it.
+    tried: BTreeMap<NodeName, Tried>,
+}
+
+/// What a gateway said that did not get an image.
+#[derive(Clone, Debug)]
+struct Tried {
+    why: String,
+    /// That says nothing of what runs of jobs want.
+    without_job: bool,
+}
+
+impl Tried {
+    fn new(why: &str) -> Tried {
+        Tried { why: why.to_string(), without_job: false }
+    }
+
+    /// Whether it is not asked for this run.
+    fn counts(&self, run: RunOf) -> bool {
+        !self.without_job || run == NO_RUN
+    }
+}
+
+/// Why a gateway was not told to fetch an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotTold {
+    /// It cannot: it is not asked again for this image.
+    Gateway(&'static str),
+    /// It cannot fetch what is wanted without a job: it is not asked again for that.
+    WithoutJob(&'static str),
+    /// What was asked for does not count any more. That is held against no gateway: others may ask for the same image.
+    Asker(&'static str),
 }
 
 /// The exchange.
@@ -99,12 +135,39 @@ pub(crate) struct Exchange {
     peers: BTreeMap<NodeName, Peer>,
     groups: BTreeMap<Want, Group>,
     asks: BTreeMap<Asker, Want>,
+    /// Of nodes that neither give nor take.
+    alone: Alone,
     holders: BTreeMap<String, Holders>,
     /// How many take from a node.
     load: BTreeMap<NodeName, usize>,
+    /// What nodes made of layers.
+    forms: Forms,
 }
 
 impl Exchange {
+    /// So many nodes have to have made a layer's read-only image alike before others are told of it.
+    pub(crate) fn set_agreed(&mut self, needed: u32) {
+        self.forms.set_needed(needed);
+    }
+
+    /// What a node made by itself of layers of images that it has: all of it, or only what changed. Gives in words on what nodes do not
+    /// agree since now.
+    pub(crate) fn made(
+        &mut self,
+        node: &NodeName,
+        all: bool,
+        images: Vec<(String, Vec<MadeForm>)>,
+    ) -> Vec<String> {
+        if all {
+            self.forms.forget(node);
+        }
+        if self.forms.is_full() {
+            let holders = &self.holders;
+            self.forms.keep(|image| holders.contains_key(image));
+        }
+        images.into_iter().flat_map(|(image, forms)| self.forms.made(node, &image, forms)).collect()
+    }
+
     /// From now on these nodes fetch for all others.
     pub(crate) fn set_gateways(&mut self, gateways: &BTreeSet<NodeName>) {
         self.gateways.clone_from(gateways);
@@ -116,14 +179,40 @@ impl Exchange {
     }
 
     /// A gateway was not told to fetch an image, and why: the next one is to, or else those who wait ask by themselves.
-    pub(crate) fn not_told(&mut self, gateway: &NodeName, want: &Want, why: &str, now: Time) -> Vec<Said> {
+    pub(crate) fn not_told(&mut self, gateway: &NodeName, want: &Want, why: NotTold, now: Time) -> Vec<Said> {
         let Some(group) = self.groups.get_mut(want) else { return Vec::new() };
         if !group.fetcher.as_ref().is_some_and(|(node, ask)| node == gateway && *ask == 0) {
             return Vec::new();
         }
         group.fetcher = None;
-        group.tried.insert(gateway.clone(), why.to_string());
-        self.decide(want, now)
+        let mut said = Vec::new();
+        match why {
+            NotTold::Gateway(why) => {
+                group.tried.insert(gateway.clone(), Tried::new(why));
+            }
+            NotTold::WithoutJob(why) => {
+                let tried = Tried { without_job: true, ..Tried::new(why) };
+                group.tried.entry(gateway.clone()).or_insert(tried);
+            }
+            NotTold::Asker(why) => said.extend(group.by_itself(why, now)),
+        }
+        said.extend(self.decide(want, now));
+        said
+    }
+
+    /// What a node was told to fetch for others of this digest, for this user: that counts for as long as somebody waits for it.
+    pub(crate) fn sent(&self, node: &NodeName, user: Uid, digest: &str) -> Option<Want> {
+        let first = Want { digest: digest.to_string(), source: String::new(), user: Uid(0) };
+        let mut all = self.groups.range(first..).take_while(|(want, _)| want.digest == digest);
+        let found = all.find(|(want, group)| want.user == user && group.is_fetched_by(node));
+        found.map(|(want, _)| want.clone())
+    }
+
+    /// What a question is about for which others wait: that counts also when its own job is forgotten meanwhile.
+    pub(crate) fn fetched_by(&self, asker: &Asker, digest: &str) -> Option<Want> {
+        let want = self.asks.get(asker).filter(|want| want.digest == digest)?;
+        let fetches = self.groups.get(want)?.fetcher.as_ref() == Some(asker);
+        fetches.then(|| want.clone())
     }
 
     /// Whether a gateway was told to fetch the image, or does.
@@ -154,11 +243,18 @@ impl Exchange {
         self.peers.get(node).map(|peer| peer.address.as_str())
     }
 
+    /// The same, with the digest of the key that it shows.
+    pub(crate) fn reached(&self, node: &NodeName) -> Option<(&str, &str)> {
+        self.peers.get(node).map(|peer| (peer.address.as_str(), peer.key.as_str()))
+    }
+
     /// A machine has another key: nobody gives anything to who has the old one, and it is no node of the exchange until it shows the
     /// new one. A login node is none anyway.
     pub(crate) fn rekeyed(&mut self, node: &NodeName, old: String, now: Time) -> Vec<Said> {
         let mut said = self.end_all(old);
         said.extend(self.gone(node, now));
+        // It says anew what it made, by the new one.
+        self.forms.forget(node);
         said
     }
 
@@ -171,6 +267,7 @@ impl Exchange {
     /// The node is out of reach: it neither gives nor takes, and what it fetched for others somebody else fetches.
     pub(crate) fn gone(&mut self, node: &NodeName, now: Time) -> Vec<Said> {
         self.has_nothing(node);
+        self.alone.gone(node);
         let asks: Vec<u64> = self.asks_of(node).collect();
         let mut said = Vec::new();
         for ask in asks {
@@ -190,6 +287,7 @@ impl Exchange {
     pub(crate) fn revoked(&mut self, node: &NodeName, key: Option<String>, now: Time) -> Vec<Said> {
         let shown = self.peers.get(node).map(|peer| peer.key.clone());
         let mut said = self.gone(node, now);
+        self.forms.forget(node);
         let keys: BTreeSet<String> = key.into_iter().chain(shown).collect();
         said.extend(keys.into_iter().flat_map(|key| self.end_all(key)));
         said
@@ -209,9 +307,13 @@ impl Exchange {
         now: Time,
     ) -> Vec<Said> {
         let known = self.asks.get(&asker);
+        let alone = !self.peers.contains_key(&asker.0) || self.alone.has(&asker);
+        if alone && run == NO_RUN && known.is_none() {
+            self.alone.asks(&asker, &want);
+        }
         if known.is_some_and(|known| *known != want)
             || asker.1 == 0
-            || !self.peers.contains_key(&asker.0)
+            || alone
             || (known.is_none() && self.asks_of(&asker.0).count() >= MOST_ASKS)
         {
             let (to, ask) = asker;
@@ -259,6 +361,9 @@ impl Exchange {
 
     /// What a question is about that is asked for no job.
     pub(crate) fn without_job(&self, asker: &Asker) -> Option<&Want> {
+        if let Some(want) = self.alone.want(asker) {
+            return Some(want);
+        }
         let want = self.asks.get(asker)?;
         self.groups.get(want)?.asks.get(asker).filter(|ask| ask.run == NO_RUN)?;
         Some(want)
@@ -266,6 +371,9 @@ impl Exchange {
 
     /// The same, where its node is to fetch the image from where it is, and that is asked for the first time.
     pub(crate) fn begins_without_job(&mut self, asker: &Asker) -> Option<Want> {
+        if self.alone.has(asker) {
+            return self.alone.begins(asker);
+        }
         let want = self.asks.get(asker)?;
         let ask = self.groups.get_mut(want)?.asks.get_mut(asker)?;
         let fetches = ask.run == NO_RUN && ask.state == State::Fetches;
@@ -280,16 +388,20 @@ impl Exchange {
             State::Fetches => ImageWay::Source,
             State::Takes(from) => {
                 let peer = self.peers.get(from)?;
-                ImageWay::Peer { node: from.clone(), address: peer.address.clone(), key: peer.key.clone() }
+                let (address, key) = (peer.address.clone(), peer.key.clone());
+                ImageWay::Peer { node: from.clone(), address, key, forms: self.forms.agreed(&want.digest) }
             }
         };
-        let note = self.groups.get(want).map(Group::note).unwrap_or_default();
+        let note = self.groups.get(want).map(|group| group.note(ask.run)).unwrap_or_default();
         Some((asker.0.clone(), ToPeers::Way { ask: asker.1, way, note }))
     }
 
     /// A question is over: the image is there, or it is said why not.
     pub(crate) fn over(&mut self, asker: &Asker, result: Result<(), String>, now: Time) -> Vec<Said> {
-        let Some(want) = self.asks.remove(asker) else { return Vec::new() };
+        let Some(want) = self.asks.remove(asker) else {
+            self.alone.over(asker);
+            return Vec::new();
+        };
         let mut said = Vec::new();
         if let Some(group) = self.groups.get_mut(&want) {
             group.waiting.remove(asker);
@@ -299,7 +411,7 @@ impl Exchange {
                 if let (true, Err(why)) = (self.gateways.contains(&asker.0), &result)
                     && !why.is_empty()
                 {
-                    group.tried.insert(asker.0.clone(), why.clone());
+                    group.tried.insert(asker.0.clone(), Tried::new(why));
                 }
             }
             if let Some(State::Takes(from)) = group.asks.remove(asker).map(|ask| ask.state) {
@@ -372,13 +484,15 @@ impl Exchange {
     fn decide(&mut self, want: &Want, now: Time) -> Vec<Said> {
         let at_work = |gateway: &NodeName| (gateway.clone(), self.fetches_of(gateway));
         let at_work: BTreeMap<NodeName, usize> = self.gateways.iter().map(at_work).collect();
-        let Exchange { peers, groups, holders, load, gateways, fetches, .. } = self;
+        let Exchange { peers, groups, holders, load, gateways, fetches, forms, .. } = self;
         let Some(group) = groups.get_mut(want) else { return Vec::new() };
         if group.stalled(now)
-            && let Some((node, _)) = group.fetcher.take()
+            && let Some((node, ask)) = group.fetcher.take()
             && gateways.contains(&node)
+            // Where it never asked, and what it was to be fetched for is over, it may not have been told.
+            && (ask != 0 || group.sent_for.as_ref().is_none_or(|of| group.asks.contains_key(of)))
         {
-            group.tried.insert(node, "it gets nowhere".to_string());
+            group.tried.insert(node, Tried::new("it gets nowhere"));
         }
         let has = |(node, users): (&NodeName, &BTreeSet<Uid>)| {
             (users.contains(&want.user) && peers.contains_key(node)).then(|| node.clone())
@@ -416,7 +530,8 @@ impl Exchange {
                     },
                 ));
                 let (address, key) = (peer.address.clone(), peer.key.clone());
-                let way = ImageWay::Peer { node: from, address, key };
+                let forms = forms.agreed(&want.digest);
+                let way = ImageWay::Peer { node: from, address, key, forms };
                 said.push((to, ToPeers::Way { ask: number, way, note: String::new() }));
                 continue;
             }
@@ -424,21 +539,26 @@ impl Exchange {
             if wait && now.since(ask.since) <= PATIENCE {
                 continue;
             }
-            let of_use = |node: &&NodeName| peers.contains_key(*node) && !group.tried.contains_key(*node);
+            let run = ask.run;
+            let of_use = |node: &&NodeName| {
+                let tried = group.tried.get(*node);
+                peers.contains_key(*node) && !tried.is_some_and(|tried| tried.counts(run))
+            };
             // A gateway has a way to registries, and perhaps none to the file system that the job sees.
             let by_gateway = file_of(&want.source).is_none() && !gateways.contains(&to);
             // The one that has least to do; of equals the first by name.
             let gateway = gateways.iter().filter(of_use).min_by_key(|node| at_work.get(*node));
             let gateway = gateway.filter(|_| by_gateway);
             if let (Some(gateway), true) = (gateway, now.since(ask.since) <= PATIENCE) {
-                fetches.push((gateway.clone(), ask.run, want.clone()));
+                fetches.push((gateway.clone(), run, want.clone()));
                 (group.fetcher, group.sent) = (Some((gateway.clone(), 0)), now);
+                group.sent_for = Some(asker);
                 continue;
             }
             (ask.state, ask.moved) = (State::Fetches, now);
             group.waiting.remove(&asker);
             group.fetcher.get_or_insert(asker);
-            said.push((to, ToPeers::Way { ask: number, way: ImageWay::Source, note: group.note() }));
+            said.push((to, ToPeers::Way { ask: number, way: ImageWay::Source, note: group.note(run) }));
         }
         said
     }
@@ -459,10 +579,23 @@ impl Group {
         })
     }
 
-    /// What gateways said that did not get it.
-    fn note(&self) -> String {
-        let all: Vec<String> =
-            self.tried.iter().map(|(node, why)| format!("gateway {node}: {why}")).collect();
+    /// Whoever a gateway was to fetch it for does so by itself, and nobody waits for that.
+    fn by_itself(&mut self, why: &str, now: Time) -> Option<Said> {
+        let (to, number) = self.sent_for.take()?;
+        let ask = self.asks.get_mut(&(to.clone(), number)).filter(|ask| ask.state == State::Waits)?;
+        (ask.state, ask.moved) = (State::Fetches, now);
+        let run = ask.run;
+        self.waiting.remove(&(to.clone(), number));
+        let why = format!("no gateway is asked: {why}");
+        let note = [self.note(run), why].into_iter().filter(|said| !said.is_empty());
+        let note = note.collect::<Vec<_>>().join("; ");
+        Some((to, ToPeers::Way { ask: number, way: ImageWay::Source, note }))
+    }
+
+    /// What gateways said that did not get it for this run.
+    fn note(&self, run: RunOf) -> String {
+        let tried = self.tried.iter().filter(|(_, tried)| tried.counts(run));
+        let all: Vec<String> = tried.map(|(node, tried)| format!("gateway {node}: {}", tried.why)).collect();
         all.join("; ")
     }
 }

@@ -4,6 +4,7 @@ use crate::job::Job;
 use crate::rows::{Allocation, ROW_VERSION, Run, StepNode, StepRow};
 use crate::store::PayloadKey;
 use crate::tasks::Tasks;
+use berth_model::carry::StartPart;
 use berth_model::distribution::Distribution;
 use berth_model::het::HetFacts;
 use berth_model::ids::{NodeName, StepId, StepKey, Term};
@@ -44,6 +45,20 @@ impl Layouts {
     }
 }
 
+/// What of a step's Start is the `at`-th node's alone. `asked`: when its agent last asked for renewals, by its own clock.
+pub(crate) fn part(run: &Run, step: &StepRow, at: usize, asked: Option<Time>) -> Option<StartPart> {
+    let here = step.nodes.get(at)?;
+    let job_share = run.share(&here.node)?.clone();
+    Some(StartPart {
+        node: here.node.clone(),
+        node_index: u32::try_from(at).ok()?.checked_add(step.het.as_ref().map_or(0, |het| het.first_node))?,
+        share: here.share.clone().unwrap_or_else(|| job_share.clone()),
+        job_share,
+        // Of a node that never asked nobody knows what its clock shows: nothing starts there.
+        lease: run.lease.map(|span| asked.unwrap_or_default() + span),
+    })
+}
+
 /// The Start of a step on the `at`-th of its nodes, without script and environment, and where those are.
 pub(crate) fn start(
     common: &Common<'_>,
@@ -52,9 +67,7 @@ pub(crate) fn start(
     (step, layouts): (&StepRow, Layouts),
     at: usize,
 ) -> Option<(Start, PayloadKey)> {
-    let here = step.nodes.get(at)?;
-    let job_share = run.share(&here.node)?.clone();
-    let share = here.share.clone().unwrap_or_else(|| job_share.clone());
+    let StartPart { node, node_index, share, job_share, lease } = part(run, step, at, common.asked)?;
     let spec = &job.spec.spec;
     let own = step.spec.as_deref();
     let mut io = own.map_or_else(|| spec.io.clone(), |s| s.io.clone());
@@ -68,8 +81,7 @@ pub(crate) fn start(
     };
     let launch = StepLaunch {
         key: step.key,
-        node: here.node.clone(),
-        node_index: u32::try_from(at).ok()?.checked_add(step.het.as_ref().map_or(0, |het| het.first_node))?,
+        node_index,
         identity: (*job.spec.identity).clone(),
         job: facts(common, job, run, (job_share, layouts.job)),
         name: step.name.clone(),
@@ -99,9 +111,10 @@ pub(crate) fn start(
         mpi: own.and_then(|s| s.mpi),
         x11: own.and_then(|s| s.x11.clone()).filter(|x11| {
             let nodes = &run.allocation.nodes;
-            let place = nodes.iter().position(|node| *node == here.node);
+            let place = nodes.iter().position(|other| *other == node);
             place.is_some_and(|at| x11.nodes.takes(at, nodes.len()))
         }),
+        node,
         pytorch: own.is_some_and(|s| s.pytorch),
         master: common.master.clone(),
         task_prolog: own.map(|s| s.task_prolog.clone()).unwrap_or_default(),
@@ -130,8 +143,7 @@ pub(crate) fn start(
         job_time_left: run.limit.map(|end| end.since(common.now)),
         step_time_left: step_end.map(|end| end.since(common.now)),
         warn: spec.warn_signal,
-        // Of a node that never asked nobody knows what its clock shows: nothing starts there.
-        lease: run.lease.map(|span| common.asked.unwrap_or_default() + span),
+        lease,
         login: None,
     };
     Some((start, payload))

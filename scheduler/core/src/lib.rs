@@ -11,6 +11,7 @@ mod cluster;
 mod config;
 mod event;
 mod exchange;
+mod forms;
 mod gpus;
 mod job;
 mod launch;
@@ -27,7 +28,7 @@ mod store;
 mod tasks;
 
 pub use cluster::{Cluster, RestoreError, go_on_from};
-pub use config::{ConfigError, CoreConfig, FenceRules, NodeRules, PartitionRules};
+pub use config::{ConfigError, CoreConfig, FenceRules, NodeRules, PartitionRules, TreeRules};
 pub use event::{AfterCommit, Effect, Event, LoginOf, Outcome, RequestId};
 pub use job::{View, job_info};
 pub use pace::Pace;

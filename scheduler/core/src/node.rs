@@ -60,6 +60,8 @@ pub(crate) struct Node {
     pub(crate) fence_look: Option<Time>,
     /// Why it was not powered off the last time, and when it had been heard of last then: said once.
     pub(crate) unfenced: Option<(Time, String)>,
+    /// The registration that was told that its fenced devices are well.
+    pub(crate) told_resumed: Option<Session>,
     /// It was given up while it was connected: when what it had counts as lost at the latest.
     pub(crate) given_up: Option<Time>,
     /// What is in the log of hardware that it lacks.
@@ -100,6 +102,7 @@ impl Node {
             fence_again: None,
             fence_look: None,
             unfenced: None,
+            told_resumed: None,
             given_up: None,
             entered: Entered::default(),
             last_busy: None,
@@ -225,6 +228,11 @@ impl Node {
         self.link.is_some() && self.features.iter().any(|known| known == GATEWAY)
     }
 
+    /// Whether a device of it is given to nobody.
+    pub(crate) fn has_fenced(&self) -> bool {
+        self.row.hardware.gres.iter().chain(&self.hardware.gres).any(|device| device.fault.is_some())
+    }
+
     /// Whether new work may start now.
     pub(crate) fn available(&self) -> bool {
         self.in_service() && self.link.is_some() && self.settling.is_empty()
@@ -348,9 +356,14 @@ impl Node {
             shares: d.shares,
             ..GresDevice::default()
         };
+        let mut hardware = (*self.hardware).clone();
+        let faults = hardware.gres.iter_mut().filter_map(|device| device.fault.as_mut());
+        for fault in faults.filter(|_| self.row.resumed) {
+            fault.push_str(" (State=RESUME was said: its agent is told when it is here)");
+        }
         NodeInfo {
             name: self.row.name.clone(),
-            hardware: (*self.hardware).clone(),
+            hardware,
             condition: self.condition(),
             partitions: partitions
                 .iter()

@@ -56,8 +56,8 @@ pub struct Restored {
     /// Cluster time when the backup was made; the beginning of time where a version before restored it.
     #[serde(default)]
     pub made: Time,
-    /// No job starts before, whoever has come: a machine that joined after the backup is on no list of those to wait for. The beginning of time until the
-    /// first controller starts after the restore; none where a version before restored it.
+    /// No job starts before, whoever has come: a machine that joined after the backup is on no list of those to wait for. The beginning of time until such
+    /// a machine can come, since the port of a controller after the restore listens; none where a version before restored it.
     #[serde(default)]
     pub not_before: Option<Time>,
     /// Nodes of the backup that have not yet come to rest; while there is one, no job starts. With them those of which nothing is awaited any more, for as
@@ -332,6 +332,9 @@ pub struct NodeRow {
     /// What it was registered with, while it has less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registered: Option<NodeSize>,
+    /// Somebody put it back into service while devices of it were fenced, and its agent is still to be told.
+    #[serde(default)]
+    pub resumed: bool,
 }
 
 /// How much a node has.

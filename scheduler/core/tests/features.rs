@@ -147,6 +147,7 @@ fn what_agents_say_they_know_has_names_that_never_change() {
         "look-for-ends",
         "resumed",
         "gateway",
+        "carry",
     ];
     assert_eq!(Feature::known(), known);
 }

@@ -5,12 +5,13 @@ mod common;
 
 use berth_model::config::{Config, GresConfig, NodeConfig};
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
-use berth_model::ids::Attempt;
+use berth_model::ids::{Attempt, NodeName};
 use berth_model::launch::StepPhase;
 use berth_model::link::ToAgent;
 use berth_model::request::{NodeStateChange, Request};
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::tres::GresKey;
+use berth_sched_core::Event;
 use common::*;
 
 fn two(fault: Option<&str>) -> Hardware {
@@ -73,6 +74,51 @@ fn the_agent_of_a_fenced_device_is_told_when_its_node_is_put_back_into_service()
     assert_eq!(told(fenced(), NodeStateChange::Drain), 0);
     assert_eq!(told(fenced(), NodeStateChange::Undrain), 0);
     assert_eq!(told(two(None), NodeStateChange::Resume), 0, "there is nothing to say");
+}
+
+/// What is fenced, as people see it.
+fn shown(w: &World) -> String {
+    let node = w.core.snapshot().node(&"n1".into()).unwrap();
+    node.hardware.gres.iter().filter_map(|d| d.fault.clone()).collect()
+}
+
+#[test]
+fn an_agent_that_is_away_is_told_of_it_when_it_is_back() {
+    let fenced = || two(Some("Xid 119"));
+    let resume = |w: &mut World| {
+        let (connection, _) = w.sessions[&NodeName::from("n1")];
+        w.event(Event::AgentLost { node: "n1".into(), connection });
+        w.sent.clear();
+        let state = NodeStateChange::Resume;
+        w.request(actor(0), Request::UpdateNode { nodes: vec!["n1".into()], state, reason: None }).unwrap();
+        assert!(w.sent.is_empty(), "{:?}", w.sent);
+        // On record: a controller that starts meanwhile tells it, too.
+        stored(&w.writes).nodes[0].resumed
+    };
+    let comes = |w: &mut World, boot: &str, hw: Hardware| {
+        w.sent.clear();
+        w.hello("n1", boot, hw, vec![], vec![]);
+        w.sent.iter().filter(|m| matches!(m, ToAgent::Resumed { .. })).count()
+    };
+    let mut w = World::new(&Config::default());
+    w.node("n1", fenced());
+    assert_eq!(shown(&w), "Xid 119");
+    assert!(resume(&mut w));
+    assert!(shown(&w).contains("RESUME was said"), "{}", shown(&w));
+    assert_eq!(comes(&mut w, "boot", fenced()), 1);
+    // On a connection that broke before it was heard on.
+    assert_eq!(comes(&mut w, "boot", fenced()), 1);
+    let asked = w.clock();
+    w.heartbeat("n1", asked);
+    assert_eq!((comes(&mut w, "boot", fenced()), shown(&w).as_str()), (0, "Xid 119"));
+    assert!(!stored(&w.writes).nodes[0].resumed);
+    // A boot ends what was seen before it, and what is fenced then is so by what was seen since.
+    assert!(resume(&mut w));
+    assert_eq!(comes(&mut w, "another", fenced()), 0);
+    // Nor is anybody told of what is well by now.
+    assert!(resume(&mut w));
+    assert_eq!(comes(&mut w, "another", two(None)), 0);
+    assert!(!stored(&w.writes).nodes[0].resumed && !resume(&mut w));
 }
 
 /// Two devices of the configuration's files.

@@ -318,6 +318,76 @@ fn a_step_over_components_is_one_step() {
     assert_eq!(parts[1].0, number(&ids, 1, 1));
 }
 
+/// A step that waits is told that another one runs, and keeps its place in the job: for the last question about what has ended the agents say that
+/// `busy` has not.
+fn told_what_it_waits_for(w: &mut World, body: Request, node: &str, busy: StepKey) {
+    w.sent.clear();
+    let known = w.request_later(actor(1000), body);
+    let ask = |m: &ToAgent| if let ToAgent::LookForEnds { ask, .. } = m { Some(*ask) } else { None };
+    let asked = w.sent.iter().find_map(ask).unwrap();
+    w.not_ended(node, asked, vec![busy]);
+    assert_eq!(w.replies.remove(&known).unwrap().unwrap_err().code, RefusalCode::Busy);
+}
+
+/// Room that comes free for a step over components whose client asks again in a moment is kept in all of them.
+#[test]
+fn room_is_kept_for_a_step_in_each_of_its_components() {
+    for then in ["asks again", "leaves"] {
+        let mut w = pair();
+        let ids = het(&mut w, "a", &[2, 2]);
+        let in_second = |name: &str| Request::CreateStep { job: ids[1], spec: Box::new(part(name, 2)) };
+        w.request(actor(1000), in_second("busy")).unwrap();
+        let both = |immediate: Option<Span>| {
+            let first = StepSpec { immediate, ..part("both", 2) };
+            Request::CreateHetStep { parts: vec![(ids[0], first), (ids[1], part("both", 2))] }
+        };
+        w.request_later(actor(1000), both(None));
+        w.later(Span::from_secs(1));
+        let behind = w.request_later(actor(1000), in_second("behind"));
+        told_what_it_waits_for(&mut w, both(Some(Span(0))), "n2", number(&ids, 1, 0));
+        w.exited("n2", number(&ids, 1, 0), ExitStatus::OK);
+        let new = w.request_later(actor(1000), in_second("new"));
+        assert!(!w.replies.contains_key(&behind) && !w.replies.contains_key(&new), "{then}");
+        let next = if then == "asks again" {
+            let again = w.request_later(actor(1000), both(None));
+            let Some(Ok(Response::HetStepCreated { parts, .. })) = w.replies.remove(&again) else { panic!() };
+            for ((key, _), node) in parts.iter().zip(["n1", "n2"]) {
+                w.exited(node, *key, ExitStatus::OK);
+            }
+            w.replies.remove(&behind)
+        } else {
+            w.later(Span::from_secs(5));
+            w.replies.remove(&behind)
+        };
+        assert!(matches!(next, Some(Ok(Response::StepCreated { .. }))), "{then}");
+        assert!(!w.replies.contains_key(&new));
+    }
+}
+
+/// And a step over components takes none that is kept in one of them.
+#[test]
+fn a_step_over_components_takes_no_room_that_is_kept_in_one_of_them() {
+    let mut w = pair();
+    let ids = het(&mut w, "a", &[2, 2]);
+    let in_second = |name: &str, immediate: Option<Span>| {
+        let spec = Box::new(StepSpec { immediate, ..part(name, 2) });
+        Request::CreateStep { job: ids[1], spec }
+    };
+    w.request(actor(1000), in_second("busy", None)).unwrap();
+    w.request_later(actor(1000), in_second("next", None));
+    told_what_it_waits_for(&mut w, in_second("next", Some(Span(0))), "n2", number(&ids, 1, 0));
+    w.later(Span::from_secs(1));
+    let parts = vec![(ids[0], part("both", 2)), (ids[1], part("both", 2))];
+    let both = w.request_later(actor(1000), Request::CreateHetStep { parts });
+    w.exited("n2", number(&ids, 1, 0), ExitStatus::OK);
+    assert!(!w.replies.contains_key(&both));
+    let again = w.request_later(actor(1000), in_second("next", None));
+    let Some(Ok(Response::StepCreated { key, .. })) = w.replies.remove(&again) else { panic!() };
+    assert!(!w.replies.contains_key(&both));
+    w.exited("n2", key, ExitStatus::OK);
+    assert!(matches!(w.replies.remove(&both), Some(Ok(Response::HetStepCreated { .. }))));
+}
+
 #[test]
 fn a_step_over_components_ends_as_one() {
     let mut w = pair();

@@ -5,7 +5,8 @@ mod common;
 
 use berth_model::config::Config;
 use berth_model::ids::*;
-use berth_model::spec::ArraySpec;
+use berth_model::request::{RefusalCode, Request};
+use berth_model::spec::{ArraySpec, JobKind, JobSelector};
 use berth_sched_core::*;
 use common::*;
 use std::sync::Arc;
@@ -20,6 +21,33 @@ fn world() -> World {
 fn restore(stored: Stored) -> Result<Cluster, RestoreError> {
     let config = CoreConfig::new(&Config::default()).unwrap();
     Cluster::restore(config, Term(2), stored, berth_model::Time(0))
+}
+
+#[test]
+fn when_the_ids_are_used_up_jobs_are_refused_and_what_was_taken_starts() {
+    let mut w = World::small();
+    w.batch("first", |s| s.hold = true);
+    let mut stored = stored(&w.writes);
+    stored.meta.as_mut().unwrap().next_job = u32::MAX - 7;
+    w.core = restore(stored).unwrap();
+    w.node("n1", hardware(4, 1, 4000, 2));
+    let array = |last: u32| {
+        let mut spec = job(JobKind::Batch, &format!("array {last}"));
+        spec.array = Some(ArraySpec { ranges: vec![(0, last, 1)], max_running: None });
+        spec.hold = true;
+        spec
+    };
+    let refused = w.submit(array(3)).unwrap_err();
+    assert!(refused.message.contains("the ids of jobs are used up"), "{refused}");
+    let taken = w.submit(array(2)).unwrap();
+    assert_eq!(taken, JobId(u32::MAX - 7));
+    assert_eq!(w.submit(job(JobKind::Batch, "one more")).unwrap_err().code, RefusalCode::Unavailable);
+    let two = ["a", "b"].map(|name| (job(JobKind::Batch, name), script())).to_vec();
+    let two = Request::SubmitHet { components: two, test_only: false };
+    assert_eq!(w.request(actor(1000), two).unwrap_err().code, RefusalCode::Unavailable);
+    // Each of its tasks has an id.
+    w.request(actor(1000), Request::Release(vec![JobSelector::Job(taken)])).unwrap();
+    assert_eq!(w.starts().len(), 3);
 }
 
 #[test]

@@ -381,6 +381,54 @@ fn nothing_starts_before_machines_can_have_come_of_which_the_backup_says_nothing
     }
 }
 
+/// The store came to its place long before anybody can connect: somebody else has the port.
+#[test]
+fn the_time_in_which_machines_can_come_begins_when_the_port_listens() {
+    let mut w = World::small();
+    let waits = w.batch("1", |s| s.hold = true);
+    let (id, hash) = ("aaaaaaaa".to_string(), "0".repeat(64));
+    let make = Request::CreateToken {
+        id: id.clone(),
+        hash: hash.clone(),
+        role: MemberRole::Login,
+        ttl: Span::from_mins(60),
+        uses: 1,
+        approval: false,
+        administrators: false,
+    };
+    w.request(actor(0), make).unwrap();
+    let (key, from) = (KeyId::of_digest([9; 32]), "10.0.0.7".to_string());
+    w.request(actor(0), Request::Enrol { token: id, hash, key, name: "login".into(), from }).unwrap();
+    let mut back = w.just_restored(w.writes.len());
+    back.request(actor(1000), Request::Release(vec![JobSelector::Job(waits)])).unwrap();
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    back.later(Span::from_secs(600));
+    let asked = back.clock();
+    back.heartbeat("n1", asked);
+    assert_eq!((awaited(&back), back.starts()), (vec![], vec![]));
+    let why = back.core.why_held().unwrap();
+    assert!(why.contains("before the port for other machines has been open for 30 seconds"), "{why}");
+    // So it is for a controller that starts meanwhile, and for one whose port is closed again before that time is over.
+    let again = |back: &World, later: i64| {
+        let config = CoreConfig::new(&Config::default()).unwrap();
+        let at = back.now + Span::from_secs(later);
+        Cluster::restore(config, Term(1002), stored_after(&w, back), at).unwrap().why_held()
+    };
+    assert_eq!(again(&back, 600), Some(why.clone()));
+    back.event(Event::Listening);
+    let left = back.core.why_held().unwrap();
+    assert!(left.contains("first 30 seconds"), "{left}");
+    assert_eq!(again(&back, 29), Some(why));
+    assert_eq!(again(&back, 30), None);
+    // What is told once more changes nothing.
+    back.later(Span::from_secs(15));
+    back.event(Event::Listening);
+    back.later(Span(Span::from_secs(15).0 - 1));
+    assert_eq!(back.starts(), []);
+    back.later(Span(1));
+    assert_eq!((back.core.why_held(), back.starts()), (None, vec![batch_key(waits, 100)]));
+}
+
 #[test]
 fn what_was_said_of_a_machine_another_controller_does_not_ask_again() {
     let w = World::small();

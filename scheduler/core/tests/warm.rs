@@ -82,7 +82,7 @@ fn image() -> ResolvedImage {
 #[test]
 fn a_job_starts_where_its_image_is() {
     let mut w = three();
-    let images = vec![HeldImage { digest: DIGEST.into(), users: vec![Uid(1000)] }];
+    let images = vec![HeldImage { digest: DIGEST.into(), users: vec![Uid(1000)], made: Vec::new() }];
     says(&mut w, "n2", FromPeers::Holds { all: true, images, gone: Vec::new() });
     // So it is told who asks where a job would run.
     let mut spec = berth_samples::job(JobKind::Batch, "asked");
@@ -344,6 +344,91 @@ fn what_a_user_asked_for_without_a_job_a_gateway_fetches_for_them() {
     // Nobody asked it of another node, nor for another user: these are sent nowhere else.
     assert_eq!(asks(&mut w, "n2", 1000), [way(ImageWay::Source)]);
     assert_eq!(asks(&mut w, "n1", 1001), [way(ImageWay::Source)]);
+}
+
+/// As with `images.peers = "off"`: none of the nodes says that others find it.
+#[test]
+fn nodes_that_fetch_by_themselves_have_the_login_that_a_user_sent_along_each_for_as_long_as_it_fetches() {
+    let mut w = three();
+    let login = SealedLogin { registry: "r.io".into(), sealed: "sealed".into() };
+    let nodes = ["n1", "n2"].map(NodeName::from).to_vec();
+    let pull = Request::PullImage { image: Box::new(image()), nodes, login: Some(login) };
+    assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
+    let asks = |w: &mut World, node: &str, ask: u64, user: u32| {
+        let (user, digest, failed) = (Uid(user), DIGEST.to_string(), Vec::new());
+        says(w, node, FromPeers::Asked { ask, user, digest, bytes: 0, failed })
+    };
+    let source = |ask: u64| ToPeers::Way { ask, way: ImageWay::Source, note: String::new() };
+    let with_login = |ask: u64| vec![ToPeers::Login { ask, login: None }, source(ask)];
+    for node in ["n1", "n2"] {
+        assert_eq!(asks(&mut w, node, 1, 1000), with_login(1));
+        // Once.
+        assert_eq!(asks(&mut w, node, 1, 1000), [source(1)]);
+    }
+    // Of another pull of the same, too; and again when what it was told may be lost with its connection.
+    assert_eq!(asks(&mut w, "n1", 2, 1000), with_login(2));
+    w.node("n1", hardware(2, 1, 8000, 0));
+    assert_eq!(asks(&mut w, "n1", 1, 1000), with_login(1));
+    // Nobody asked it of another node, nor for another user.
+    assert_eq!(asks(&mut w, "n3", 1, 1000), [source(1)]);
+    assert_eq!(asks(&mut w, "n1", 7, 1001), [source(7)]);
+    // When all have it, or have said why not, nobody has the login any more.
+    for (node, there) in [("n1", true), ("n2", false)] {
+        assert!(says(&mut w, node, FromPeers::Done { ask: 1, there, why: "no disk".into() }).is_empty());
+    }
+    for node in ["n1", "n2"] {
+        assert_eq!(asks(&mut w, node, 8, 1000), [source(8)]);
+    }
+}
+
+#[test]
+fn a_pull_that_is_too_old_takes_no_gateway_from_a_job_with_the_same_image() {
+    let mut config = berth_model::config::Config::default();
+    config.images.gateways = "n[3-4]".into();
+    let mut w = World::new(&config);
+    let all = ["n1", "n2", "n3", "n4"];
+    for name in all {
+        w.node(name, hardware(2, 1, 8000, 0));
+        serves(&mut w, name);
+    }
+    let nodes = vec![NodeName::from("n1")];
+    let pull = Request::PullImage { image: Box::new(image()), nodes, login: None };
+    assert_eq!(w.request(actor(1000), pull), Ok(Response::Done));
+    w.later(Span::from_secs(3599));
+    for name in all {
+        let asked = w.clock();
+        w.heartbeat(name, asked);
+    }
+    let other = w.batch("other", |spec| spec.resources.exclusive = true);
+    let job = w.batch("job", of_image(DIGEST));
+    assert_eq!((node_of(&w, other).0.as_str(), node_of(&w, job).0.as_str()), ("n1", "n2"));
+    let asks = |w: &mut World, node: &str, ask: u64| {
+        let (user, digest, failed) = (Uid(1000), DIGEST.to_string(), Vec::new());
+        says(w, node, FromPeers::Asked { ask, user, digest, bytes: 0, failed })
+    };
+    let way = |ask: u64, way: ImageWay| ToPeers::Way { ask, way, note: String::new() };
+    let fetch = ToPeers::Fetch { user: Uid(1000), image: image() };
+    assert_eq!(asks(&mut w, "n1", 77), [way(77, ImageWay::Wait), fetch]);
+    assert_eq!(wants(&mut w, "n2", job, DIGEST), [way(u64::from(job.0), ImageWay::Wait)]);
+    // What a gateway was told counts for it, however long ago a user asked.
+    w.later(Span::from_secs(2));
+    assert_eq!(asks(&mut w, "n3", 5), [way(5, ImageWay::Source)]);
+    w.later(Span::from_secs(15));
+    assert_eq!(wants(&mut w, "n2", job, DIGEST), [way(u64::from(job.0), ImageWay::Wait)]);
+    assert_eq!(asks(&mut w, "n3", 5), [way(5, ImageWay::Source)]);
+    // It fails, and the other is told for the job.
+    w.sent.clear();
+    let said = FromPeers::Done { ask: 5, there: false, why: "no route".into() };
+    w.tell("n3", |session| FromAgent::Peers { session, said });
+    let alone = |told: &ToAgent| match told {
+        ToAgent::Peers(ToPeers::Way { ask: 77, way: ImageWay::Source, note }) => Some(note.clone()),
+        _ => None,
+    };
+    let note = w.sent.iter().find_map(alone).unwrap();
+    assert!(note.contains("gateway n3: no route") && note.contains("too long ago"), "{note}");
+    let told = |told: &ToAgent| matches!(told, ToAgent::Fetch(start) if start.launch.key.job == job);
+    assert!(w.sent.iter().any(told));
+    assert_eq!(wants(&mut w, "n2", job, DIGEST), [way(u64::from(job.0), ImageWay::Wait)]);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 
 use crate::driver::{Input, Outgoing};
 use crate::logins::Logins;
+use crate::machines::Machines;
 use crate::relay::Relay;
+use berth_model::carry::CarriedTo;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::link::{FromAgent, Start, ToAgent};
 use berth_model::request::Payload;
@@ -63,6 +65,8 @@ pub(crate) fn take(
 pub(crate) struct Filling {
     pub(crate) reader: Reader,
     pub(crate) logins: Arc<Logins>,
+    /// Who signs what one node carries to others.
+    pub(crate) machines: Arc<Machines>,
 }
 
 impl Filling {
@@ -88,10 +92,31 @@ impl Filling {
     }
 }
 
+/// What the node of a Start is told that carries those of others, in one message. Where that cannot be, it is told its own: the core sees to
+/// the others.
+fn with_others(start: Box<Start>, to: Vec<CarriedTo>, machines: &Machines) -> ToAgent {
+    let (key, node, others) = (start.launch.key, start.launch.node.clone(), to.len());
+    let Some(own) = machines.identity() else { return ToAgent::Start(start) };
+    match berth_rpc::seal(&own, &start, to) {
+        Ok(Some(carry)) => {
+            tracing::info!("step {key}: {node} carries its start to {others} others");
+            ToAgent::Carry(Box::new(carry))
+        }
+        Ok(None) => {
+            tracing::info!("step {key}: its start is too large to be carried: each node is told by itself");
+            ToAgent::Start(start)
+        }
+        Err(e) => {
+            tracing::warn!("step {key}: its start cannot be signed, and each node is told by itself: {e}");
+            ToAgent::Start(start)
+        }
+    }
+}
+
 async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent>, filling: Filling) {
     // The tasks of an array, which follow each other, share one.
     let mut last: Option<(PayloadKey, Payload)> = None;
-    while let Some(Outgoing { mut message, payload, login }) = outgoing.recv().await {
+    while let Some(Outgoing { mut message, payload, login, to }) = outgoing.recv().await {
         if let (ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start), Some(key)) =
             (&mut message, payload)
         {
@@ -131,6 +156,10 @@ async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent
             }
             _ => {}
         }
+        let message = match message {
+            ToAgent::Start(start) if !to.is_empty() => with_others(start, to, &filling.machines),
+            message => message,
+        };
         if wire.send(message).await.is_err() {
             return;
         }

@@ -6,6 +6,7 @@ use crate::group::only_last;
 use crate::leases::needs_client;
 use crate::shared::Shared;
 use crate::{ControllerError, Fence, PowerOff};
+use berth_model::carry::CarriedTo;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
@@ -57,6 +58,8 @@ pub(crate) enum Input {
     AgentLost { node: NodeName, connection: u64 },
     /// The agent of a machine that is not in the books has come, with a certificate of the cluster's.
     Unknown { node: NodeName, key: KeyId, from: String },
+    /// The port for other machines listens.
+    Listening,
     /// The end, after what was handed over before.
     Stop,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Outgoing {
     pub(crate) message: ToAgent,
     pub(crate) payload: Option<PayloadKey>,
     pub(crate) login: Option<LoginOf>,
+    /// Of a Start: other nodes to which its node carries theirs.
+    pub(crate) to: Vec<CarriedTo>,
 }
 
 /// Several events' outcomes on their way to one commit.
@@ -79,6 +84,15 @@ struct Group {
     locked: Vec<AfterCommit>,
     changed: BTreeSet<JobId>,
     events: usize,
+}
+
+/// Whether other machines can come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    Closed,
+    /// The core is to be told.
+    Open,
+    Told,
 }
 
 /// The thread's state.
@@ -102,6 +116,7 @@ pub(crate) struct Driver {
     supersede: Option<Term>,
     /// What the cluster waits for since a backup was restored, as it was last said.
     held: Option<String>,
+    port: Port,
     looked: Option<Instant>,
     keep: Option<Span>,
     fences: Fences,
@@ -155,6 +170,7 @@ impl Driver {
             full: false,
             supersede: None,
             held: None,
+            port: Port::Closed,
             looked: None,
             keep: span_of_days(keep_records_days),
             fences: Fences::new(power_off, private),
@@ -249,6 +265,13 @@ impl Driver {
             self.apply(event, None, now, &mut group)?;
         }
         self.tell_unfenced(fences);
+        if batch.iter().any(|input| matches!(input, Input::Listening)) {
+            self.port = Port::Open;
+        }
+        if self.port == Port::Open {
+            self.port = Port::Told;
+            self.apply(Event::Listening, None, now, &mut group)?;
+        }
         for input in batch {
             match input {
                 Input::Client { request, actor, body, reply } => {
@@ -288,6 +311,8 @@ impl Driver {
                 Input::Unknown { node, key, from } => {
                     self.apply(Event::Unknown { node, key, from }, None, now, &mut group)?;
                 }
+                // It was seen to.
+                Input::Listening => {}
                 Input::Stop => self.stop = true,
             }
         }
@@ -451,11 +476,10 @@ impl Driver {
                 }
             }
             Effect::Send { connection, message, payload, login } => {
-                let Some((node, queue)) = self.agents.get(&connection) else { return };
-                if let Err(e) = queue.try_send(Outgoing { message, payload, login }) {
-                    tracing::warn!("{node}: its agent does not keep up and is cut off: {e}");
-                    self.agents.remove(&connection);
-                }
+                self.send(connection, Outgoing { message, payload, login, to: Vec::new() });
+            }
+            Effect::Carry { connection, start, to, payload, login } => {
+                self.send(connection, Outgoing { message: ToAgent::Start(start), payload, login, to });
             }
             Effect::CutOff { node, why } => {
                 let before = self.agents.len();
@@ -484,6 +508,15 @@ impl Driver {
                     tracing::warn!("{node}: its agent is cut off: {why}");
                 }
             }
+        }
+    }
+
+    /// Puts a message into the queue of an agent's link. One that does not keep up is cut off.
+    fn send(&mut self, connection: u64, outgoing: Outgoing) {
+        let Some((node, queue)) = self.agents.get(&connection) else { return };
+        if let Err(e) = queue.try_send(outgoing) {
+            tracing::warn!("{node}: its agent does not keep up and is cut off: {e}");
+            self.agents.remove(&connection);
         }
     }
 
@@ -548,6 +581,10 @@ impl Driver {
         // A new core believes that there is room.
         self.full = false;
         self.looked = None;
+        // And knows of no port.
+        if self.port == Port::Told {
+            self.port = Port::Open;
+        }
         self.shared.publish(self.cluster.snapshot(), &BTreeSet::new());
         self.shared.watchers.all_changed();
         Ok(())
@@ -562,6 +599,7 @@ impl Driver {
                     let text = "the controller cannot read its state just now; try again";
                     let _ = reply.send(Err(Refusal::new(RefusalCode::Unavailable, text)));
                 }
+                Input::Listening => self.port = Port::Open,
                 Input::Stop => {
                     self.stop = true;
                     return;

@@ -214,6 +214,13 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let streams = tokio::spawn(streams::serve(streams, controller.relay()));
     let watch = tokio::spawn(Arc::clone(&machines).watch(Arc::clone(&shared)));
     let noting = tokio::spawn(Arc::clone(&controller).enter_backups(dir.private()));
+    let (mut port, told) = (machines.port(), inputs.clone());
+    let listening = tokio::spawn(async move {
+        if port.wait_for(Option::is_some).await.is_ok() {
+            // An error means that the core has ended.
+            let _ = told.send(Input::Listening);
+        }
+    });
     let snapshot = shared.snapshot();
     let has_machines = snapshot.members().next().is_some() || snapshot.tokens().next().is_some();
     let opening = if has_machines { machines.open_in_time(&shared).await } else { None };
@@ -241,6 +248,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     streams.abort();
     watch.abort();
     noting.abort();
+    listening.abort();
     if let Some(opening) = opening {
         opening.abort();
     }

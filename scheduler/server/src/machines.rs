@@ -44,6 +44,8 @@ pub(crate) struct Machines {
     life: AtomicU32,
     port: watch::Sender<Option<Arc<MachineListener>>>,
     authority: Mutex<Option<Arc<Authority>>>,
+    /// The controller's own key and certificate, once there are machines that know them.
+    identity: Mutex<Option<Arc<Identity>>>,
     opening: tokio::sync::Mutex<()>,
     watched: Mutex<Vec<(KeyId, oneshot::Sender<()>)>>,
 }
@@ -66,6 +68,7 @@ impl Machines {
             life: AtomicU32::new(config.certificate_seconds),
             port: watch::Sender::new(None),
             authority: Mutex::new(None),
+            identity: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
             watched: Mutex::default(),
         }
@@ -111,7 +114,15 @@ impl Machines {
             }
         };
         let certificate = authority.issue(&key.public(), ROLE, ROLE, SystemTime::now(), self.life())?;
-        berth_trust::server_config(authority, &Identity { key, certificate })
+        let own = Arc::new(Identity { key, certificate });
+        let tls = berth_trust::server_config(authority, &own)?;
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = Some(own);
+        Ok(tls)
+    }
+
+    /// Who the controller is to machines: what it signs for them is signed with that.
+    pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Opens the port, unless it is open.

@@ -364,7 +364,11 @@ impl Service for Controller {
 
     async fn agent(&self, connection: AgentConnection) -> Result<(), Refusal> {
         let number = self.shared.next_connection();
-        let store = agents::Filling { reader: self.reader.clone(), logins: Arc::clone(&self.logins) };
+        let store = agents::Filling {
+            reader: self.reader.clone(),
+            logins: Arc::clone(&self.logins),
+            machines: Arc::clone(&self.machines),
+        };
         agents::take(number, connection, self.inputs.clone(), store, self.relay.clone());
         Ok(())
     }

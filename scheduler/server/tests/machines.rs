@@ -1,10 +1,11 @@
 //! What machines may say over their port, and what a stolen key is good for: real TLS to a real controller.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a failure is a failed test
 
+use berth_controller::backup::{Restore, backup, restore};
 use berth_controller::{ControllerOptions, load_config, run};
 use berth_model::member::{MemberRole, NewToken};
 use berth_model::request::{Peer, Response};
-use berth_model::{Gid, JobId, NodeName, Span, Uid};
+use berth_model::{Gid, JobId, NodeName, Span, Time, Uid};
 use berth_rpc::{AgentLink, Client, Endpoint, Hex, Preface, Question, Remote, Reply, Uplink};
 use berth_trust::{Authority, Identity, JoinToken, PrivateKey};
 use std::io::ErrorKind;
@@ -402,4 +403,49 @@ async fn a_port_that_is_held_when_the_controller_starts_is_opened_as_soon_as_it_
         }
     });
     cleared.await.expect("the alarm stays");
+}
+
+/// Machines that joined after the backup have all of their time to come, whenever the port is to be had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restore_the_time_in_which_machines_can_come_begins_with_the_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    std::fs::write(dir.path().join("berth.toml"), format!("listen = \"{free}\"\n")).unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let until = async {
+        // Dropped or told, it stops.
+        let _ = stopped.await;
+    };
+    let first = tokio::spawn(run(options(dir.path()), Box::pin(until)));
+    let first_client = client(dir.path()).await;
+    let site = Site { dir, address: free.to_string(), client: first_client };
+    site.machine(MemberRole::Compute, "n1").await;
+    drop(stop);
+    first.await.unwrap().unwrap();
+    let dir = site.dir;
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("backup.tar");
+    backup(dir.path(), &file, "1", Time(1)).unwrap();
+    restore(&Restore { state_dir: dir.path(), file: &file, replace: true, label: "1" }).unwrap();
+
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = held.local_addr().unwrap().to_string();
+    std::fs::write(dir.path().join("berth.toml"), format!("listen = \"{address}\"\n")).unwrap();
+    tokio::spawn(run(options(dir.path()), Box::pin(std::future::pending())));
+    let client = client(dir.path()).await;
+    let says = |text: &'static str| {
+        let client = &client;
+        async move {
+            let alarms = client.status().await.unwrap().alarms;
+            alarms.iter().any(|alarm| alarm.contains(text))
+        }
+    };
+    assert!(says("before the port for other machines has been open for 30 seconds").await);
+    drop(held);
+    let begun = tokio::time::timeout(Duration::from_secs(30), async {
+        while !says("no job starts in the first 30 seconds").await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    begun.await.expect("it does not begin");
 }

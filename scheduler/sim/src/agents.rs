@@ -247,12 +247,12 @@ impl World {
             AgentEffect::CancelImage { key } => self.image_unwanted(node, key),
             AgentEffect::Peers(ToPeers::Pinned { ask, image }) => self.pinned(node, ask, image)?,
             AgentEffect::Configure(told) => m.told = Some(told),
+            AgentEffect::Registered => return self.has_port(node),
             AgentEffect::Note { .. }
             | AgentEffect::Say { .. }
             | AgentEffect::Resumed
             | AgentEffect::ImagesNeeded { .. }
             | AgentEffect::Peers(_)
-            | AgentEffect::Registered
             | AgentEffect::Fetch { .. }
             | AgentEffect::Prefetch { .. }
             | AgentEffect::CancelPrefetch { .. } => {}

@@ -20,7 +20,7 @@ impl World {
             });
         // What waited for the end of a partition still comes: an old Start begins a run that was given up.
         let nothing_waits = self.now > self.held_until;
-        empty && nothing_waits && snapshot.jobs().all(|j| j.state.is_terminal())
+        empty && nothing_waits && snapshot.jobs().all(|j| j.state.is_terminal()) && !self.programs_are_out()
     }
 
     /// When all is over, controller and agents must say the same: nothing is left, and every node takes work.

@@ -6,13 +6,14 @@ use crate::network::Way;
 use crate::store::Mood;
 use crate::workload::ClientAct;
 use crate::world::{Happening, World};
+use berth_model::carry::CarriedTo;
 use berth_model::config::Config;
 use berth_model::ids::{NodeName, Session, Term};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::time::{Span, Time};
 use berth_sched_core::{
-    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, LoginOf, Outcome, Pace, StepRow, Write,
-    commit, fill_payload,
+    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, LoginOf, Outcome, Pace, PayloadKey,
+    StepRow, Write, commit, fill_payload,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -297,43 +298,11 @@ impl World {
                 let after = self.span(50, 5000);
                 self.plan(after, Happening::Client(ClientAct::Answer(request, Box::new(result))));
             }
-            Effect::Send { connection, mut message, payload, login } => {
-                self.note(|| format!("to connection {connection}: {}", to_agent(&message)));
-                if let (ToAgent::Prefetch(start), Some(core)) = (&message, &self.controller.core) {
-                    if self.controller.up_to_date {
-                        core.audit_prefetch(start.launch.key.job, &start.launch.node)?;
-                    }
-                    self.count("images to be fetched ahead");
-                }
-                if let (ToAgent::Start(start) | ToAgent::Prefetch(start), Some(key)) = (&mut message, payload)
-                {
-                    if self.store.is_retired(key.job()) {
-                        return Ok(()); // it ended and was forgotten behind the same commit; the server drops it, too
-                    }
-                    match self.store.payload(key) {
-                        Ok(payload) => fill_payload(&mut start.launch, &payload),
-                        Err(why) => {
-                            let this = start.launch.key;
-                            let over = |s: &StepRow| s.key == this && s.result.is_some();
-                            // As above, and its job runs again already.
-                            return if self.store.every_step()?.iter().any(over) { Ok(()) } else { Err(why) };
-                        }
-                    }
-                }
-                if let Some(LoginOf::Stored(key)) = login
-                    && self.store.payload(key).is_ok()
-                {
-                    self.count("starts with a login");
-                }
-                if !self.controller.open.contains(&connection) {
-                    return Ok(());
-                }
-                let Some(node) = self.links.get(&connection).map(|link| link.node.clone()) else {
-                    return Ok(());
-                };
-                self.sent(&node, connection, &message)?;
-                let message = Box::new(message);
-                self.deliver(Way::ToAgent, connection, Happening::ToAgent { connection, message });
+            Effect::Send { connection, message, payload, login } => {
+                return self.leaves(connection, message, (payload, login), Vec::new());
+            }
+            Effect::Carry { connection, start, to, payload, login } => {
+                return self.leaves(connection, ToAgent::Start(start), (payload, login), to);
             }
             Effect::CutOff { node, .. } => {
                 let links = self.links.iter().filter(|(_, link)| link.node == node);
@@ -360,6 +329,57 @@ impl World {
                 self.plan(Span(1000), Happening::Cut { connection });
             }
         }
+        Ok(())
+    }
+
+    /// A message leaves for an agent, filled in from the store. `to`: to whom its node carries the same.
+    fn leaves(
+        &mut self,
+        connection: u64,
+        mut message: ToAgent,
+        (payload, login): (Option<PayloadKey>, Option<LoginOf>),
+        to: Vec<CarriedTo>,
+    ) -> Result<(), String> {
+        self.note(|| format!("to connection {connection}: {}", to_agent(&message)));
+        if let (ToAgent::Prefetch(start), Some(core)) = (&message, &self.controller.core) {
+            if self.controller.up_to_date {
+                core.audit_prefetch(start.launch.key.job, &start.launch.node)?;
+            }
+            self.count("images to be fetched ahead");
+        }
+        if let (ToAgent::Start(start) | ToAgent::Prefetch(start), Some(key)) = (&mut message, payload) {
+            if self.store.is_retired(key.job()) {
+                return Ok(()); // it ended and was forgotten behind the same commit; the server drops it, too
+            }
+            match self.store.payload(key) {
+                Ok(payload) => fill_payload(&mut start.launch, &payload),
+                Err(why) => {
+                    let this = start.launch.key;
+                    let over = |s: &StepRow| s.key == this && s.result.is_some();
+                    // As above, and its job runs again already.
+                    return if self.store.every_step()?.iter().any(over) { Ok(()) } else { Err(why) };
+                }
+            }
+        }
+        if let Some(LoginOf::Stored(key)) = login
+            && self.store.payload(key).is_ok()
+        {
+            self.count("starts with a login");
+        }
+        if !self.controller.open.contains(&connection) {
+            return Ok(());
+        }
+        let Some(node) = self.links.get(&connection).map(|link| link.node.clone()) else {
+            return Ok(());
+        };
+        self.sent(&node, connection, &message)?;
+        if let ToAgent::Start(start) = &message
+            && !to.is_empty()
+        {
+            self.head_is_told(connection, start, to);
+        }
+        let message = Box::new(message);
+        self.deliver(Way::ToAgent, connection, Happening::ToAgent { connection, message });
         Ok(())
     }
 
@@ -468,7 +488,8 @@ impl World {
         self.controller.core = Some(core);
         self.controller.started = self.now;
         self.look_at_disk()?;
-        self.control(Event::Tick)
+        // What is in the network of a world is always reached.
+        self.control(Event::Listening)
     }
 
     /// Tells the core whether the store has room, where that has changed.

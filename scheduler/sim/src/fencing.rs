@@ -82,6 +82,12 @@ impl World {
         }
     }
 
+    /// Whether a node may still be powered off: by a program that was asked for it before the node answered again, be it by a controller that is no
+    /// more.
+    pub(crate) fn programs_are_out(&self) -> bool {
+        self.queue.values().any(|what| matches!(what, Happening::Fences { .. }))
+    }
+
     /// Until when the controller stands still.
     pub(crate) fn held_up(&self) -> Option<Time> {
         self.controller.held.map(|(_, until)| until).filter(|until| *until > self.now)

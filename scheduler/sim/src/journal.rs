@@ -124,6 +124,15 @@ impl World {
             Happening::ToAgent { connection, message } => {
                 words(&"controller", &node(connection), &on(connection, to_agent(message)))
             }
+            Happening::Carries { connection, bundle } => words(
+                &"controller",
+                &node(connection),
+                &format!("{} starts to carry to others", bundle.len()),
+            ),
+            Happening::Brought { carried } => {
+                let (launch, session) = (&carried.start.launch, carried.to.session.0);
+                words(&"another node", &launch.node, &format!("Start {} session {session}", launch.key))
+            }
             Happening::LossSeen { connection } => words(
                 &"network",
                 &"controller",
@@ -339,6 +348,7 @@ pub(crate) fn term_of(message: &ToAgent) -> Option<Term> {
         | ToAgent::Configure(_)
         | ToAgent::Dial { .. }
         | ToAgent::Admit(_)
+        | ToAgent::Carry(_)
         | ToAgent::Peers(_)
         | ToAgent::Say { .. }
         | ToAgent::LookForEnds { .. }

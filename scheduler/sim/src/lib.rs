@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod agents;
+mod carried;
 mod check;
 mod components;
 mod controller;

@@ -1,6 +1,7 @@
 //! The world: one clock, one queue of happenings, a controller, machines, clients and a network, and the stages of a run.
 
 use crate::Options;
+use crate::carried::tree;
 use crate::controller::Controller;
 use crate::faults::{Chaos, Kind};
 use crate::fencing::Fencing;
@@ -13,6 +14,7 @@ use crate::store::ModelStore;
 use crate::truth::{OnRecord, Truth};
 use crate::workload::{Client, ClientAct};
 use berth_agent_core::{AgentEvent, ImageEvent};
+use berth_model::carry::Carried;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::link::{FromAgent, ToAgent};
@@ -38,6 +40,15 @@ pub(crate) enum Happening {
     ToAgent {
         connection: u64,
         message: Box<ToAgent>,
+    },
+    /// The head of a branch is told what it is to carry.
+    Carries {
+        connection: u64,
+        bundle: Vec<Carried>,
+    },
+    /// A node brings a Start to another one.
+    Brought {
+        carried: Box<Carried>,
     },
     /// The controller learns that a connection has ended.
     LossSeen {
@@ -213,7 +224,7 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) chaos: Chaos,
     pub(crate) now: Time,
-    queue: BTreeMap<(Time, u64), Happening>,
+    pub(crate) queue: BTreeMap<(Time, u64), Happening>,
     sequence: u64,
     stage: Stage,
     stage_ends: Time,
@@ -249,6 +260,7 @@ impl World {
         if options.faults && !options.backups && seed % 8 == 5 {
             chaos.with_held_up_controllers();
         }
+        (chaos.config.launch_tree_from, chaos.config.launch_tree_width) = tree(seed, options.backups);
         let mut machines = BTreeMap::new();
         for i in 0..chaos.nodes {
             let name = NodeName(format!("n{i}"));
@@ -418,6 +430,8 @@ impl World {
                 }
             }
             Happening::ToAgent { connection, message } => self.reaches_agent(connection, *message)?,
+            Happening::Carries { connection, bundle } => self.head_carries(connection, bundle),
+            Happening::Brought { carried } => self.brought(*carried)?,
             Happening::LossSeen { connection } => self.loss_seen(connection)?,
             Happening::Cut { connection } => self.cut(connection)?,
             Happening::Unanswered { connection, by_agent } => self.unanswered(connection, by_agent)?,
@@ -554,10 +568,13 @@ impl World {
             Happening::ToController { connection, .. } | Happening::LossSeen { connection } => {
                 blocked(link(connection)?, Way::ToController)
             }
-            Happening::ToAgent { connection, .. } | Happening::Cut { connection } => {
+            Happening::ToAgent { connection, .. }
+            | Happening::Carries { connection, .. }
+            | Happening::Cut { connection } => {
                 let m = link(connection)?;
                 frozen(m).max(blocked(m, Way::ToAgent))
             }
+            Happening::Brought { carried } => frozen(self.machines.get(&carried.start.launch.node)?),
             Happening::Unanswered { connection, by_agent: true } => frozen(link(connection)?),
             Happening::Connect { node, .. }
             | Happening::AgentWake { node, .. }

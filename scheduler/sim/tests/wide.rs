@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
 use berth_agent_core::{AgentConfig, AgentCore, AgentEffect, AgentEvent, ImageEvent, SupervisorEvent};
+use berth_model::carry::{Carried, CarriedPart, CarriedTo};
 use berth_model::config::Config;
+use berth_model::exchange::FromPeers;
 use berth_model::hardware::{Core, Hardware};
 use berth_model::ids::{NodeName, Session, StepKey, Term};
 use berth_model::launch::{StepExit, StepLaunch, Usage};
-use berth_model::link::ToAgent;
+use berth_model::link::{FromAgent, Start, ToAgent};
 use berth_model::request::{Actor, Payload, Request, Response};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState};
@@ -21,11 +23,16 @@ use std::time::Instant;
 struct Costs {
     /// A message, from one machine to another.
     latency: i64,
-    /// The controller: to take a message, to write down what came of some, to send one, and to encode and send a KiB.
+    /// The controller: to take a message, to write down what came of some, to send one, to encode and send a KiB, and to sign what others
+    /// carry.
     receive: i64,
     commit: i64,
     send: i64,
     kib: i64,
+    sign: i64,
+    /// A node: to shake hands with another one, and with how many at the same time: its agent has so many threads.
+    handshake: i64,
+    hands: i64,
     /// A node: from a Start to tasks that run, and from there to the end.
     start: i64,
     run: i64,
@@ -40,24 +47,19 @@ const COSTS: Costs = Costs {
     commit: 2000,
     send: 20,
     kib: 4,
+    sign: 100,
+    handshake: 1000,
+    hands: 4,
     start: 10_000,
     run: 0,
     environment: 4096,
 };
 
-/// How Starts get to nodes.
-#[derive(Clone, Copy)]
-enum Shape {
-    /// From the controller to each.
-    Direct,
-    /// From the controller to every so-manieth, which passes them on to the others: what is the same in all goes over once. This is what a tree
-    /// would be; there is none.
-    Tree(usize),
-}
-
 /// What a launch came to.
 struct Launch {
+    /// Starts, and how many of them the controller sent itself.
     messages: usize,
+    sent: usize,
     kib: usize,
     /// From the submission to the last Start that left, to the last task that ran, to the end on record.
     told: i64,
@@ -81,6 +83,7 @@ enum What {
     /// The controller's thread takes what has come.
     Turn,
     ToNode(usize, Box<ToAgent>),
+    Carried(usize, Box<Carried>),
     Supervisor(usize, StepKey, SupervisorEvent),
 }
 
@@ -100,9 +103,6 @@ struct Room {
     ran: usize,
     launch: Launch,
     costs: Costs,
-    shape: Shape,
-    /// Starts of this turn, for those who pass them on.
-    bundle: Vec<(usize, ToAgent)>,
 }
 
 const BEGIN: i64 = 1_000_000_000_000;
@@ -127,8 +127,8 @@ fn size(launch: &StepLaunch, environment: usize) -> usize {
 }
 
 impl Room {
-    fn new(count: usize, costs: Costs, shape: Shape) -> Room {
-        let core = Cluster::new(CoreConfig::new(&Config::default()).unwrap(), Term(1));
+    fn new(count: usize, costs: Costs, config: &Config) -> Room {
+        let core = Cluster::new(CoreConfig::new(config).unwrap(), Term(1));
         let names: Vec<NodeName> = (0..count).map(|n| NodeName(format!("node{n:05}"))).collect();
         let agent = |name: &NodeName| {
             let config = AgentConfig {
@@ -149,7 +149,7 @@ impl Room {
             AgentCore::new(config, Vec::new(), Vec::new(), Time(BEGIN))
         };
         let agents = names.iter().map(agent).collect();
-        let launch = Launch { messages: 0, kib: 0, told: 0, running: 0, ended: 0, core: 0.0 };
+        let launch = Launch { messages: 0, sent: 0, kib: 0, told: 0, running: 0, ended: 0, core: 0.0 };
         let mut room = Room {
             now: BEGIN,
             last: 0,
@@ -159,8 +159,6 @@ impl Room {
             busy_until: 0,
             turning: false,
             sending_until: 0,
-            shape,
-            bundle: Vec::new(),
             agents,
             sessions: vec![Session(0); count],
             names,
@@ -183,12 +181,12 @@ impl Room {
     fn agent(&mut self, at: usize, event: AgentEvent) {
         for effect in self.agents[at].handle(event, Time(self.now)) {
             match effect {
-                AgentEffect::Send(message) => {
-                    let (node, connection) = (self.names[at].clone(), u64::try_from(at).unwrap());
-                    self.plan(
-                        self.costs.latency,
-                        What::ToController(Event::Agent { node, connection, message }),
-                    );
+                AgentEffect::Send(message) => self.tell(at, message),
+                AgentEffect::Registered => {
+                    // Others find it at its port.
+                    let (address, key) = (format!("{}:7818", self.names[at]), format!("key {at}"));
+                    let said = FromPeers::Ready { address, key, streams: true, connected: Vec::new() };
+                    self.agent(at, AgentEvent::Peers(said));
                 }
                 AgentEffect::PrepareImage { key, .. } => {
                     self.agent(at, AgentEvent::Image { key, event: ImageEvent::Ready(None) });
@@ -205,6 +203,11 @@ impl Room {
                 _ => {}
             }
         }
+    }
+
+    fn tell(&mut self, at: usize, message: FromAgent) {
+        let (node, connection) = (self.names[at].clone(), u64::try_from(at).unwrap());
+        self.plan(self.costs.latency, What::ToController(Event::Agent { node, connection, message }));
     }
 
     /// The controller's thread: all that has come, one commit, and what follows from it.
@@ -226,7 +229,10 @@ impl Room {
             for effect in outcome.after_commit.open(&proof) {
                 match effect {
                     Effect::Send { connection, message, .. } => {
-                        self.send(usize::try_from(connection).unwrap(), message)
+                        self.send(usize::try_from(connection).unwrap(), message);
+                    }
+                    Effect::Carry { connection, start, to, .. } => {
+                        self.send_branch(usize::try_from(connection).unwrap(), *start, to);
                     }
                     Effect::Reply { result, .. } => {
                         assert!(matches!(result, Ok(Response::Submitted { .. })), "{result:?}");
@@ -235,46 +241,43 @@ impl Room {
                 }
             }
         }
-        self.send_bundles();
     }
 
-    /// To each of those who pass on: their own Start, and of the others what is theirs alone.
-    fn send_bundles(&mut self) {
+    /// To the head of a branch: its own Start, and of the others what is theirs alone. It hands that to some at the same time.
+    fn send_branch(&mut self, head: usize, start: Start, to: Vec<CarriedTo>) {
         const OWN: usize = 200;
-        let Shape::Tree(wide) = self.shape else { return };
-        let mut rest = std::mem::take(&mut self.bundle).into_iter().peekable();
-        while rest.peek().is_some() {
-            let group: Vec<(usize, ToAgent)> = rest.by_ref().take(wide).collect();
-            let whole = match &group[0].1 {
-                ToAgent::Start(start) => size(&start.launch, self.costs.environment),
-                _ => 0,
-            };
-            let bytes = whole + OWN * (group.len() - 1);
-            let kib = |bytes: usize| self.costs.kib * i64::try_from(bytes).unwrap() / 1024;
-            self.sending_until = self.sending_until.max(self.now) + self.costs.send + kib(bytes);
-            let there = self.sending_until - self.now + self.costs.latency;
-            let on = self.costs.send + kib(whole);
-            self.launch.kib += bytes / 1024;
-            self.launch.told = self.sending_until;
-            for (place, (at, message)) in (0i64..).zip(group) {
-                self.launch.messages += 1;
-                // It takes its own first.
-                let after = if place == 0 { there } else { there + place * on + self.costs.latency };
-                self.plan(after, What::ToNode(at, Box::new(message)));
-            }
+        let whole = size(&start.launch, self.costs.environment);
+        let bytes = whole + OWN * to.len();
+        let kib = |bytes: usize| self.costs.kib * i64::try_from(bytes).unwrap() / 1024;
+        let (cost, on) = (self.costs.send + self.costs.sign + kib(bytes), self.costs.handshake + kib(whole));
+        self.sending_until = self.sending_until.max(self.now) + cost;
+        self.launch.kib += bytes / 1024;
+        self.launch.told = self.sending_until;
+        self.launch.sent += 1;
+        self.launch.messages += 1 + to.len();
+        let there = self.sending_until - self.now + self.costs.latency;
+        for (place, to) in (1i64..).zip(to) {
+            let CarriedPart { part, to: registration } = to.part;
+            let at = usize::try_from(part.node_index).unwrap();
+            assert_eq!((to.key, registration.session), (format!("key {at}"), self.sessions[at]));
+            let mut start = start.clone();
+            part.give(&mut start);
+            // A connection and hands are made in two turns each, and the other side has its part of it, too.
+            let turn = (place - 1) / self.costs.hands + 1;
+            let after = there + turn * on + 4 * self.costs.latency + self.costs.handshake;
+            self.plan(after, What::Carried(at, Box::new(Carried { to: registration, start })));
         }
+        self.plan(there, What::ToNode(head, Box::new(ToAgent::Start(Box::new(start)))));
     }
 
     fn send(&mut self, at: usize, message: ToAgent) {
-        if matches!((&message, self.shape), (ToAgent::Start(_), Shape::Tree(_))) {
-            return self.bundle.push((at, message));
-        }
         if let ToAgent::Welcome { session, .. } = &message {
             self.sessions[at] = *session;
         }
         let bytes = match &message {
             ToAgent::Start(start) => {
                 self.launch.messages += 1;
+                self.launch.sent += 1;
                 size(&start.launch, self.costs.environment)
             }
             _ => 100,
@@ -309,6 +312,7 @@ impl Room {
                     self.now = now;
                 }
                 What::ToNode(at, message) => self.agent(at, AgentEvent::Controller(*message)),
+                What::Carried(at, carried) => self.agent(at, AgentEvent::Carried(carried)),
                 What::Supervisor(at, key, event) => {
                     if matches!(event, SupervisorEvent::Started) {
                         self.ran += 1;
@@ -332,10 +336,10 @@ impl Room {
     }
 }
 
-/// `srun -N COUNT true`, on nodes that wait for it.
-fn launch(count: u32, costs: Costs, shape: Shape) -> Launch {
+/// `srun -N COUNT true`, on nodes that wait for it: with a tree from so many nodes on, or without (0).
+fn launch(count: u32, costs: Costs, launch_tree_from: u32) -> Launch {
     let nodes = usize::try_from(count).unwrap();
-    let mut room = Room::new(nodes, costs, shape);
+    let mut room = Room::new(nodes, costs, &Config { launch_tree_from, ..Config::default() });
     room.settle();
     assert_eq!(room.sessions.iter().filter(|session| session.0 > 0).count(), nodes, "not all registered");
     let mut spec = berth_samples::job(JobKind::Run, "wide");
@@ -362,8 +366,15 @@ fn launch(count: u32, costs: Costs, shape: Shape) -> Launch {
 
 #[test]
 fn a_step_over_a_thousand_nodes_starts_once_on_each() {
-    let launch = launch(1000, COSTS, Shape::Direct);
+    let launch = launch(1000, COSTS, 0);
     // Two commits, a start, and what a thousand messages take: nothing waits for anything else.
+    assert!(launch.running < 400_000 && launch.ended < 2_000_000, "{} {}", launch.running, launch.ended);
+}
+
+#[test]
+fn by_a_tree_the_controller_sends_one_message_for_each_branch_and_it_starts_once_on_each_node() {
+    let launch = launch(1000, COSTS, 512);
+    assert_eq!((launch.messages, launch.sent), (1000, 1000usize.div_ceil(64)));
     assert!(launch.running < 400_000 && launch.ended < 2_000_000, "{} {}", launch.running, launch.ended);
 }
 
@@ -373,16 +384,17 @@ fn what_a_launch_takes() {
     let counts = std::env::var("COUNTS").unwrap_or_else(|_| "10 100 1000".into());
     for count in counts.split_whitespace() {
         let count: u32 = count.parse().unwrap();
-        let l = launch(count, COSTS, Shape::Direct);
-        let tree = launch(count, COSTS, Shape::Tree(64));
+        let l = launch(count, COSTS, 0);
+        let tree = launch(count, COSTS, 1);
         let ms = |us: i64| format!("{}.{}", us / 1000, us % 1000 / 100);
         println!(
-            "launch\t{count}\t{}\t{}\t{}\t{}\t{:.3}\t{}\t{}",
+            "launch\t{count}\t{}\t{}\t{}\t{}\t{:.3}\t{}\t{}\t{}",
             l.kib,
             ms(l.told),
             ms(l.running),
             ms(l.ended),
             l.core,
+            tree.sent,
             ms(tree.running),
             ms(tree.ended)
         );

@@ -106,17 +106,24 @@ pub(crate) fn decode_all<T: Send>(
     let waiting = Mutex::new(waiting);
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
     std::thread::scope(|scope| {
-        let decoders: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut done = Vec::new();
-                    while let Ok((number, chunk)) = next() {
-                        done.push((number, decode_chunk(chunk)));
-                    }
-                    done
-                })
-            })
-            .collect();
+        let decoder = || {
+            let mut done = Vec::new();
+            while let Ok((number, chunk)) = next() {
+                done.push((number, decode_chunk(chunk)));
+            }
+            done
+        };
+        let begin = |_| std::thread::Builder::new().spawn_scoped(scope, decoder).ok();
+        let decoders: Vec<_> = (0..threads).map_while(begin).collect();
+        if decoders.is_empty() {
+            // There are no more threads: this one does it.
+            let (mut all, mut chunk) = (Vec::new(), first);
+            while !chunk.is_empty() {
+                all.append(&mut decode_chunk(std::mem::take(&mut chunk))?);
+                fill(&mut chunk)?;
+            }
+            return Ok(all);
+        }
         let mut read = Ok(());
         let mut chunk = first;
         let mut number = 0;

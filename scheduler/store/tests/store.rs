@@ -350,6 +350,7 @@ fn members_and_tokens_survive_and_the_log_is_read_from_its_end() {
         condition: Default::default(),
         causes: Default::default(),
         registered: None,
+        resumed: false,
     };
     let mut store = SqliteStore::open(dir.path()).unwrap();
     let mut writes = vec![

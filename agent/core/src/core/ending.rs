@@ -74,7 +74,7 @@ impl AgentCore {
 
     pub(super) fn end_job(&mut self, run_key: RunKey, kill_wait: Span, cause: EndCause, now: Time) {
         let Some(run) = self.runs.get_mut(&run_key) else {
-            self.over.add(run_key, None);
+            self.over.add(run_key, None, now);
             return self.job_gone(run_key, Vec::new(), now);
         };
         run.ending = true;

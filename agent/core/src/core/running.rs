@@ -3,11 +3,15 @@
 use super::{AgentCore, SIGKILL, SOON, run_of};
 use crate::event::{AgentEffect, Fetched, ImageEvent, StepTimers};
 use crate::state::{Prolog, RunKey, Step, Unbegun, made_up};
+use berth_model::carry::{Carried, Registration};
 use berth_model::ids::StepKey;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
 use berth_model::link::{EndCause, GpuFault, Start};
 use berth_model::state::ExitStatus;
-use berth_model::time::Time;
+use berth_model::time::{Span, Time};
+
+/// What another node brings counts for nothing when it was said so much longer ago than two heartbeats.
+const OLD: Span = Span::from_secs(10);
 
 impl AgentCore {
     pub(super) fn prefetch(&mut self, start: Start) {
@@ -19,6 +23,32 @@ impl AgentCore {
             let Start { launch, login, .. } = start;
             self.out.push(AgentEffect::Prefetch { job, attempt, launch: Box::new(launch), login });
         }
+    }
+
+    /// A Start that another node brought: it counts where it would have counted on the link, had it come there now. What this agent knows of
+    /// steps and runs that are over keeps an old one from beginning again. One that may be older than what it knows begins nothing, nor one
+    /// that was held back: the controller has long said itself what was missing.
+    pub(super) fn carried(&mut self, carried: Carried, now: Time) {
+        let Carried { to, start } = carried;
+        let key = start.launch.key;
+        let known = self.steps.contains_key(&key) || self.over.forgot_since(to.asked);
+        let here = start.launch.node == self.config.node && start.term == self.term;
+        if !here || known || !self.is_registered_as(&to, now) {
+            return;
+        }
+        self.start(start, now);
+        if self.steps.contains_key(&key) {
+            // As of a Start that comes by the link; but of none that is a replay.
+            self.forget_reboot();
+        }
+    }
+
+    /// Whether something was said to the registration that this agent has, and lately. Numbers alone do not tell: a core that is built anew
+    /// counts anew.
+    fn is_registered_as(&self, to: &Registration, now: Time) -> bool {
+        let old = Span(self.heartbeat.0.saturating_mul(2).saturating_add(OLD.0));
+        let time = self.connected_at <= to.asked && to.asked <= now && now.since(to.asked) <= old;
+        time && self.session == Some(to.session) && to.boot_id == self.config.boot_id
     }
 
     pub(super) fn start(&mut self, start: Start, now: Time) {

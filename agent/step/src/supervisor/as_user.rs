@@ -31,7 +31,7 @@ fn with_ids<T>(identity: &Identity, action: impl FnOnce() -> T) -> io::Result<T>
     let restored = seteuid(Uid::from_raw(0)).and_then(|()| setegid(gid)).and_then(|()| setgroups(&groups));
     if let Err(e) = restored {
         // Half a user is nothing to go on with.
-        eprintln!("berth-step: cannot take root's ids back: {e}");
+        crate::log::say(&format!("cannot take root's ids back: {e}"));
         exit_now(1);
     }
     Ok(result?)

@@ -100,7 +100,7 @@ impl Drop for OnDisk {
             None => remove_tree(&self.place),
         };
         if let Err(e) = removed {
-            eprintln!("berth-step: {}: {e}", self.place.display());
+            crate::log::say(&format!("{}: {e}", self.place.display()));
         }
     }
 }

@@ -64,7 +64,7 @@ pub fn run(dir: &StepDir, listener: OwnedFd, parked: Option<Parked>, images: Opt
         Ok(()) => 0,
         Err(e) => {
             // Goes to the step's supervisor.log; the agent finds no exit and reports the step as lost.
-            eprintln!("berth-step: {}: {e}", dir.path().display());
+            crate::log::say(&format!("{}: {e}", dir.path().display()));
             1
         }
     }

@@ -516,7 +516,7 @@ impl Processes {
                 Ok(None) => return told,
                 Err(e) => {
                     // Killed, most likely: by the kernel for want of memory, or with the whole step.
-                    eprintln!("berth-step: {e}");
+                    crate::log::say(&e.to_string());
                     self.all_gone(&mut told);
                     return told;
                 }
@@ -581,7 +581,7 @@ impl Processes {
             .and_then(|copy| streams.add_terminal(task, copy));
         match result {
             Ok(()) => self.terminal = Some(master),
-            Err(e) => eprintln!("berth-step: the terminal of task {task}: {e}"),
+            Err(e) => crate::log::say(&format!("the terminal of task {task}: {e}")),
         }
     }
 
@@ -640,7 +640,7 @@ impl Processes {
         if let Some(init) = self.init.take()
             && let Err(e) = init.finish()
         {
-            eprintln!("berth-step: {e}");
+            crate::log::say(&e.to_string());
         }
         self.terminal = None;
         // After init: with it the writer's input has ended.
@@ -666,7 +666,7 @@ impl Processes {
             init.signal(SignalTarget::Everything, signal)
         };
         if let Err(e) = result {
-            eprintln!("berth-step: signal {signal}: {e}");
+            crate::log::say(&format!("signal {signal}: {e}"));
         }
     }
 

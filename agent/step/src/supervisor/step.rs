@@ -291,7 +291,7 @@ impl Step {
     fn undo_container(&self) {
         let Some(kept) = self.file.node.kept.as_ref().filter(|kept| kept.fresh) else { return };
         if let Err(e) = kept.undo() {
-            eprintln!("berth-step: the container '{}' ({}): {e}", kept.name, kept.record.display());
+            crate::log::say(&format!("the container '{}' ({}): {e}", kept.name, kept.record.display()));
         }
     }
 
@@ -713,7 +713,7 @@ impl Step {
         }
         let events = self.processes.as_mut().map(Processes::give_up_saving).unwrap_or_default();
         if let Err(e) = self.act_on(events) {
-            eprintln!("berth-step: {}: {e}", self.launch().key);
+            crate::log::say(&format!("{}: {e}", self.launch().key));
         }
     }
 

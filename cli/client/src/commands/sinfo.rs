@@ -10,10 +10,9 @@ use crate::fmt::cells::Cell;
 use crate::fmt::sinfo::{self, Field, Group};
 use crate::fmt::{View, json, node};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
-use crate::{Command, Invocation, block_on, out, variables};
+use crate::{Command, Invocation, block_on, listing, out, variables};
 use berth_model::NodeName;
 use berth_model::record::{NodeInfo, PartitionInfo};
-use std::time::Duration;
 
 crate::doc::about!("sinfo.rs");
 
@@ -33,24 +32,9 @@ pub const SPEC: Spec = Spec {
         opt("all", Some('a'), Arg::None, "All partitions (nothing is hidden anyway)"),
         opt("dead", Some('d'), Arg::None, "Nodes that do not answer"),
         opt("exact", Some('e'), Arg::None, "Nodes that differ in any shown figure get lines of their own"),
-        opt(
-            "format",
-            Some('o'),
-            Arg::Required("FORMAT"),
-            "Columns: %[.][WIDTH]LETTER, '.' aligns right; %all: every one",
-        ),
-        opt(
-            "Format",
-            Some('O'),
-            Arg::Required("FIELDS"),
-            "Columns by name: NAME[:[.]WIDTH[SUFFIX]],...; all: every one",
-        ),
-        opt(
-            "iterate",
-            Some('i'),
-            Arg::Required("SECONDS"),
-            "Show again after this many seconds, until interrupted",
-        ),
+        listing::FORMAT,
+        listing::FIELDS,
+        listing::ITERATE,
         opt("json", None, Arg::None, "As JSON"),
         opt(
             "list-reasons",
@@ -58,13 +42,13 @@ pub const SPEC: Spec = Spec {
             Arg::None,
             "Why nodes are down, drained or failing, or have fenced devices",
         ),
-        opt("long", Some('l'), Arg::None, "More columns, and the date"),
+        listing::LONG,
         opt("Node", Some('N'), Arg::None, "A line for each node and partition"),
         opt("nodes", Some('n'), Arg::Required("NODES"), "These nodes"),
-        opt("noheader", Some('h'), Arg::None, "No header"),
+        listing::NOHEADER,
         opt("partition", Some('p'), Arg::Required("NAMES"), "These partitions"),
         opt("responding", Some('r'), Arg::None, "Nodes that answer"),
-        opt("sort", Some('S'), Arg::Required("KEYS"), "Order: letters of -o, '-' before one for descending"),
+        listing::SORT,
         opt(
             "states",
             Some('t'),
@@ -101,12 +85,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
             extra.to_string_lossy()
         )));
     }
-    let every = match parsed.text("iterate") {
-        None => None,
-        Some(text) => Some(Duration::from_secs(text.parse().ok().filter(|n| *n > 0).ok_or_else(|| {
-            Failure::user(format!("--iterate={text}: expected a number of seconds, at least 1"))
-        })?)),
-    };
+    let every = listing::pause(&parsed)?;
     let filter = Filter::read(&parsed)?;
     let site = call.site()?;
     if parsed.has("verbose") {

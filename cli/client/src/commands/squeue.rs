@@ -11,7 +11,7 @@ use crate::fmt::cells::{Cell, Format};
 use crate::fmt::squeue::{self, Field, StepField};
 use crate::fmt::{View, job, json};
 use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
-use crate::{Command, Invocation, block_on, out, variables};
+use crate::{Command, Invocation, block_on, listing, out, variables};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::spec::JobSelector;
@@ -19,7 +19,6 @@ use berth_model::state::JobState;
 use berth_model::{JobId, NodeName, StepId};
 use berth_rpc::Client;
 use std::io::{self, Write};
-use std::time::Duration;
 
 crate::doc::about!("squeue.rs");
 
@@ -39,34 +38,19 @@ pub const SPEC: Spec = Spec {
         opt("account", Some('A'), Arg::Required("NAMES"), "Jobs of these accounts"),
         opt("all", Some('a'), Arg::None, "Jobs of all partitions (nothing is hidden anyway)"),
         opt("array", Some('r'), Arg::None, "A line for each task of an array"),
-        opt(
-            "format",
-            Some('o'),
-            Arg::Required("FORMAT"),
-            "Columns: %[.][WIDTH]LETTER, '.' aligns right; %all: every one",
-        ),
-        opt(
-            "Format",
-            Some('O'),
-            Arg::Required("FIELDS"),
-            "Columns by name: NAME[:[.]WIDTH[SUFFIX]],...; all: every one",
-        ),
-        opt(
-            "iterate",
-            Some('i'),
-            Arg::Required("SECONDS"),
-            "Show again after this many seconds, until interrupted",
-        ),
+        listing::FORMAT,
+        listing::FIELDS,
+        listing::ITERATE,
         opt("jobs", Some('j'), Arg::Ids("IDS"), "These jobs, arrays or array tasks; with -s of these jobs"),
         opt("json", None, Arg::None, "As JSON"),
-        opt("long", Some('l'), Arg::None, "More columns, and the date"),
+        listing::LONG,
         opt("me", None, Arg::None, "My jobs"),
         opt("name", Some('n'), Arg::Required("NAMES"), "Jobs of these names"),
         opt("nodelist", Some('w'), Arg::Required("NODES"), "Jobs that use one of these nodes"),
-        opt("noheader", Some('h'), Arg::None, "No header"),
+        listing::NOHEADER,
         opt("only-job-state", None, Arg::None, "Ids and states alone"),
         opt("partition", Some('p'), Arg::Required("NAMES"), "Jobs of these partitions"),
-        opt("sort", Some('S'), Arg::Required("KEYS"), "Order: letters of -o, '-' before one for descending"),
+        listing::SORT,
         opt("start", None, Arg::None, "Waiting jobs with their expected start, as far as it is known"),
         opt("states", Some('t'), Arg::Required("STATES"), "Jobs in these states, or 'all'"),
         opt("steps", Some('s'), Arg::Ids("IDS"), "Steps instead of jobs"),
@@ -129,12 +113,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         )));
     }
     let request = request(&parsed)?;
-    let every = match parsed.text("iterate") {
-        None => None,
-        Some(text) => Some(Duration::from_secs(text.parse().ok().filter(|n| *n > 0).ok_or_else(|| {
-            Failure::user(format!("--iterate={text}: expected a number of seconds, at least 1"))
-        })?)),
-    };
+    let every = listing::pause(&parsed)?;
     let site = call.site()?;
     if parsed.has("verbose") {
         out::complain(&format!("squeue: asking {}", site.endpoint.path().display()));

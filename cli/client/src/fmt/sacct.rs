@@ -241,7 +241,7 @@ const RIGHT: &[Field] = fields![
     "AllocNodes" 10 |r, _| r.step.map_or(r.job.layout.nodes.len(), |s| s.layout.nodes.len()).to_string();
     "AllocTRES" 10 |r, s| tres(allocated(r), r.step.is_none(), s);
     "AveCPU" 10 |r, _| of_step(r, |s| if numbered(s) {
-        let micros = (s.usage.user_us + s.usage.system_us) / tasks(s) as u64;
+        let micros = s.usage.user_us.saturating_add(s.usage.system_us) / tasks(s) as u64;
         time::long(Span(i64::try_from(micros).unwrap_or(i64::MAX))) } else { String::new() });
     "AveGPUUtil" 10 |r, s| of_used(r, s, |st| usage::of_told(&st.usage, |g| g.average().to_string()));
     "Cluster" 10 |_, s| s.view.cluster.clone();

@@ -172,17 +172,22 @@ fn wanted(site: &Site, list: Option<&str>) -> Result<Vec<NodeName>, Failure> {
 /// Does something for each node, a few at a time; the answers are in the order of the nodes.
 fn at_once<T: Send>(nodes: &[NodeName], work: impl Fn(&NodeName) -> T + Sync) -> Vec<T> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(nodes.len())));
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE.min(nodes.len()) {
-            scope.spawn(|| {
-                while let Some((at, node)) =
-                    Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, nodes.get(at)?)))
-                {
-                    let answer = work(node);
-                    done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, answer));
-                }
-            });
+    let ask = || {
+        while let Some((at, node)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, nodes.get(at)?)))
+        {
+            let answer = work(node);
+            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, answer));
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..AT_ONCE.min(nodes.len()) {
+            // Fewer do it as well, be it this thread alone.
+            if std::thread::Builder::new().spawn_scoped(scope, ask).is_err() {
+                break;
+            }
+        }
+        ask();
     });
     let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     done.sort_by_key(|(at, _)| *at);

@@ -28,6 +28,8 @@ pub struct Behaviour {
     pub corrupt: Option<usize>,
     /// Every answer is this one.
     pub answers: Option<&'static str>,
+    /// With this in it.
+    pub says: &'static str,
     /// Wants a bearer token, given to this `user:password` (base64), or to anyone for "".
     pub token: Option<String>,
     /// Tokens are given for this identity token alone, by OAuth 2's way.
@@ -44,8 +46,12 @@ pub struct Behaviour {
     pub together: usize,
     /// Blobs over so many bytes are given when this is true, or after 20 seconds.
     pub held: Option<(usize, Arc<AtomicBool>)>,
+    /// HEAD says of every manifest that it is this one.
+    pub head_says: Option<Digest>,
     /// HEAD is refused.
     pub no_head: bool,
+    /// HEAD of blobs redirects, too.
+    pub redirect_head: bool,
     /// Whatever is read redirects, too.
     pub redirect_all: bool,
     /// Every answer but tokens' is 401, with its own token server.
@@ -167,7 +173,8 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     };
     std::thread::sleep(behaviour.slow);
     if let Some(status) = behaviour.answers {
-        return answer(stream, status, &[], b"");
+        let said = if method == "HEAD" { "" } else { behaviour.says };
+        return answer(stream, status, &[], said.as_bytes());
     }
     if path.starts_with("/token") {
         if let Some(identity) = behaviour.identity {
@@ -289,6 +296,12 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
             if behaviour.no_head {
                 return answer(stream, "405 Method Not Allowed", &[], b"");
             }
+            if let (true, Some(target)) =
+                (behaviour.redirect_head && path.contains("/blobs/"), &behaviour.redirect)
+            {
+                let place = format!("{target}{path}");
+                return answer(stream, "307 Temporary Redirect", &[("Location", &place)], b"");
+            }
             if behaviour.has_all {
                 return answer(stream, "200 OK", &[], b"");
             }
@@ -299,7 +312,8 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
             let known = digest.filter(|digest| there && blob_path(layout, digest).exists());
             return match known {
                 Some(digest) => {
-                    answer(stream, "200 OK", &[("Docker-Content-Digest", &digest.to_string())], b"")
+                    let said = behaviour.head_says.filter(|_| path.contains("/manifests/")).unwrap_or(digest);
+                    answer(stream, "200 OK", &[("Docker-Content-Digest", &said.to_string())], b"")
                 }
                 None => answer(stream, "404 Not Found", &[], b""),
             };

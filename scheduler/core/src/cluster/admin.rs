@@ -1,11 +1,13 @@
 //! What operators and administrators make of nodes.
 
 use super::Cluster;
+use crate::node::Node;
 use berth_model::feature::RESUMED;
-use berth_model::ids::NodeName;
+use berth_model::ids::{NodeName, Session};
 use berth_model::link::ToAgent;
 use berth_model::request::{Actor, NodeStateChange, Refusal, RefusalCode, Response};
 use berth_model::state::Cause;
+use std::sync::Arc;
 
 /// As an administrator writes it.
 fn word(state: NodeStateChange) -> &'static str {
@@ -104,15 +106,34 @@ impl Cluster {
         Ok(Response::Done)
     }
 
-    /// A fenced device may be so by what was seen of it once: its agent is told that somebody says it is well.
+    /// A fenced device may be so by what was seen of it once: its agent is told that somebody says it is well, now or when it is back.
     fn tell_of_resume(&mut self, name: &NodeName) {
-        let term = self.term;
-        let is_told = self.nodes.get(name).is_some_and(|node| {
-            let mut devices = node.row.hardware.gres.iter().chain(&node.hardware.gres);
-            devices.any(|device| device.fault.is_some()) && node.features.iter().any(|known| known == RESUMED)
-        });
+        let Some(node) = self.node_mut(name) else { return };
+        node.row.resumed = node.has_fenced();
+        self.pass_on_resume(name);
+    }
+
+    /// Tells the agent of a node, where it is to be told still.
+    pub(super) fn pass_on_resume(&mut self, name: &NodeName) {
+        let Some(node) = self.node_mut(name).filter(|node| node.row.resumed) else { return };
+        let Some(link) = node.link else { return };
+        // What is well by now, and an agent of an earlier version, have nothing to hear.
+        let is_told = node.has_fenced() && node.features.iter().any(|known| known == RESUMED);
+        (node.row.resumed, node.told_resumed) = (is_told, is_told.then_some(link.session));
+        self.out.nodes.insert(name.clone());
         if is_told {
-            self.send(name, ToAgent::Resumed { term });
+            self.send(name, ToAgent::Resumed { term: self.term });
+        }
+    }
+
+    /// An agent is heard on: what it was told by this registration did not go with a connection that broke at once.
+    pub(super) fn has_heard_of_resume(&mut self, name: &NodeName, session: Session) {
+        let was_told = |node: &Arc<Node>| node.row.resumed && node.told_resumed == Some(session);
+        if self.nodes.get(name).is_some_and(was_told)
+            && let Some(node) = self.node_mut(name)
+        {
+            node.row.resumed = false;
+            self.out.nodes.insert(name.clone());
         }
     }
 

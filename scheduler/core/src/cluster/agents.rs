@@ -121,6 +121,7 @@ impl Cluster {
                     return;
                 }
                 self.has_asked(node, asked);
+                self.has_heard_of_resume(node, session);
                 if let Some(n) = self.node_mut(node) {
                     n.load = load;
                     n.reported_free_memory = free_memory;
@@ -268,6 +269,7 @@ impl Cluster {
         }
         self.has_told(name, beyond);
         self.has_booted(name, rebooted, fresh);
+        self.pass_on_resume(name);
         self.node_is_back(name);
     }
 
@@ -299,6 +301,8 @@ impl Cluster {
                 Some(n) => n.row.registered,
                 None => None,
             },
+            // What was seen before a boot is over with it.
+            resumed: known.is_some_and(|n| n.row.resumed && n.row.boot_id == hello.boot_id),
         };
         let less = shrunk::missing(row.registered, &row.hardware);
         let news = known.is_some_and(|n| shrunk::is_news(&n.row, &row));

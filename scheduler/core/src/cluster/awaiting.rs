@@ -28,10 +28,14 @@ impl Cluster {
         let awaited = &self.restored.awaited;
         let mut parts = Vec::new();
         if self.may_yet_come() {
+            let seconds = COMING.secs();
+            let when = match self.no_port_yet() {
+                true => format!("before the port for other machines has been open for {seconds} seconds"),
+                false => format!("in the first {seconds} seconds"),
+            };
             parts.push(format!(
-                "a backup was restored, and no job starts in the first {} seconds: machines that joined since the backup was made are \
-                 on no list of those to wait for, and may yet come",
-                COMING.secs()
+                "a backup was restored, and no job starts {when}: machines that joined since the backup was made are on no list of those \
+                 to wait for, and may yet come"
             ));
         }
         let missing = awaited.iter().filter(|(_, state)| matches!(state, Awaited::Word | Awaited::Rest));

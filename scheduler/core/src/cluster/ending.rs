@@ -457,6 +457,8 @@ impl Cluster {
         let key = step.key;
         let nodes: Vec<NodeName> = step.nodes.unended().map(|(_, part)| part.node.clone()).collect();
         let kill_wait = kill_wait.unwrap_or(self.config.kill_wait);
+        // What is not there yet cannot be ended, and what is carried may come behind this.
+        self.send_what_is_unconfirmed(key);
         for node in nodes {
             self.send(&node, ToAgent::Terminate { term: self.term, key, kill_wait, cause });
         }

@@ -5,7 +5,7 @@ use super::Cluster;
 use super::images::may_be_kept;
 use super::timers::Timer;
 use crate::event::{Effect, LoginOf};
-use crate::exchange::{NO_RUN, Want};
+use crate::exchange::{NO_RUN, NotTold, Want};
 use crate::job::Job;
 use crate::launch;
 use crate::rows::StepRow;
@@ -135,6 +135,7 @@ impl Cluster {
     pub(super) fn peers(&mut self, node: &NodeName, said: FromPeers) {
         let now = self.clock;
         self.exchange.set_gateways(&self.config.gateways);
+        self.exchange.set_agreed(self.config.images.forms_agreed);
         let told = match said {
             FromPeers::Ready { address, key, connected, .. } => {
                 if address.len() > MOST_TEXT || key.len() > MOST_TEXT {
@@ -149,13 +150,14 @@ impl Cluster {
                 told
             }
             FromPeers::Wanted { ask, job, attempt, digest, bytes, failed } => {
-                match self.image_wanted(node, job, attempt, &digest) {
+                let asker = (node.clone(), ask);
+                let sent = || self.exchange.fetched_by(&asker, &digest);
+                let sent = || self.config.gateways.contains(node).then(sent).flatten();
+                match self.image_wanted(node, job, attempt, &digest).or_else(sent) {
                     want if self.is_for_nobody((node, ask), (job, attempt), want.as_ref()) => {
                         vec![(node.clone(), ToPeers::Unwanted { ask })]
                     }
-                    Some(want) => {
-                        self.exchange.wanted((node.clone(), ask), want, ((job, attempt), bytes, failed), now)
-                    }
+                    Some(want) => self.exchange.wanted(asker, want, ((job, attempt), bytes, failed), now),
                     None => {
                         vec![(node.clone(), ToPeers::Way { ask, way: ImageWay::Source, note: String::new() })]
                     }
@@ -183,8 +185,14 @@ impl Cluster {
             FromPeers::Holds { all, images, gone } => {
                 let fits = |digest: &String| digest.len() <= MOST_TEXT;
                 let images = images.into_iter().filter(|image| fits(&image.digest)).take(MOST_HELD);
-                let images = images.map(|image| (image.digest, image.users)).collect();
-                return self.exchange.holds(node, all, images, &gone);
+                let parted =
+                    images.map(|image| ((image.digest.clone(), image.users), (image.digest, image.made)));
+                let (held, made): (Vec<_>, Vec<_>) = parted.unzip();
+                self.exchange.holds(node, all, held, &gone);
+                for dispute in self.exchange.made(node, all, made) {
+                    self.note_disputed(node, &dispute);
+                }
+                return;
             }
             FromPeers::Removed { ask, by, user, images } => {
                 self.note_removed(node, by, &user, &images);
@@ -218,7 +226,7 @@ impl Cluster {
             told = Vec::new();
             for (gateway, run, want) in fetches {
                 if let Err(why) = self.send_fetch(&gateway, run, &want) {
-                    // It is not asked again for this image: so this comes to an end.
+                    // It is not asked again for this image, or not for this question: so this comes to an end.
                     told.extend(self.exchange.not_told(&gateway, &want, why, self.clock));
                 }
             }
@@ -244,21 +252,18 @@ impl Cluster {
     /// and is not waited for.
     ///
     /// # Errors
-    /// It is not told: why.
-    fn send_fetch(
-        &mut self,
-        gateway: &NodeName,
-        run: (JobId, Attempt),
-        want: &Want,
-    ) -> Result<(), &'static str> {
+    /// It is not told: why, and whose affair that is.
+    fn send_fetch(&mut self, gateway: &NodeName, run: (JobId, Attempt), want: &Want) -> Result<(), NotTold> {
         if self.nodes.get(gateway).is_none_or(|n| n.link.is_none()) {
-            return Err("it is not connected to the controller");
+            return Err(NotTold::Gateway("it is not connected to the controller"));
         }
         if run == NO_RUN {
             return self.send_fetch_for_user(gateway, want);
         }
         let (id, _) = run;
-        let Some(job) = self.jobs.get(&id) else { return Err("the job that wants the image is over") };
+        let Some(job) = self.jobs.get(&id) else {
+            return Err(NotTold::Asker("the job that wants the image is over"));
+        };
         let common = self.common_of_others();
         let has = |container: &Option<ContainerSpec>| {
             container.as_ref().is_some_and(|container| source_of(container, &want.digest).is_some())
@@ -275,20 +280,20 @@ impl Cluster {
                 .map(|(start, payload)| (start, payload, login))
         };
         let Some(found) = of_step.or_else(of_job).or_else(of_running) else {
-            return Err("the job that wants the image does not run");
+            return Err(NotTold::Asker("the job that wants the image does not run"));
         };
         self.tell_fetch(gateway, found);
         Ok(())
     }
 
     /// The same, where a user asked for the image without a job: they are who the gateway knows by this uid.
-    fn send_fetch_for_user(&mut self, gateway: &NodeName, want: &Want) -> Result<(), &'static str> {
+    fn send_fetch_for_user(&mut self, gateway: &NodeName, want: &Want) -> Result<(), NotTold> {
         if !self.nodes.get(gateway).is_some_and(|n| n.answers_as_gateway()) {
-            return Err("its agent is of an earlier version");
+            return Err(NotTold::WithoutJob("its agent is of an earlier version"));
         }
         let wanted = self.asked.all(want.user, &want.digest, self.clock).next();
         let Some(image) = wanted.map(|wanted| (*wanted.image).clone()) else {
-            return Err("it is too long ago that a user asked for the image");
+            return Err(NotTold::Asker("it is too long ago that a user asked for the image"));
         };
         self.send(gateway, ToAgent::Peers(ToPeers::Fetch { user: want.user, image }));
         Ok(())
@@ -296,11 +301,8 @@ impl Cluster {
 
     /// What a node may want that a user asked for: of that node, or of another one that waits for this one, a gateway.
     fn user_wants(&self, node: &NodeName, user: Uid, digest: &str) -> Option<Want> {
-        let now = self.clock;
-        self.asked.want(node, user, digest, now).or_else(|| {
-            let want = self.asked.all(user, digest, now).next()?.want(user)?;
-            self.exchange.is_sent(node, &want).then_some(want)
-        })
+        let own = self.asked.want(node, user, digest, self.clock);
+        own.or_else(|| self.exchange.sent(node, user, digest))
     }
 
     /// What the Starts have in common that tell nodes of other nodes' steps.

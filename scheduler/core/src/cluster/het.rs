@@ -336,6 +336,7 @@ impl Cluster {
                 ),
             );
         }
+        self.ids_suffice(checked.len() as u64, 0)?;
         let mut first = Some(payload);
         let mut members = Vec::with_capacity(checked.len());
         for (spec, login, rules, limit) in checked {
@@ -460,8 +461,9 @@ impl Cluster {
         if self.waits_already(first, first_spec, request, actor) {
             return Ok(());
         }
+        let jobs: Vec<JobId> = parts.iter().map(|(job, _)| *job).collect();
         match self.plan_het(&parts) {
-            Ok(_) if self.room_is_kept(first) => {}
+            Ok(_) if self.room_is_kept(&jobs, self.clock) => {}
             Ok(plans) => {
                 self.begin_het_step(request, actor, plans, self.clock);
                 return Ok(());

@@ -5,6 +5,7 @@ mod agents;
 mod ahead;
 mod audit;
 mod awaiting;
+mod branches;
 mod busy;
 mod cancel;
 mod causes;
@@ -38,7 +39,7 @@ mod timers;
 mod trail;
 
 use crate::config::CoreConfig;
-use crate::event::{AfterCommit, Effect, Event, LoginOf, Outcome, RequestId};
+use crate::event::{AfterCommit, Effect, Event, Outcome, RequestId};
 use crate::exchange::Exchange;
 use crate::job::Job;
 use crate::launch;
@@ -46,7 +47,7 @@ use crate::node::Node;
 use crate::rows::{MemberRow, MetaRow, Phase, Restored, StepRow, TokenRow};
 use crate::snapshot::Snapshot;
 use crate::spec::Common;
-use crate::store::{PayloadKey, Write, fill_payload};
+use crate::store::{PayloadKey, Write};
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::link::ToAgent;
 use berth_model::member::{KeyId, NewToken};
@@ -108,6 +109,8 @@ pub struct Cluster {
     names: names::Names,
     arrays: BTreeMap<JobId, ArrayState>,
     timers: BTreeSet<(Time, Timer)>,
+    /// Steps whose Starts are carried to some of their nodes, and to which, until it is time that all of them are confirmed.
+    carried: BTreeMap<StepKey, Vec<usize>>,
     /// Nodes that are to be rebooted, or are being: when these are told again.
     rebooting: BTreeMap<NodeName, Option<Time>>,
     waiting: BTreeMap<JobId, Vec<Waiting>>,
@@ -179,6 +182,7 @@ impl Cluster {
             names: names::Names::default(),
             arrays: BTreeMap::new(),
             timers: BTreeSet::new(),
+            carried: BTreeMap::new(),
             rebooting: BTreeMap::new(),
             waiting: BTreeMap::new(),
             looks: BTreeMap::new(),
@@ -209,6 +213,7 @@ impl Cluster {
             }
             Event::Fenced { node, asked, result } => self.fenced(&node, asked, result),
             Event::Unknown { node, key, from } => self.unknown(node, key, from),
+            Event::Listening => self.they_can_come(),
             Event::StoreFull(why) => self.store_full = why,
             Event::Tick => {}
         }
@@ -342,47 +347,6 @@ impl Cluster {
                 login: None,
             });
         }
-    }
-
-    /// Sends the Start of a step to the `at`-th of its nodes, if its agent is connected.
-    fn send_start(&mut self, job: JobId, step: StepId, at: usize) {
-        let Some(record) = self.jobs.get(&job) else { return };
-        let (Some(run), Some(row)) = (record.run(), record.steps.get(&step)) else { return };
-        let asked = row.nodes.get(at).and_then(|part| self.nodes.get(&part.node)).and_then(|n| n.asked);
-        let common = launch::Common {
-            asked,
-            cluster: &self.config.cluster,
-            term: self.term,
-            kill_wait: self.config.kill_wait,
-            told_within: self.config.told_within,
-            now: self.clock,
-            het: self.het_facts(record),
-            master: self.master_of(row),
-        };
-        let layouts = match &self.out.layouts {
-            Some((of, layouts)) if *of == row.key => layouts.clone(),
-            _ => launch::Layouts::of(run, row),
-        };
-        self.out.layouts = Some((row.key, layouts.clone()));
-        let Some((mut start, key)) = launch::start(&common, record, run, (row, layouts), at) else { return };
-        let node = start.launch.node.clone();
-        let Some(link) = self.nodes.get(&node).and_then(|n| n.link) else { return };
-        let login = match (row.login, record.spec.login) {
-            (true, _) => Some(PayloadKey::StepLogin(job, step)),
-            (false, true) => Some(PayloadKey::Login(record.row.spec_of)),
-            (false, false) => None,
-        };
-        let mut payload = Some(key);
-        if let Some(found) = self.out.payloads.get(&key) {
-            fill_payload(&mut start.launch, found);
-            payload = None;
-        }
-        self.out.effects.push(Effect::Send {
-            connection: link.connection,
-            message: ToAgent::Start(Box::new(start)),
-            payload,
-            login: login.map(LoginOf::Stored),
-        });
     }
 
     /// Where a step's first node is found, if its tasks are to know: see [`berth_model::launch::StepLaunch::master`].

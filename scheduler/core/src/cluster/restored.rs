@@ -23,7 +23,7 @@ const ATTEMPTS: u32 = 100;
 const STEPS: u32 = 1_000;
 /// By how much a node may raise the term by what it reports: no more can have been given out.
 const MOST: u64 = 1_000_000;
-/// For how long after the first start of a controller nothing starts. Agents that have lost their controller try again within seven seconds.
+/// For how long nothing starts since the port of a controller listens. Agents that have lost their controller try again within seven seconds.
 pub(super) const COMING: Span = Span::from_secs(30);
 
 /// What a store that came from a backup needs before a controller takes it: counters above all that can have been given
@@ -107,22 +107,41 @@ impl Cluster {
 
     /// Whether a machine of which the backup says nothing may not have had the time to come.
     pub(super) fn may_yet_come(&self) -> bool {
-        self.restored.not_before.is_some_and(|first| self.clock < first)
+        self.no_port_yet() || self.restored.not_before.is_some_and(|first| self.clock < first)
     }
 
-    /// The first controller after a restore starts: from now on machines can come.
+    /// Whether it could not come so far: the port, which somebody else may have, did not listen since the restore.
+    pub(super) fn no_port_yet(&self) -> bool {
+        self.restored.not_before == Some(Time::default())
+    }
+
+    /// A controller starts after a restore. Where there are other machines its port is opened, and what is left of the time in which they can come
+    /// begins anew with that; elsewhere none is opened of itself, and so it is now.
     pub(super) fn let_them_come(&mut self) {
-        if self.restored.not_before == Some(Time::default()) {
-            self.restored.not_before = Some(self.clock + COMING);
+        let left = self.restored.not_before.filter(|first| self.clock < *first);
+        if self.members.is_empty() && self.tokens.is_empty() {
+            self.they_can_come();
+            // Long after, nothing is held up by it.
+            if let Some(first) = left {
+                self.timers.insert((first, Timer::Held));
+            }
+        } else if left.is_some() {
+            self.restored.not_before = Some(Time::default());
             self.out.meta = true;
-        }
-        // Long after, nothing is held up by it.
-        if let Some(first) = self.restored.not_before.filter(|first| self.clock < *first) {
-            self.timers.insert((first, Timer::Held));
         }
         // What was answered is of no use to anybody when nothing is asked any more.
         if !self.on_hold() && !self.restored.awaited.is_empty() {
             self.restored.awaited.clear();
+            self.out.meta = true;
+        }
+    }
+
+    /// From now on machines can come.
+    pub(super) fn they_can_come(&mut self) {
+        if self.no_port_yet() {
+            let first = self.clock + COMING;
+            self.restored.not_before = Some(first);
+            self.timers.insert((first, Timer::Held));
             self.out.meta = true;
         }
     }

@@ -8,6 +8,9 @@ use berth_model::request::{Actor, Refusal, RefusalCode};
 use berth_model::spec::JobSelector;
 use std::sync::Arc;
 
+/// As long as so many ids are left nobody counts who needs them.
+const MANY: u64 = 1 << 30;
+
 /// What a selector selects, as text.
 pub(super) fn text(selector: &JobSelector) -> String {
     match selector {
@@ -115,6 +118,33 @@ impl Cluster {
         self.out.changed.insert(id);
         self.active += 1;
         self.join_array(id);
+    }
+
+    /// Refuses a submission of so many records and tasks of arrays where the ids do not suffice for it and for what waits: a node of a restored
+    /// cluster, and an administrator who confirms it, may have had them go on far above those that were given out.
+    pub(super) fn ids_suffice(&self, records: u64, tasks: u64) -> Result<(), Refusal> {
+        let left = u64::from(u32::MAX - self.next_job);
+        if left > MANY {
+            return Ok(());
+        }
+        let of_range = |job: &Arc<Job>| match &job.row.tasks {
+            Tasks::Range(set) => set.len() as u64,
+            _ => 0,
+        };
+        let waiting: u64 = self.jobs.values().map(of_range).sum();
+        // A task has its own when it starts, and a part of a range that somebody names before.
+        if records + 2 * (tasks + waiting) <= left {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            RefusalCode::Unavailable,
+            format!(
+                "no new jobs are taken: the ids of jobs are used up, as job {} would be next and {} is the last; an administrator has to \
+                 begin another cluster, in another state directory",
+                self.next_job,
+                u32::MAX - 1
+            ),
+        ))
     }
 
     pub(super) fn new_job_id(&mut self) -> JobId {

@@ -345,7 +345,7 @@ impl Cluster {
             return Ok(());
         }
         match self.plan_step(job, &spec) {
-            Ok(_) if self.room_is_kept(job) => {}
+            Ok(_) if self.room_is_kept(&[job], self.clock) => {}
             Ok(plan) => {
                 self.begin_asked_step(request, actor, job, plan, self.clock);
                 return Ok(());
@@ -383,8 +383,9 @@ impl Cluster {
         (old.request, old.patience) = (request, Patience::Waits);
         old.actor.clone_from(actor);
         if std::mem::take(&mut old.answered) {
-            // There may be room for it since.
+            // There may be room for it since; and then for those in other components from whom it kept some.
             self.retry_waiting_in(job);
+            self.retry_waiting(job);
         }
         self.wait_as_asked(job, request, spec.immediate);
         true
@@ -581,9 +582,7 @@ impl Cluster {
         record.steps.insert(id, Arc::new(row));
         record.progress.insert(id, std::iter::repeat_n(Progress::Sent(now), parts).collect());
         self.out.steps.insert(key);
-        for at in 0..parts {
-            self.send_start(job, id, at);
-        }
+        self.send_starts(key, parts);
         self.arm_resend(job);
     }
 
@@ -616,6 +615,8 @@ impl Cluster {
                     kept = true;
                     left.push(waiting);
                 }
+                // Nor does what waits in another component of the job.
+                Ok(_) if self.is_kept_from(job, &waiting) => left.push(waiting),
                 Ok(plans) if !waiting.others.is_empty() => {
                     self.begin_het_step(waiting.request, &waiting.actor, plans, waiting.since);
                 }
@@ -643,10 +644,25 @@ impl Cluster {
         self.plan_het(&parts)
     }
 
-    /// Whether there is room that a step is to have whose client asks again in a moment.
-    pub(super) fn room_is_kept(&self, job: JobId) -> bool {
-        let mut queue = self.waiting.get(&job).into_iter().flatten();
-        queue.any(|w| w.answered && self.plan_waiting(job, w).is_ok())
+    /// Whether there is room in one of these components of a job that a step is to have whose client asks again in a moment: in whichever component
+    /// it waits, and not longer than `since`.
+    pub(super) fn room_is_kept(&self, jobs: &[JobId], since: Time) -> bool {
+        let whole = jobs.first().map(|job| self.whole(*job)).unwrap_or_default();
+        whole.into_iter().any(|job| {
+            let mut queue = self.waiting.get(&job).into_iter().flatten();
+            queue.any(|w| {
+                w.answered
+                    && w.since <= since
+                    && w.parts(job).any(|(part, _)| jobs.contains(&part))
+                    && self.plan_waiting(job, w).is_ok()
+            })
+        })
+    }
+
+    /// The same for one that waits, of what waits elsewhere for longer.
+    fn is_kept_from(&self, job: JobId, waiting: &Waiting) -> bool {
+        let jobs: Vec<JobId> = waiting.parts(job).map(|(part, _)| part).collect();
+        self.room_is_kept(&jobs, waiting.since)
     }
 
     fn refuse_one(&mut self, waiting: &Waiting, why: Refusal) {

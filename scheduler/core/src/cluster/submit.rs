@@ -64,6 +64,7 @@ impl Cluster {
                 format!("{} jobs wait or run, as many as max_jobs allows; submit again later", self.active),
             );
         }
+        self.ids_suffice(1, spec.array.as_ref().map_or(0, berth_model::spec::ArraySpec::len))?;
         let immediate = spec.immediate;
         let first_env = first_step.is_some();
         let id = self.record(actor, spec, payload, first_step, rules, time_limit);

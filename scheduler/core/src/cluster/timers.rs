@@ -5,7 +5,7 @@ use super::ending::Verdict;
 use crate::event::RequestId;
 use crate::job::Progress;
 use crate::rows::Phase;
-use berth_model::ids::{JobId, NodeName, StepId};
+use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::link::{EndCause, ToAgent};
 use berth_model::state::{JobState, Reason};
 use berth_model::time::Span;
@@ -40,6 +40,8 @@ pub(super) enum Timer {
     Lost(NodeName),
     /// Messages of a job that were not answered are sent again.
     Repeat(JobId),
+    /// What is carried from node to node should be confirmed.
+    Carried(StepKey),
     /// A node still has runs that do not belong there.
     Settle(NodeName),
     /// What waiting jobs will run on may have changed.
@@ -78,6 +80,7 @@ impl Cluster {
                 Timer::Fence(node) => self.watch_fence(&node),
                 Timer::Lost(node) => self.check_lost(&node),
                 Timer::Repeat(job) => self.repeat(job),
+                Timer::Carried(step) => self.send_what_is_unconfirmed(step),
                 Timer::Settle(node) => self.settle(&node),
                 Timer::Ahead => self.looking.due = true,
                 Timer::Token => self.drop_expired_tokens(),

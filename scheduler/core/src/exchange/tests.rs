@@ -230,11 +230,14 @@ fn a_gateway_that_was_not_told_is_not_waited_for() {
     let _ = ask(&mut e, 0, 0);
     let _ = ask(&mut e, 1, 0);
     assert_eq!(e.take_fetches(), [(node(3), RUN, want(USER))]);
-    let said = e.not_told(&node(3), &want(USER), "it is old", at(0));
+    let said = e.not_told(&node(3), &want(USER), NotTold::Gateway("it is old"), at(0));
     assert_eq!((way(&said, 0), e.take_fetches()), (None, vec![(node(4), RUN, want(USER))]));
-    assert!(e.not_told(&node(3), &want(USER), "it is old", at(0)).is_empty(), "nobody waits for it");
+    assert!(
+        e.not_told(&node(3), &want(USER), NotTold::Gateway("it is old"), at(0)).is_empty(),
+        "nobody waits for it"
+    );
     // One waits for the other, as where there is no gateway.
-    let said = e.not_told(&node(4), &want(USER), "it is old", at(0));
+    let said = e.not_told(&node(4), &want(USER), NotTold::Gateway("it is old"), at(0));
     assert_eq!((way(&said, 0), way(&said, 1)), (Some(ImageWay::Source), None));
     assert!(e.take_fetches().is_empty());
     // One that asks by itself meanwhile fetches.
@@ -242,8 +245,74 @@ fn a_gateway_that_was_not_told_is_not_waited_for() {
     e.set_gateways(&BTreeSet::from([node(3)]));
     let _ = ask(&mut e, 0, 0);
     let _ = ask(&mut e, 3, 0);
-    assert!(e.not_told(&node(3), &want(USER), "it is old", at(0)).is_empty());
+    assert!(e.not_told(&node(3), &want(USER), NotTold::Gateway("it is old"), at(0)).is_empty());
     assert!(e.is_sent(&node(3), &want(USER)));
+}
+
+#[test]
+fn what_is_an_askers_own_fault_is_held_against_no_gateway() {
+    let other: RunOf = (JobId(2), Attempt(0));
+    let ask_other =
+        |e: &mut Exchange, now: i64| e.wanted((node(1), 1), want(USER), (other, 0, Vec::new()), at(now));
+    let two = || {
+        let mut e = nodes(5);
+        e.set_gateways(&BTreeSet::from([node(4)]));
+        let _ = ask(&mut e, 0, 0);
+        let _ = ask_other(&mut e, 0);
+        assert_eq!(e.take_fetches(), [(node(4), RUN, want(USER))]);
+        e
+    };
+    // The first job is over: it is the gateway's turn for the other one.
+    let mut e = two();
+    let said = e.not_told(&node(4), &want(USER), NotTold::Asker("the job is over"), at(0));
+    assert_eq!((way(&said, 0), way(&said, 1)), (Some(ImageWay::Source), None));
+    assert!(
+        matches!(&said[0].1, ToPeers::Way { note, .. } if note == "no gateway is asked: the job is over")
+    );
+    assert_eq!(e.take_fetches(), [(node(4), other, want(USER))]);
+    // So it was on its way to the gateway, which was not told: it is again, and is silent then.
+    let mut e = two();
+    let _ = e.over(&(node(0), 1), Err("".into()), at(1));
+    assert_eq!(way(&ask_other(&mut e, 30), 1), Some(ImageWay::Wait));
+    assert_eq!(e.take_fetches(), [(node(4), other, want(USER))]);
+    assert_eq!(way(&ask_other(&mut e, 60), 1), Some(ImageWay::Source));
+}
+
+#[test]
+fn a_gateway_that_fetches_nothing_without_a_job_fetches_what_jobs_want() {
+    let mut e = nodes(5);
+    e.set_gateways(&BTreeSet::from([node(3)]));
+    let _ = e.wanted((node(0), 1), want(USER), (NO_RUN, 0, Vec::new()), at(0));
+    let _ = ask(&mut e, 1, 0);
+    assert_eq!(e.take_fetches(), [(node(3), NO_RUN, want(USER))]);
+    let said = e.not_told(&node(3), &want(USER), NotTold::WithoutJob("it is old"), at(0));
+    assert_eq!((way(&said, 0), way(&said, 1)), (Some(ImageWay::Source), None));
+    // Who asked without a job does not get it.
+    let said = e.over(&(node(0), 1), Err("no way".into()), at(1));
+    assert_eq!((way(&said, 1), e.take_fetches()), (None, vec![(node(3), RUN, want(USER))]));
+}
+
+#[test]
+fn what_a_gateway_was_told_it_may_want_for_as_long_as_somebody_waits() {
+    let mut e = nodes(5);
+    e.set_gateways(&BTreeSet::from([node(3)]));
+    let _ = ask(&mut e, 0, 0);
+    assert_eq!(e.sent(&node(3), USER, "sha256:1"), Some(want(USER)));
+    assert!(e.sent(&node(4), USER, "sha256:1").is_none() && e.sent(&node(3), Uid(1), "sha256:1").is_none());
+    assert!(e.sent(&node(3), USER, "sha256:2").is_none());
+    // Its own question, for which another node waits.
+    assert!(e.fetched_by(&(node(3), 1), "sha256:1").is_none());
+    let _ = ask(&mut e, 3, 1);
+    assert_eq!(e.fetched_by(&(node(3), 1), "sha256:1"), Some(want(USER)));
+    assert!(
+        e.fetched_by(&(node(3), 1), "sha256:2").is_none()
+            && e.fetched_by(&(node(0), 1), "sha256:1").is_none()
+    );
+    let _ = e.over(&(node(3), 1), Ok(()), at(2));
+    let _ = e.over(&(node(0), 1), Ok(()), at(3));
+    assert!(
+        e.sent(&node(3), USER, "sha256:1").is_none() && e.fetched_by(&(node(3), 1), "sha256:1").is_none()
+    );
 }
 
 #[test]

@@ -147,8 +147,10 @@ fn what_is_free_lies_in_no_more_pieces_than_with_best_fit() {
         ("most free", by(|task, left| CORES - if task.gpus > 0 { left.0 } else { left.1 })),
     ];
     for (name, score) in &ways {
+        // ok: a measurement, which nothing but a test makes.
         println!("score\t{name}\t{}\t{}", score.pieces, score.wait);
         for (at, chunk) in score.over_time.chunks(50).enumerate() {
+            // ok: a measurement, which nothing but a test makes.
             println!("fragments\t{name}\t{}\t{}", at * 50, chunk.iter().sum::<u64>() / chunk.len() as u64);
         }
     }

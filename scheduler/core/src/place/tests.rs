@@ -44,6 +44,7 @@ pub(super) fn node(i: usize, threads: &[u32], memory: u64, gpus: u32) -> Node {
         condition: NodeCondition::default(),
         causes: Default::default(),
         registered: None,
+        resumed: false,
     };
     Node::new(row, &CoreConfig::new(&Config::default()).unwrap(), Time(0))
 }

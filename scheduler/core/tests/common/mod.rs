@@ -2,11 +2,12 @@
 #![allow(dead_code)] // each test binary uses a part of it
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // what fails here fails the test
 
+use berth_model::carry::CarriedTo;
 use berth_model::config::Config;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::ids::*;
 use berth_model::launch::{StepExit, StepPhase, Usage};
-use berth_model::link::{FromAgent, ToAgent};
+use berth_model::link::{FromAgent, Start, ToAgent};
 use berth_model::record::JobInfo;
 use berth_model::request::*;
 use berth_model::rights::Rank;
@@ -74,6 +75,8 @@ pub struct World {
     pub core: Cluster,
     pub now: Time,
     pub sent: Vec<ToAgent>,
+    /// Starts that are carried on: on which connection, and for whom beside its own node.
+    pub carried: Vec<(u64, Start, Vec<CarriedTo>)>,
     pub replies: BTreeMap<u64, Result<Response, Refusal>>,
     pub writes: Vec<Write>,
     /// Nodes whose agents were cut off.
@@ -170,6 +173,7 @@ impl World {
             core,
             now: Time::from_secs(1_000_000),
             sent: vec![],
+            carried: vec![],
             replies: BTreeMap::new(),
             writes: vec![],
             cut: vec![],
@@ -214,6 +218,7 @@ impl World {
                     }
                     self.sent.push(message);
                 }
+                Effect::Carry { connection, start, to, .. } => self.carried.push((connection, *start, to)),
                 Effect::CutOff { node, .. } => self.cut.push(node),
                 Effect::Supersede(term) => self.superseded = Some(term),
                 Effect::Fence { node, asked } => self.fences.push((node, asked)),

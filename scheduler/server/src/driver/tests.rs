@@ -7,6 +7,7 @@ use berth_model::config::Config;
 use berth_model::hardware::{Core, Hardware};
 use berth_model::request::Payload;
 use berth_model::spec::{JobKind, JobSpec, TimeLimit};
+use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 fn start(dir: &TempDir) -> Started {
@@ -156,4 +157,27 @@ fn time_goes_on_from_the_mark() {
     let store = SqliteStore::open(dir.path()).unwrap();
     let mark = store.clock().unwrap();
     assert!(mark <= now && now.since(mark) < Span::from_secs(5), "{mark:?} {now:?}");
+}
+
+#[test]
+fn each_core_is_told_once_that_the_port_listens() {
+    static TOLD: AtomicU32 = AtomicU32::new(0);
+    let dir = tempfile::tempdir().unwrap();
+    let Started { mut driver, .. } = start(&dir);
+    driver.fault = |event| {
+        TOLD.fetch_add(u32::from(matches!(event, Event::Listening)), Ordering::Relaxed);
+        matches!(event, Event::Client { body: Request::Submit { spec, .. }, .. } if spec.name == "bad")
+    };
+    let told = || TOLD.load(Ordering::Relaxed);
+    driver.turn(Vec::new()).unwrap();
+    assert_eq!(told(), 0);
+    driver.turn(vec![Input::Listening]).unwrap();
+    driver.turn(Vec::new()).unwrap();
+    assert_eq!(told(), 1);
+    // A fault costs the core, and the new one knows of no port.
+    let (bad, _answer) = submit(1, "bad");
+    driver.turn(vec![bad]).unwrap();
+    driver.turn(Vec::new()).unwrap();
+    driver.turn(Vec::new()).unwrap();
+    assert_eq!(told(), 2);
 }

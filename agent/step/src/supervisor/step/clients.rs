@@ -149,7 +149,7 @@ impl Step {
                 self.streams.give_up_client();
                 self.forget_display();
                 if self.exited().is_none() {
-                    eprintln!("berth-step: {}: {why}: ending the step", self.launch().key);
+                    crate::log::say(&format!("{}: {why}: ending the step", self.launch().key));
                     self.terminate(self.launch().kill_wait);
                 }
             }
