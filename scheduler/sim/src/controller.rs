@@ -299,10 +299,10 @@ impl World {
                 self.plan(after, Happening::Client(ClientAct::Answer(request, Box::new(result))));
             }
             Effect::Send { connection, message, payload, login } => {
-                return self.leaves(connection, message, (payload, login), Vec::new());
+                return self.goes_out(connection, message, (payload, login), Vec::new());
             }
             Effect::Carry { connection, start, to, payload, login } => {
-                return self.leaves(connection, ToAgent::Start(start), (payload, login), to);
+                return self.goes_out(connection, ToAgent::Start(start), (payload, login), to);
             }
             Effect::CutOff { node, .. } => {
                 let links = self.links.iter().filter(|(_, link)| link.node == node);
@@ -333,7 +333,7 @@ impl World {
     }
 
     /// A message leaves for an agent, filled in from the store. `to`: to whom its node carries the same.
-    fn leaves(
+    fn goes_out(
         &mut self,
         connection: u64,
         mut message: ToAgent,
