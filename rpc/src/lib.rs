@@ -13,7 +13,7 @@ mod client;
 mod direct;
 mod duplex;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod machines;
 mod methods;

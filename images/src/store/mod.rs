@@ -384,7 +384,7 @@ fn boot_id() -> String {
 }
 
 /// Doors for the fuzz targets.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(crate) mod doors {
     use super::record::{ImageRecord, LayerRecord, PendingRecord, parse, print};
 
