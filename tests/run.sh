@@ -26,17 +26,31 @@ missing_packages() { # of the groups named
     done < tests/packages.txt
 }
 
+apt_install() { # PACKAGE...
+    # Lists may be old or absent: fetch them only when needed.
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" || {
+        apt-get update
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    }
+}
+
 say "packages"
 command -v dpkg-query >/dev/null || die "this script installs Debian packages (tests/packages.txt); on another system install their like and run cargo nextest run --workspace"
+installing=
 if [ $am_root = yes ]; then
     mapfile -t missing < <(missing_packages build all root)
+    [ ${#missing[@]} -eq 0 ] || [ $install = yes ] || die "missing packages: ${missing[*]}; run without --no-install, or apt-get install them"
+    mapfile -t missing < <(missing_packages build)
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+    # The tests alone need the others, which come while the processors compile.
+    mapfile -t missing < <(missing_packages all root)
     if [ ${#missing[@]} -gt 0 ]; then
-        [ $install = yes ] || die "missing packages: ${missing[*]}; run without --no-install, or apt-get install them"
-        # Lists may be old or absent: fetch them only when needed.
-        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" || {
-            apt-get update
-            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
-        }
+        printf 'installed meanwhile: %s\n' "${missing[*]}"
+        packages_log=$(mktemp)
+        apt_install "${missing[@]}" > "$packages_log" 2>&1 < /dev/null &
+        installing=$!
+        # No half of a package is left, whatever ends this script.
+        trap 'wait; rm -f "$packages_log"' EXIT
     fi
 else
     mapfile -t missing < <(missing_packages build all)
@@ -76,6 +90,11 @@ done
 
 say "licences and advisories"
 cargo xtask licences
+
+if [ -n "$installing" ]; then
+    say "packages that were installed meanwhile"
+    wait "$installing" || { cat "$packages_log"; die "apt-get failed; what it said is above"; }
+fi
 
 say "tests"
 # Tests that can only run as root carry as_root in their name, and those that need a kernel which mounts EROFS images from
