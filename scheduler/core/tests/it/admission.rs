@@ -1,8 +1,6 @@
 //! Images that jobs may not have: refused at submission and when a step is made, whatever the client says of them.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::admission::ImageRule;
 use berth_model::config::{Config, ImagesConfig};
 use berth_model::ids::*;
@@ -12,7 +10,6 @@ use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::time::Span;
 use berth_sched_core::Write;
-use common::*;
 
 fn world(images: ImagesConfig) -> World {
     let mut w = World::new(&Config { images, ..Config::default() });

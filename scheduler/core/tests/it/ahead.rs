@@ -1,8 +1,6 @@
 //! Which nodes are told to fetch images before jobs start: those on which the first waiting jobs will probably run.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::{Config, ImagesConfig};
 use berth_model::ids::{Attempt, JobId, NodeName};
 use berth_model::launch::Program;
@@ -11,7 +9,6 @@ use berth_model::request::{CancelRequest, Request};
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, Reason};
 use berth_model::time::Span;
-use common::*;
 use proptest::prelude::*;
 
 fn container(n: u32) -> ContainerSpec {

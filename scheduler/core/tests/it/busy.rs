@@ -1,8 +1,6 @@
 //! Steps that wait for others: those whose ends are on their way are waited for without a word, and nobody is refused for them.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::ids::*;
 use berth_model::link::ToAgent;
 use berth_model::request::*;
@@ -10,7 +8,6 @@ use berth_model::spec::*;
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use berth_sched_core::{Event, Write};
-use common::*;
 
 /// A job with all of two nodes, and a step on each.
 fn world() -> (World, JobId, [StepKey; 2]) {

@@ -1,8 +1,6 @@
 //! Devices of jobs and their steps, and devices that stop working under them.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::{World, actor, batch_key, hardware, step};
 use berth_model::config::{Config, PartitionConfig};
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey};
 use berth_model::launch::StepPhase;
@@ -11,7 +9,6 @@ use berth_model::request::{Refusal, Request, Response};
 use berth_model::spec::{JobKind, JobSpec, StepSpec};
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::tres::Tres;
-use common::{World, actor, batch_key, hardware, step};
 use std::collections::BTreeMap;
 
 fn wanted(text: &str) -> berth_model::gres::Wanted {
@@ -69,9 +66,9 @@ fn a_gpu_brings_its_share_or_what_the_partition_says() {
     assert_eq!((share.cpus.len(), share.memory), (2, 600));
     // A component is completed as any other job.
     let component = |name: &str| {
-        let mut spec = common::job(JobKind::Batch, name);
+        let mut spec = crate::common::job(JobKind::Batch, name);
         total("gpu:1")(&mut spec);
-        (spec, common::script())
+        (spec, crate::common::script())
     };
     let components = vec![component("b"), component("b+1")];
     w.request(actor(1000), Request::SubmitHet { components, test_only: false }).unwrap();
@@ -201,7 +198,7 @@ fn gpus_of_long_types_are_asked_for_by_a_part_of_it() {
     // A part of one is no GPU of that type: who asks for one waits, and for three is refused and told what there is.
     let waits = w.batch("c", total("gpu:a100:1"));
     assert_eq!((w.state(waits), w.info(waits).reason), (JobState::Pending, Reason::Resources));
-    let mut never = common::job(JobKind::Batch, "d");
+    let mut never = crate::common::job(JobKind::Batch, "d");
     total("gpu:a100:3")(&mut never);
     let refused = w.submit(never).unwrap_err();
     let types = format!(

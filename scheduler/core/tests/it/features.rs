@@ -1,8 +1,6 @@
 //! Nodes whose agents do not know what a job asks for: an earlier version would run it as if that had not been said.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::{World, actor, hardware, job, script, step};
 use berth_model::bind::{CpuBind, CpuHow};
 use berth_model::feature::Feature;
 use berth_model::ids::*;
@@ -11,7 +9,6 @@ use berth_model::request::{Refusal, Request, Response};
 use berth_model::spec::{JobKind, JobSpec, StepSpec};
 use berth_model::state::{JobState, Reason};
 use berth_model::x11::{X11Nodes, X11Spec};
-use common::{World, actor, hardware, job, script, step};
 
 /// The agent of a node introduces itself, again or for the first time, and knows this.
 fn comes_knowing(w: &mut World, name: &str, features: &[Feature]) {

@@ -1,8 +1,6 @@
 //! Devices that an agent says are faulty: told while jobs run, given to nobody, and given again when they are well.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::{Config, GresConfig, NodeConfig};
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_model::ids::Attempt;
@@ -11,7 +9,6 @@ use berth_model::link::ToAgent;
 use berth_model::request::{NodeStateChange, Request};
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::tres::GresKey;
-use common::*;
 
 fn two(fault: Option<&str>) -> Hardware {
     let mut hw = hardware(4, 1, 8000, 2);

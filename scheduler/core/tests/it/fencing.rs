@@ -1,14 +1,12 @@
 //! Nodes that are powered off when nothing is heard of them: once, and what counts as lost was surely on them.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
-mod common;
 
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
 use berth_model::state::JobState;
 use berth_model::time::{Span, Time};
 use berth_sched_core::{Cluster, CoreConfig, Event, Write};
-use common::*;
 
 fn config() -> Config {
     let mut config = Config::default();

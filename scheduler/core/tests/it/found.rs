@@ -1,12 +1,9 @@
 //! Devices that an agent found itself, beside the configuration's.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::{Config, GresConfig, NodeConfig};
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
 use berth_sched_core::*;
-use common::*;
 
 fn two() -> Hardware {
     let mut hw = hardware(4, 1, 8000, 2);

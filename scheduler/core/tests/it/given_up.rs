@@ -1,8 +1,6 @@
 //! Nodes that an administrator gives up: at once where nobody else can say what runs there, and with the node's own word where it can.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
@@ -11,7 +9,6 @@ use berth_model::request::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Span;
 use berth_sched_core::{Cluster, CoreConfig, Event};
-use common::*;
 
 /// A message that is lost, SIGTERM, SIGKILL, and what does not end by that: 10, 30 and 60 seconds.
 const PATIENCE: Span = Span::from_secs(100);

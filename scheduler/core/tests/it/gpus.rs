@@ -1,8 +1,6 @@
 //! GPUs of jobs that run: what of their use is told, jobs that leave them idle, and GPUs that are fenced under their jobs or after them.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::gpus::GpusConfig;
 use berth_model::hardware::Hardware;
@@ -15,7 +13,6 @@ use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Span;
 use berth_model::tres::GresKey;
 use berth_sched_core::{CoreConfig, Event, RequestId};
-use common::*;
 
 fn config() -> Config {
     let gpus = GpusConfig { idle_warn_minutes: 30, idle_release_minutes: 10, ..GpusConfig::default() };

@@ -1,7 +1,6 @@
 //! Jobs of several components: recorded, started, ended and brought back as one, whatever happens.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
-mod common;
 
+use crate::common::*;
 use berth_model::config::{Config, PartitionConfig};
 use berth_model::het::HetPlace;
 use berth_model::ids::*;
@@ -12,7 +11,6 @@ use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Span;
 use berth_sched_core::{Cluster, CoreConfig};
-use common::*;
 use proptest::prelude::*;
 
 /// Two nodes, two cores each.

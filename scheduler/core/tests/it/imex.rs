@@ -1,8 +1,6 @@
 //! IMEX channels: one for each job that has GPUs where there are such channels, and none for two.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::hardware::{Hardware, Vendor};
 use berth_model::ids::JobId;
@@ -11,7 +9,6 @@ use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::tres::GresKey;
 use berth_sched_core::Phase;
-use common::*;
 
 fn four(channels: u32) -> Hardware {
     let mut hw = hardware(4, 1, 8000, 4);

@@ -1,8 +1,6 @@
 //! Steps over a job's nodes: which nodes they get and which tasks are where, against expectations made by hand.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::{World, actor, exit, hardware, step};
 use berth_model::distribution::Distribution;
 use berth_model::ids::{JobId, NodeName, StepId};
 use berth_model::launch::StepPhase;
@@ -10,7 +8,6 @@ use berth_model::link::{EndCause, ToAgent};
 use berth_model::request::{Refusal, Request, Response};
 use berth_model::spec::StepSpec;
 use berth_model::state::{ExitStatus, JobState};
-use common::{World, actor, exit, hardware, step};
 
 /// A job of three whole nodes: n1 and n2 with four CPUs, n3 with two.
 fn world(change: impl FnOnce(&mut berth_model::spec::JobSpec)) -> (World, JobId) {

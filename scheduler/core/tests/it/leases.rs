@@ -1,8 +1,7 @@
 //! `lost_after_seconds` and `--lost-after`: how long a run goes on is counted from its node's question, and what counts as lost has
 //! surely ended.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
-mod common;
 
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
@@ -11,7 +10,6 @@ use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::time::{Span, Time};
 use berth_sched_core::{Cluster, CoreConfig};
-use common::*;
 
 const SPAN: Span = Span::from_secs(100);
 /// What the controller waits for: a fifth and 5 seconds more.

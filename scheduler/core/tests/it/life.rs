@@ -1,6 +1,6 @@
 //! The life of jobs and steps, one event at a time.
-mod common;
 
+use crate::common::*;
 use berth_model::config::{Config, PartitionConfig, PartitionState};
 use berth_model::ids::*;
 use berth_model::launch::{Program, StepPhase};
@@ -10,7 +10,6 @@ use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Span;
 use berth_sched_core::{Phase, Write};
-use common::*;
 
 const FAILED: ExitStatus = ExitStatus { code: 3, signal: 0 };
 
@@ -610,7 +609,7 @@ fn a_step_that_runs_is_entered_where_it_is_with_what_it_has() {
     };
     let entering = |name: &str, step: StepId, node: Option<&str>| StepSpec {
         enter: Some(EnterSpec { step, node: node.map(Into::into) }),
-        ..common::step(name)
+        ..crate::common::step(name)
     };
     // A step on both nodes that takes everything: what enters waits for nothing.
     let both = StepSpec { nodes: Some(2), tasks: Some(2), ..step("both") };

@@ -1,8 +1,6 @@
 //! Lists say of every job what its record says, however they travel.
-#![allow(clippy::unwrap_used)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::listing::{PAGE_BYTES, size};
 use berth_model::query::JobQuery;
@@ -11,7 +9,6 @@ use berth_model::request::Request;
 use berth_model::spec::{ArraySpec, JobKind, JobSelector};
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::{ByteStr, JobId, Uid};
-use common::*;
 
 /// Jobs of many kinds: running, ended, held, with a begin, in an array, of several names and users.
 fn world() -> World {

@@ -1,8 +1,6 @@
 //! Who belongs to the cluster: tokens, joining, keys, approval, removal, and the log of who decided it.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::ids::*;
@@ -13,7 +11,6 @@ use berth_model::spec::{JobKind, JobSelector, StepSpec};
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::{Span, Time};
 use berth_sched_core::*;
-use common::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,15 +1,12 @@
 //! What a name means a gateway finds, for a node that a step with it runs on, and for nobody else.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::ids::{JobId, StepKey};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::spec::ResolvedImage;
 use berth_model::time::Span;
-use common::*;
 
 /// A node where jobs run, and two gateways that have no room for them.
 fn cluster() -> World {

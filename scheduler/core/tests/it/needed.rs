@@ -1,13 +1,10 @@
 //! Which images of a node's store jobs need: those that wait, are held or run; nothing of what is over.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::{CancelRequest, Request};
 use berth_model::spec::{ContainerSpec, JobKind, JobSelector, JobSpec, ResolvedImage};
 use berth_model::state::ExitStatus;
-use common::*;
 
 fn digest(n: u32) -> String {
     format!("sha256:{n:064x}")

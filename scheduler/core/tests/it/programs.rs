@@ -1,13 +1,11 @@
 //! What comes of prologs and epilogs that fail.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
-mod common;
 
+use crate::common::*;
 use berth_model::ids::*;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
-use common::*;
 
 const WHY: &str = "prolog /etc/prolog failed: exit code 3: no disk";
 

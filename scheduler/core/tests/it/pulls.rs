@@ -1,8 +1,6 @@
 //! What nodes say that images took: once, added up over nodes, and empty until it is known.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::ids::*;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
@@ -14,7 +12,6 @@ use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use berth_model::tres::GresKey;
 use berth_sched_core::Write;
-use common::*;
 use proptest::prelude::*;
 
 fn pull(seconds: i64, bytes: u64, hit: bool) -> ImagePull {

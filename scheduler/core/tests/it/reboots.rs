@@ -1,7 +1,6 @@
 //! Reboots by an administrator's wish: when a node is free, once, with what is to become of it, and a word where it stays away.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
-mod common;
 
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::link::{FromAgent, ToAgent};
@@ -9,7 +8,6 @@ use berth_model::request::*;
 use berth_model::state::{ExitStatus, JobState, NextState, NodeCondition};
 use berth_model::time::{Span, Time};
 use berth_sched_core::{Cluster, CoreConfig};
-use common::*;
 
 fn reboot(w: &mut World, asap: bool, next: NextState) {
     let (nodes, reason) = (vec![NodeName::from("n1")], None);

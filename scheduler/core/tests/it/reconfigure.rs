@@ -1,8 +1,6 @@
 //! Another configuration in force while jobs run and wait.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::{Config, NodeConfig, PartitionConfig};
 use berth_model::link::ToAgent;
 use berth_model::request::*;
@@ -10,7 +8,6 @@ use berth_model::spec::JobSpec;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Span;
 use berth_sched_core::*;
-use common::*;
 
 fn reconfigure(w: &mut World, uid: u32, config: &Config) -> Result<Response, Refusal> {
     let request = RequestId(1_000_000 + w.replies.len() as u64);

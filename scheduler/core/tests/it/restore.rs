@@ -1,13 +1,10 @@
 //! Rows that contradict each other are refused by name, and those of a real cluster come back.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::spec::ArraySpec;
 use berth_sched_core::*;
-use common::*;
 use std::sync::Arc;
 
 fn world() -> World {

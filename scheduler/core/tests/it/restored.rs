@@ -1,8 +1,6 @@
 //! A controller of a backup, and nodes that went on after it was made: nothing runs twice, nothing that runs is lost.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
@@ -13,7 +11,6 @@ use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::Span;
 use berth_sched_core::*;
-use common::*;
 
 fn all(s: &mut JobSpec) {
     s.resources.tasks = Some(4);

@@ -1,8 +1,6 @@
 //! Who may ask what of the core: every request by everybody, over one table. What is refused changes nothing, and nobody hears of it.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::member::*;
@@ -13,7 +11,6 @@ use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, NextState};
 use berth_model::time::Span;
 use berth_sched_core::{CoreConfig, Event, RequestId, Write};
-use common::*;
 use std::collections::HashSet;
 use std::mem::discriminant;
 

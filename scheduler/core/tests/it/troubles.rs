@@ -1,7 +1,6 @@
 //! What agents find wrong with their nodes keeps new work from these, for as long as it is wrong.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
-mod common;
 
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
@@ -9,7 +8,6 @@ use berth_model::link::{FromAgent, ToAgent, Trouble};
 use berth_model::request::*;
 use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition};
 use berth_sched_core::{Cluster, CoreConfig, Write};
-use common::*;
 
 fn says(w: &mut World, troubles: Vec<Trouble>) {
     w.tell("n1", |session| FromAgent::Heartbeat {

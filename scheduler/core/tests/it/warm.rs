@@ -1,8 +1,6 @@
 //! Nodes that have a job's image come first among equals, and what a node may want of others is what its jobs have on record.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::exchange::{FromPeers, HeldImage, ImageWay, RemovedImage, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::link::{FromAgent, ToAgent};
@@ -13,7 +11,6 @@ use berth_model::spec::{JobKind, JobSpec, ResolvedImage};
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use berth_sched_core::Write;
-use common::*;
 
 const DIGEST: &str = "sha256:1";
 

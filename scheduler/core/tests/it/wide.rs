@@ -1,8 +1,6 @@
 //! A step over many nodes ends on one after the other: what is written and sent for each does not grow with their number.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::{StepExit, StepPhase};
@@ -10,7 +8,6 @@ use berth_model::link::{FromAgent, ToAgent};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState};
 use berth_sched_core::*;
-use common::*;
 
 const FAILED: ExitStatus = ExitStatus { code: 3, signal: 0 };
 
