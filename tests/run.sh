@@ -65,9 +65,6 @@ command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
 command -v cargo >/dev/null || die "cargo is missing: install Rust 1.88 or newer from https://rustup.rs"
 cargo --version
 
-say "build"
-cargo xtask build --debug
-
 say "format"
 cargo fmt --all --check
 
@@ -91,6 +88,13 @@ done
 say "licences and advisories"
 cargo xtask licences
 
+say "build"
+# The tests first, and all in one call: the programs are few crates in a row, and others keep the processors at work beside them.
+nextest=no
+! cargo nextest --version >/dev/null 2>&1 || nextest=yes
+if [ $nextest = yes ]; then cargo nextest run --workspace --no-run; else cargo test --workspace --no-run; fi
+cargo xtask build --debug
+
 if [ -n "$installing" ]; then
     say "packages that were installed meanwhile"
     wait "$installing" || { cat "$packages_log"; die "apt-get failed; what it said is above"; }
@@ -107,7 +111,7 @@ fi
 # Many tests wait for clusters of theirs: two more at a time than there are processors keep these at work (of two, a twentieth
 # of the time is left idle then).
 export NEXTEST_TEST_THREADS=${NEXTEST_TEST_THREADS-$(($(nproc) + 2))}
-if cargo nextest --version >/dev/null 2>&1; then
+if [ $nextest = yes ]; then
     if [ $am_root = yes ] && [ $images_mount = yes ]; then
         cargo nextest run --workspace --no-fail-fast || status=$?
     elif [ $am_root = yes ]; then
