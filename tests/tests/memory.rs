@@ -150,7 +150,7 @@ fn bounded(who: Who, form: &str, made: Made) {
             break;
         }
         // Who there is takes longer to see than what they have, and changes seldom.
-        if look % 8 == 0 {
+        if look.is_multiple_of(8) {
             relatives = family(pull.pid());
         }
         let (count, bytes) = together(&relatives);
