@@ -108,9 +108,8 @@ images_mount=yes
 if [ $am_root = yes ] && ! target/debug/berth --state /tmp doctor | grep -q 'a trial one was mounted from its file'; then
     images_mount=no
 fi
-# Many tests wait for clusters of theirs: two more at a time than there are processors keep these at work (of two, a twentieth
-# of the time is left idle then).
-export NEXTEST_TEST_THREADS=${NEXTEST_TEST_THREADS-$(($(nproc) + 2))}
+# Many tests wait for clusters of theirs: three more at a time than there are processors keep these at work.
+export NEXTEST_TEST_THREADS=${NEXTEST_TEST_THREADS-$(($(nproc) + 3))}
 if [ $nextest = yes ]; then
     if [ $am_root = yes ] && [ $images_mount = yes ]; then
         cargo nextest run --workspace --no-fail-fast || status=$?
