@@ -26,17 +26,31 @@ missing_packages() { # of the groups named
     done < tests/packages.txt
 }
 
+apt_install() { # PACKAGE...
+    # Lists may be old or absent: fetch them only when needed.
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" || {
+        apt-get update
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    }
+}
+
 say "packages"
 command -v dpkg-query >/dev/null || die "this script installs Debian packages (tests/packages.txt); on another system install their like and run cargo nextest run --workspace"
+installing=
 if [ $am_root = yes ]; then
     mapfile -t missing < <(missing_packages build all root)
+    [ ${#missing[@]} -eq 0 ] || [ $install = yes ] || die "missing packages: ${missing[*]}; run without --no-install, or apt-get install them"
+    mapfile -t missing < <(missing_packages build)
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+    # The tests alone need the others, which come while the processors compile.
+    mapfile -t missing < <(missing_packages all root)
     if [ ${#missing[@]} -gt 0 ]; then
-        [ $install = yes ] || die "missing packages: ${missing[*]}; run without --no-install, or apt-get install them"
-        # Lists may be old or absent: fetch them only when needed.
-        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" || {
-            apt-get update
-            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
-        }
+        printf 'installed meanwhile: %s\n' "${missing[*]}"
+        packages_log=$(mktemp)
+        apt_install "${missing[@]}" > "$packages_log" 2>&1 < /dev/null &
+        installing=$!
+        # No half of a package is left, whatever ends this script.
+        trap 'wait; rm -f "$packages_log"' EXIT
     fi
 else
     mapfile -t missing < <(missing_packages build all)
@@ -51,9 +65,6 @@ command -v cargo >/dev/null || PATH="$HOME/.cargo/bin:$PATH"
 command -v cargo >/dev/null || die "cargo is missing: install Rust 1.88 or newer from https://rustup.rs"
 cargo --version
 
-say "build"
-cargo xtask build --debug
-
 say "format"
 cargo fmt --all --check
 
@@ -62,13 +73,32 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 
 say "fuzz targets"
 # Nothing else builds them here, and cargo-fuzz is not everywhere: at least they have to fit the code (a stable compiler is enough).
+# By the program's own lock file they take the dependencies that clippy has just looked at. Nothing is linked, so an archive
+# without anything in it stands for libFuzzer, which took most of the time to compile.
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target/no-fuzzer"
+target=$(cd "$target" && pwd)
+[ -e "$target/no-fuzzer/libfuzzer.a" ] || printf '!<arch>\n' > "$target/no-fuzzer/libfuzzer.a"
 for package in model images rpc agent; do
-    RUSTFLAGS="${RUSTFLAGS-} --cfg fuzzing" CARGO_TARGET_DIR=$PWD/target/fuzz-check \
+    [ $package/fuzz/Cargo.lock -nt Cargo.lock ] || cp Cargo.lock $package/fuzz/Cargo.lock
+    CARGO_TARGET_DIR=$target CUSTOM_LIBFUZZER_PATH=$target/no-fuzzer/libfuzzer.a CUSTOM_LIBFUZZER_STD_CXX=none \
         cargo check --quiet --bins --manifest-path $package/fuzz/Cargo.toml
 done
 
 say "licences and advisories"
 cargo xtask licences
+
+say "build"
+# The tests first, and all in one call: the programs are few crates in a row, and others keep the processors at work beside them.
+nextest=no
+! cargo nextest --version >/dev/null 2>&1 || nextest=yes
+if [ $nextest = yes ]; then cargo nextest run --workspace --no-run; else cargo test --workspace --no-run; fi
+cargo xtask build --debug
+
+if [ -n "$installing" ]; then
+    say "packages that were installed meanwhile"
+    wait "$installing" || { cat "$packages_log"; die "apt-get failed; what it said is above"; }
+fi
 
 say "tests"
 # Tests that can only run as root carry as_root in their name, and those that need a kernel which mounts EROFS images from
@@ -78,10 +108,9 @@ images_mount=yes
 if [ $am_root = yes ] && ! target/debug/berth --state /tmp doctor | grep -q 'a trial one was mounted from its file'; then
     images_mount=no
 fi
-# Many tests wait for clusters of theirs: two more at a time than there are processors keep these at work (of two, a twentieth
-# of the time is left idle then).
-export NEXTEST_TEST_THREADS=${NEXTEST_TEST_THREADS-$(($(nproc) + 2))}
-if cargo nextest --version >/dev/null 2>&1; then
+# Many tests wait for clusters of theirs: three more at a time than there are processors keep these at work.
+export NEXTEST_TEST_THREADS=${NEXTEST_TEST_THREADS-$(($(nproc) + 3))}
+if [ $nextest = yes ]; then
     if [ $am_root = yes ] && [ $images_mount = yes ]; then
         cargo nextest run --workspace --no-fail-fast || status=$?
     elif [ $am_root = yes ]; then

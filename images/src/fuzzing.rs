@@ -1,5 +1,5 @@
 //! Doors for the fuzz targets of `images/fuzz` to parsers that this crate keeps to itself. Built for them alone
-//! (`--cfg fuzzing`); nothing else may call them.
+//! (feature `fuzzing`); nothing else may call them.
 
 use std::io::Read;
 use std::os::fd::OwnedFd;

@@ -31,7 +31,7 @@ mod blobs;
 mod digest;
 mod erofs;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod helpers;
 mod known;

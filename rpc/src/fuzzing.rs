@@ -1,4 +1,4 @@
-//! A door for the fuzz target in `rpc/fuzz` to the decoders of messages. Built for it alone (`--cfg fuzzing`).
+//! A door for the fuzz target in `rpc/fuzz` to the decoders of messages. Built for it alone (feature `fuzzing`).
 
 use std::convert::Infallible;
 

@@ -15,7 +15,7 @@ mod client;
 mod direct;
 mod duplex;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod machines;
 mod methods;

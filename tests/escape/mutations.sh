@@ -428,47 +428,47 @@ fi
 m=scheduler/core/src/cluster/members.rs
 if wanted core token-secret; then
     change $m 'let good = same(found.map_or("", |t| &t.hash), hash);' 'let good = hash.len() == 64;'
-    attack core token-secret one_text_refuses_every_token_that_is_not_good
+    attack core token-secret members::one_text_refuses_every_token_that_is_not_good
 fi
 
 if wanted core token-expiry; then
     change $m 'good && t.expires > self.clock && t.uses_left > 0' 'good && t.uses_left > 0'
-    attack core token-expiry one_text_refuses_every_token_that_is_not_good
+    attack core token-expiry members::one_text_refuses_every_token_that_is_not_good
 fi
 
 if wanted core token-uses; then
     change $m 'match token.uses_left - 1 {' 'match token.uses_left {'
-    attack core token-uses uses_are_counted_and_tokens_expire_by_themselves one_text_refuses_every_token_that_is_not_good
+    attack core token-uses members::uses_are_counted_and_tokens_expire_by_themselves members::one_text_refuses_every_token_that_is_not_good
 fi
 
 if wanted core one-key; then
     change $m 'if let Some(other) = self.keys.get(&key) {' 'if let Some(other) = self.keys.get(&key).filter(|n| **n == name) {'
-    attack core one-key names_and_keys_belong_to_one_machine names_and_keys_stay_unique_and_come_back_from_the_rows
+    attack core one-key members::names_and_keys_belong_to_one_machine names_and_keys_stay_unique_and_come_back_from_the_rows
 fi
 
 if wanted core one-name; then
     change $m 'find(|n| n.0.eq_ignore_ascii_case(&name.0))' 'find(|n| **n == name && self.nodes.contains_key(*n))'
-    attack core one-name names_and_keys_belong_to_one_machine
+    attack core one-name members::names_and_keys_belong_to_one_machine
 fi
 
 if wanted core host-names; then
     change $m 'if let Err(e) = check_host_name(&name.0) {' 'if let Err(e) = check_host_name("n") {'
-    attack core host-names names_and_keys_belong_to_one_machine
+    attack core host-names members::names_and_keys_belong_to_one_machine
 fi
 
 if wanted core old-key; then
     change $m 'if member.key != *old {' 'if old.0.is_empty() {'
-    attack core old-key a_key_is_renewed_by_who_has_the_old_one
+    attack core old-key members::a_key_is_renewed_by_who_has_the_old_one
 fi
 
 if wanted core leaving-key; then
     change $m 'if member.key != *key {' 'if key.0.is_empty() {'
-    attack core leaving-key a_machine_leaves_by_its_own_key_alone_and_while_no_job_needs_it
+    attack core leaving-key members::a_machine_leaves_by_its_own_key_alone_and_while_no_job_needs_it
 fi
 
 if wanted core removed-unheard; then
     change scheduler/core/src/cluster/agents.rs 'if self.departed.contains(name) {' 'if self.departed.contains(name) && hello.boot_id.is_empty() {'
-    attack core removed-unheard a_removed_machine_is_cut_off_and_its_name_is_free
+    attack core removed-unheard members::a_removed_machine_is_cut_off_and_its_name_is_free
 fi
 
 if wanted core display-cookie-stays; then

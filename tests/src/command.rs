@@ -278,12 +278,12 @@ impl Running {
     /// Waits for its end.
     pub fn finish(mut self) -> Output {
         self.stdin = None;
-        let deadline = self.started + self.limit;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            if Instant::now() > deadline {
+            let waited = self.started.elapsed();
+            if waited > self.limit {
                 self.kill();
                 panic!(
                     "`{}` ran longer than {:?}\nstdout: {}\nstderr: {}",
@@ -293,7 +293,7 @@ impl Running {
                     String::from_utf8_lossy(&self.stderr.so_far()),
                 );
             }
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep((waited / 100).clamp(Duration::from_millis(1), Duration::from_millis(20)));
         };
         self.done = true;
         Output {

@@ -2,7 +2,7 @@
 
 use crate::{Cmd, machine};
 use sha2::{Digest, Sha256};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// One layer with busybox; `Cmd` is `sh`.
@@ -51,18 +51,30 @@ const IMAGES: [&str; 2] = ["tests/images.sh", "examples/debian-image.sh"];
 /// By name and by what it is made of: a change of a script makes it anew. The first of the scripts makes it.
 fn made(name: &str, scripts: &[&str; 2], words: &[&str]) -> PathBuf {
     let scripts = scripts.map(|path| machine::workspace().join(path));
+    let texts = scripts.each_ref().map(|script| std::fs::read(script).unwrap());
+    let of = texts.each_ref().map(Vec::as_slice);
+    kept(name, &of, |path| {
+        Cmd::new(&scripts[0]).args(words).arg(path).env("HOME", machine::cache()).limit(280).ok();
+    })
+}
+
+/// A directory in the cache, which `make` makes once per machine and change of what it is made of. The path that it is given is
+/// not there yet.
+pub fn kept(name: &str, of: &[&[u8]], make: impl FnOnce(&Path)) -> PathBuf {
     let mut hash = Sha256::new();
-    for script in &scripts {
-        hash.update(std::fs::read(script).unwrap());
-    }
+    of.iter().for_each(|part| hash.update(part));
     let key: String = hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect();
     let images = machine::cache().join("images");
     let path = images.join(format!("{name}-{key}"));
     let _guard = machine::lock(&format!("{name}.lock"));
-    if !path.join("index.json").exists() {
+    if !path.exists() {
         std::fs::create_dir_all(&images).unwrap();
         machine::remove_old(&images, name, WEEK);
-        Cmd::new(&scripts[0]).args(words).arg(&path).env("HOME", machine::cache()).limit(280).ok();
+        let partial = images.join(format!("partial-{name}"));
+        // Of one that was ended while it was made.
+        let _ = std::fs::remove_dir_all(&partial);
+        make(&partial);
+        std::fs::rename(&partial, &path).unwrap();
     }
     path
 }

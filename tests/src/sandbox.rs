@@ -247,17 +247,19 @@ pub fn gone(pid: i32) -> bool {
     stat.is_empty() || stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }
 
-/// Asks again and again until there is an answer or the time is up.
+/// Asks again and again until there is an answer or the time is up: less often the longer it takes, since most who ask start a
+/// command, and those who wait for a minute would take a processor from all others.
 pub fn wait<T>(seconds: u64, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let begun = Instant::now();
     loop {
         if let Some(answer) = ask() {
             return Some(answer);
         }
-        if Instant::now() > deadline {
+        let waited = begun.elapsed();
+        if waited > Duration::from_secs(seconds) {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep((waited / 20).clamp(Duration::from_millis(20), Duration::from_millis(250)));
     }
 }
 

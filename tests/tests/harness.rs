@@ -1,6 +1,27 @@
 //! The harness itself: what it is meant to notice, it notices.
 
-use berth_tests::{Cmd, Registry, images, leftovers, registry};
+use berth_tests::{Cmd, Registry, images, leftovers, machine, registry};
+
+/// This one begins first (.config/nextest.toml), and what needs no image runs beside it: else several tests at once would stand
+/// behind the first one of theirs that makes it.
+#[test]
+fn every_image_is_made_before_tests_wait_for_it() {
+    let mut all = vec![
+        images::busybox(),
+        images::layers(),
+        images::configured(),
+        images::debian(),
+        images::odd(),
+        images::odd_whole(),
+        images::mpich(),
+    ];
+    // The tests of this one are root's.
+    if machine::is_root() {
+        all.push(images::newer_mpich());
+    }
+    all.iter()
+        .for_each(|image| assert!(image.join("index.json").exists(), "{} is no layout", image.display()));
+}
 
 #[test]
 fn the_registry_asks_for_its_login_and_counts_what_is_asked() {

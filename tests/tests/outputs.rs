@@ -146,7 +146,7 @@ fn a_file_that_tasks_of_several_nodes_share_has_the_words_of_all_as_root() {
 }
 
 #[test]
-fn a_gibibyte_goes_to_tasks_on_several_nodes_and_comes_from_one_unchanged_alone_as_root() {
+fn a_gibibyte_goes_to_tasks_on_several_nodes_and_comes_from_one_unchanged_as_root() {
     let hosts = Hosts::cluster(3, "");
     // No part of it is like another one: what is lost, doubled or exchanged makes another sum.
     hosts.cmd("n1", "sh").args(["-c", "head -c 1G /dev/urandom > bytes"]).limit(60).ok();

@@ -16,7 +16,7 @@ each_user! {
         assert!(output.stderr == bytes, "{} of {} bytes came back on stderr", output.stderr.len(), bytes.len());
     }
 
-    fn output_comes_when_it_is_written_alone(who) {
+    fn output_comes_when_it_is_written(who) {
         let sandbox = Sandbox::start(who);
         let words = "printf first; until [ -e go ]; do sleep 0.1; done; printf second";
         let mut step = sandbox.srun(["sh", "-c", words]).spawn();
@@ -58,7 +58,7 @@ each_user! {
         assert_eq!(step.finish().rc, 0);
     }
 
-    fn the_exit_is_noticed_at_once_alone(who) {
+    fn the_exit_is_noticed_at_once_undisturbed(who) {
         let sandbox = Sandbox::start(who);
         sandbox.srun(["true"]).ok();
         let mut times: Vec<Duration> = (0..5).map(|_| sandbox.srun(["true"]).ok().took).collect();
@@ -153,7 +153,7 @@ each_user! {
         }
     }
 
-    fn a_gibibyte_of_random_bytes_in_and_out_alone(who) {
+    fn a_gibibyte_of_random_bytes_in_and_out(who) {
         let sandbox = Sandbox::start(who.clone());
         let file = sandbox.work().join("random");
         Cmd::new("sh").args(["-c", &format!("head -c 1G /dev/urandom > {}", file.display())]).who(&who).ok();

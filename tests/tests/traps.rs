@@ -138,7 +138,7 @@ each_user! {
         }
     }
 
-    fn a_start_does_not_unpack_the_image_again_alone(who) {
+    fn a_start_does_not_unpack_the_image_again_undisturbed(who) {
         let sandbox = Sandbox::start(who);
         let image = images::debian();
         sandbox.srun_in(&image, ["true"]).limit(120).ok();

@@ -413,7 +413,7 @@ impl Client {
 }
 
 /// For `fuzzing`.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(crate) fn read_challenge(header: &str) {
     challenge::parse(std::iter::once(header));
 }

@@ -44,7 +44,7 @@ const EXTENDED: u16 = 7;
 pub(crate) const CONFIG: &str = "etc/berth-image.json";
 
 /// Doors for the fuzz targets.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(crate) mod doors {
     use super::read::{Give, Image};
     use crate::error::Result;

@@ -389,7 +389,7 @@ fn boot_id() -> String {
 }
 
 /// Doors for the fuzz targets.
-#[cfg(fuzzing)]
+#[cfg(feature = "fuzzing")]
 pub(crate) mod doors {
     use super::bundle::Head;
     use super::record::{ImageRecord, LayerRecord, PendingRecord, parse, print};

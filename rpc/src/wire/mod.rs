@@ -190,7 +190,7 @@ macro_rules! enums {
 }
 
 /// Runs `check` on messages of every kind that can arrive.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 macro_rules! for_each_message {
     ($check:ident, $r:expr) => {
         $check::<JobSpec, pb::JobSpec>($r)?;
@@ -220,6 +220,6 @@ macro_rules! for_each_message {
     };
 }
 
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use for_each_message;
 pub(crate) use {enums, required_member, structs};

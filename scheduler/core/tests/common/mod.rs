@@ -1,5 +1,5 @@
 //! A cluster with agents made of nothing: what the core sends is looked at, what agents would say is said.
-#![allow(dead_code)] // each test binary uses a part of it
+#![allow(dead_code)] // `scale` uses a part of it
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // what fails here fails the test
 
 use berth_model::carry::CarriedTo;

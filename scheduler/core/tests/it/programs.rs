@@ -1,0 +1,114 @@
+//! What comes of prologs and epilogs that fail.
+
+use crate::common::*;
+use berth_model::ids::*;
+use berth_model::link::{FromAgent, ToAgent};
+use berth_model::request::*;
+use berth_model::spec::*;
+use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
+
+const WHY: &str = "prolog /etc/prolog failed: exit code 3: no disk";
+
+fn fails(w: &mut World, node: &str, job: JobId, attempt: u32) {
+    let why = WHY.to_string();
+    let faults = vec![];
+    w.tell(node, |session| FromAgent::PrologFailed { session, job, attempt: Attempt(attempt), why, faults });
+}
+
+fn condition(w: &World, node: &str) -> NodeCondition {
+    w.core.snapshot().node(&NodeName::from(node)).unwrap().condition
+}
+
+#[test]
+fn a_batch_job_goes_to_another_node_and_then_waits_for_its_owner() {
+    let mut w = World::small();
+    w.node("n2", hardware(4, 1, 4000, 2));
+    let id = w.batch("a", |_| {});
+    for (attempt, node, other) in [(0, "n1", "n2"), (1, "n2", "n1")] {
+        // Twice: it is repeated.
+        fails(&mut w, node, id, attempt);
+        fails(&mut w, node, id, attempt);
+        let c = condition(&w, node);
+        assert!(c.drain && c.reason.as_deref() == Some(WHY), "{c:?}");
+        assert!(w.sent.iter().any(|m| matches!(m, ToAgent::EndJob { job, .. } if *job == id)));
+        w.sent.clear();
+        w.gone(node, id, attempt);
+        let administrator = NodeStateChange::Resume;
+        if attempt == 0 {
+            assert_eq!(w.state(id), JobState::Running, "on {other}");
+            let nodes = vec![NodeName::from(node)];
+            w.request(actor(0), Request::UpdateNode { nodes, state: administrator, reason: None }).unwrap();
+            // What is said once more of a run that is over drains nothing.
+            fails(&mut w, node, id, attempt);
+            assert!(!condition(&w, node).drain);
+        }
+    }
+    assert_eq!((w.state(id), w.info(id).reason), (JobState::Pending, Reason::JobHeldUser));
+}
+
+#[test]
+fn an_interactive_job_ends_with_the_node_and_the_reason() {
+    let mut w = World::small();
+    let id = w.submit(job(JobKind::Run, "r")).unwrap();
+    fails(&mut w, "n1", id, 0);
+    w.gone("n1", id, 0);
+    let info = w.info(id);
+    assert_eq!(info.state, JobState::Failed);
+    let Reason::LaunchFailed(text) = info.reason else { panic!("{:?}", info.reason) };
+    assert!(text.contains("n1") && text.contains(WHY), "{text}");
+}
+
+#[test]
+fn a_failed_epilog_drains_the_node_and_keeps_nothing_of_the_job() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    w.exited("n1", batch_key(id, 0), ExitStatus::OK);
+    for _ in 0..2 {
+        let epilog = Some("epilog /etc/epilog failed: exit code 1".to_string());
+        w.tell("n1", |session| FromAgent::JobGone {
+            session,
+            job: id,
+            attempt: Attempt(0),
+            steps: vec![],
+            epilog,
+            faults: vec![],
+        });
+    }
+    assert_eq!(w.state(id), JobState::Completed);
+    let c = condition(&w, "n1");
+    assert!(c.drain && c.reason.is_some_and(|r| r.starts_with("epilog /etc/epilog failed")));
+    assert_eq!(w.core.snapshot().node(&NodeName::from("n1")).unwrap().allocated.cpu, 0);
+}
+
+#[test]
+fn an_administrators_reason_stays() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    let (nodes, reason) = (vec![NodeName::from("n1")], Some("new disk".to_string()));
+    w.request(actor(0), Request::UpdateNode { nodes, state: NodeStateChange::Drain, reason }).unwrap();
+    fails(&mut w, "n1", id, 0);
+    assert_eq!(condition(&w, "n1").reason.as_deref(), Some("new disk"));
+}
+
+#[test]
+fn a_step_waits_for_a_program_of_srun_where_there_is_one() {
+    let told = |site: &str, prolog: Option<SrunProlog>, attached: bool| {
+        let mut config = berth_model::config::Config::default();
+        config.programs.srun_prolog = site.into();
+        config.programs.srun_prolog_seconds = 40;
+        let mut w = World::new(&config);
+        w.node("n1", hardware(4, 1, 4000, 0));
+        let job = w.submit(berth_samples::job(JobKind::Alloc, "a")).unwrap();
+        let spec = StepSpec { prolog, attached, ..step("s") };
+        w.request(actor(1000), Request::CreateStep { job, spec: Box::new(spec) }).unwrap();
+        let start =
+            w.sent.iter().find_map(|m| if let ToAgent::Start(start) = m { Some(start) } else { None });
+        start.unwrap().launch.told_within.map(|span| span.secs())
+    };
+    // Its own time, and half a minute for its client to come.
+    assert_eq!(told("/etc/prolog", Some(SrunProlog::Site), true), Some(70));
+    assert_eq!(told("", Some(SrunProlog::Own), true), Some(70));
+    assert_eq!(told("", Some(SrunProlog::Site), true), None);
+    assert_eq!(told("/etc/prolog", None, true), None);
+    assert_eq!(told("/etc/prolog", Some(SrunProlog::Site), false), None, "nobody is there to say so");
+}
