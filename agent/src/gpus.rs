@@ -409,7 +409,7 @@ impl Gpus {
         };
         // The submitter's words stand over the image's.
         let env = || image.iter().chain(&launch.env).map(|pair| pair.0.as_slice());
-        let verdict = judge(env(), &have)?;
+        let verdict = judge(image.iter().map(|pair| pair.0.as_slice()), env(), &have)?;
         let asked = asked(image, launch);
         let wanted = capabilities(asked.as_deref());
         notes.extend(missing(asked.as_deref(), driver));
