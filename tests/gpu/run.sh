@@ -264,11 +264,11 @@ if ! within berth up --detach >/dev/null 2> "$state/up"; then
   timeout -k 5 60 berth down >/dev/null 2>&1
   [ -n "$enforces" ] && command -v setpriv >/dev/null || exit 1
   # What needs no rights can be tried all the same.
-  user=31234
-  mkdir "$state/home" && chown $user:$user "$state/home"
-  say INFO "the rest as an ordinary user (uid $user)"
+  user=nobody
+  mkdir "$state/home" && chown $user "$state/home" || exit 1
+  say INFO "the rest as an ordinary user ($user)"
   export BERTH_STATE=$state/home/state HOME=$state/home GPU_IMAGE=$image
-  setpriv --reuid=$user --regid=$user --clear-groups env -u XDG_RUNTIME_DIR RECORDED=none REPORT=none SECONDS_AT_MOST=$((most - SECONDS)) \
+  setpriv --reuid=$user --regid="$(id -g $user)" --clear-groups env -u XDG_RUNTIME_DIR RECORDED=none REPORT=none SECONDS_AT_MOST=$((most - SECONDS)) \
     "$0" ${dry:+--dry} "$programs" | tell
   exit 1
 fi
