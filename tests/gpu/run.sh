@@ -265,9 +265,10 @@ if ! within berth up --detach >/dev/null 2> "$state/up"; then
   [ -n "$enforces" ] && command -v setpriv >/dev/null || exit 1
   # What needs no rights can be tried all the same.
   user=nobody
-  mkdir "$state/home" && chown $user "$state/home" || exit 1
+  # An image of its own, in which it may make what comes with a GPU.
+  mkdir "$state/home" && cp -R "$image" "$state/home/image" && chown -R $user: "$state/home" || exit 1
   say INFO "the rest as an ordinary user ($user)"
-  export BERTH_STATE=$state/home/state HOME=$state/home GPU_IMAGE=$image
+  export BERTH_STATE=$state/home/state HOME=$state/home GPU_IMAGE=$state/home/image
   setpriv --reuid=$user --regid="$(id -g $user)" --clear-groups env -u XDG_RUNTIME_DIR RECORDED=none REPORT=none SECONDS_AT_MOST=$((most - SECONDS)) \
     "$0" ${dry:+--dry} "$programs" | tell
   exit 1
