@@ -52,21 +52,31 @@ fn the_script_for_machines_with_a_gpu_packs_itself_and_what_it_packed_runs_dry_a
 
 const VERSION: &str = "535.54.03";
 
-/// A device that any program may open, under the name of a GPU, for as long as this lives.
-struct Gpu(PathBuf);
+/// Minor numbers of GPUs, their addresses, and the devices that stand for them, which any program may open.
+const GPUS: [(u32, &str, &str); 2] = [(240, "0000:80:00.0", "229"), (241, "0000:70:00.0", "200")];
 
-impl Gpu {
-    fn make() -> Gpu {
-        let file = PathBuf::from("/dev/nvidia240");
-        assert!(!file.exists(), "{} is there: an earlier test left it", file.display());
-        Cmd::new("mknod").args(["-m", "666"]).arg(&file).args(["c", "10", "229"]).ok();
-        Gpu(file)
+/// The files of these devices, for as long as this lives.
+#[derive(Default)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn make() -> Made {
+        let mut made = Made::default();
+        for (minor, _, number) in GPUS {
+            let file = PathBuf::from(format!("/dev/nvidia{minor}"));
+            assert!(!file.exists(), "{} is there: an earlier test left it", file.display());
+            Cmd::new("mknod").args(["-m", "666"]).arg(&file).args(["c", "10", number]).ok();
+            made.0.push(file);
+        }
+        made
     }
 }
 
-impl Drop for Gpu {
+impl Drop for Made {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        for file in &self.0 {
+            let _ = fs::remove_file(file);
+        }
     }
 }
 
@@ -76,7 +86,7 @@ fn program(file: &Path, text: &str) {
     fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// The driver of one GPU below `work`: `tree` has its files, `lib` libraries of management and of CUDA, `bin` its program and a compiler.
+/// The driver of the GPUs below `work`: `tree` has its files, `lib` libraries of management and of CUDA, `bin` its program and a compiler.
 fn stand_in(work: &Path) {
     let write = |path: &str, text: &str| {
         let file = work.join("tree").join(path);
@@ -86,11 +96,17 @@ fn stand_in(work: &Path) {
     let line =
         format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Tue Jun  6 22:20:39 UTC 2023\n");
     write("proc/driver/nvidia/version", &line);
-    let information = "Model: \t\t NVIDIA A100-SXM4-40GB\nDevice Minor: \t 240\n";
-    write("proc/driver/nvidia/gpus/0000:80:00.0/information", information);
-    write("dev/nvidia240", "");
+    let mut busy = String::new();
+    for (at, (minor, bus, _)) in GPUS.iter().enumerate() {
+        let information = format!("Model: \t\t NVIDIA A100-SXM4-40GB\nDevice Minor: \t {minor}\n");
+        write(&format!("proc/driver/nvidia/gpus/{bus}/information"), &information);
+        write(&format!("dev/nvidia{minor}"), "");
+        // By somebody whom no step knows: then it counts for the step that has the GPU.
+        busy += &format!("device {at} 80 100\nprocess {at} 4194300 100 80\n");
+    }
+    fs::write(work.join("use"), busy).unwrap();
     let smi = "#!/bin/sh\ncase $1 in *=name) echo 'NVIDIA A100-SXM4-40GB' ;; *=driver_version) echo 535.54.03 ;; esac\n\
-               [ \"$1\" = -L ] && (exec 3< /dev/nvidia240) 2> /dev/null && echo 'GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-0)'\n";
+               [ \"$1\" = -L ] && for n in 240 241; do (exec 3< /dev/nvidia$n) 2> /dev/null && echo \"GPU 0: A100 (UUID: GPU-$n)\"; done\n";
     program(&work.join("tree/usr/bin/nvidia-smi"), smi);
     program(&work.join("bin/nvidia-smi"), smi);
     let nvcc = "#!/bin/sh\nwhile [ \"$1\" != -o ]; do shift; done\n\
@@ -109,8 +125,6 @@ fn stand_in(work: &Path) {
         fs::copy(&own, installed.join(&file)).unwrap();
         symlink(&file, installed.join(format!("{name}.so.1"))).unwrap();
     }
-    // Somebody whom no step knows: what it does counts for the step that has the GPU.
-    fs::write(work.join("use"), "device 0 80 100\nprocess 0 4194300 100 80\n").unwrap();
 }
 
 #[test]
@@ -120,7 +134,7 @@ fn the_script_tries_all_of_it_where_files_and_libraries_stand_in_for_a_gpu_as_ro
     }
     // Device files have one name on a machine.
     let _alone = machine::lock("gpus");
-    let _gpu = Gpu::make();
+    let _made = Made::make();
     let sandbox = Sandbox::empty(Who::root());
     let work = sandbox.work();
     stand_in(&work);
@@ -133,7 +147,7 @@ fn the_script_tries_all_of_it_where_files_and_libraries_stand_in_for_a_gpu_as_ro
         .env("RECORDED", work.join("recorded.tar.gz"))
         .env("BERTH_GPU_TREE", work.join("tree"))
         .env("LD_LIBRARY_PATH", work.join("lib"))
-        .env("STANDIN_GPUS", "1")
+        .env("STANDIN_GPUS", "2")
         .env("STANDIN_MINOR", "240")
         .env("STANDIN_MODE", "ok")
         .env("STANDIN_USE", work.join("use"));
@@ -142,8 +156,9 @@ fn the_script_tries_all_of_it_where_files_and_libraries_stand_in_for_a_gpu_as_ro
     assert!(!text.lines().any(|said| said.starts_with("BAD")), "{ran}");
     assert_eq!(ran.rc, 0, "{ran}");
     for line in [
-        "ok    found: gpu:nvidia_a100-sxm4-40gb:1",
+        "ok    found: gpu:nvidia_a100-sxm4-40gb:2",
         "ok    a container with one GPU sees one",
+        "ok    one with all sees 2",
         "ok    NVIDIA_VISIBLE_DEVICES=all shows no more",
         "ok    CUDA in a container",
         "ok    CUDA there with the driver's library mounted: CUDA error 100",
@@ -151,6 +166,7 @@ fn the_script_tries_all_of_it_where_files_and_libraries_stand_in_for_a_gpu_as_ro
         "ok    CUDA on the node's own filesystem without one: CUDA error 100",
         "INFO  five runs of it: ",
         "ok    a program of nvcc's in a container",
+        "ok    two tasks have one GPU each",
         "ok    without an allocation on the node: /dev/nvidia240",
         "ok    without one a device file made by hand cannot be had",
         "ok    a second step on one GPU is not started beside the first",
