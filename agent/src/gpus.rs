@@ -246,6 +246,11 @@ impl Gpus {
         &self.found.devices
     }
 
+    /// That NVIDIA's driver and library are of different versions.
+    pub fn mismatch(&self) -> Option<&str> {
+        self.found.mismatch.as_deref()
+    }
+
     /// Their files, and those that are kept from all jobs.
     pub fn files(&self) -> impl Iterator<Item = String> + '_ {
         let files = self.found.devices.iter().flat_map(|d| &d.files).map(|f| f.display().into_owned());
@@ -293,6 +298,7 @@ impl Gpus {
             || given != self.given
             || now.driver != self.found.driver
             || now.lacking != self.found.lacking
+            || now.mismatch != self.found.mismatch
             || now.withheld != self.found.withheld
             || now.imex != self.found.imex;
         if changed {
@@ -409,7 +415,7 @@ impl Gpus {
         };
         // The submitter's words stand over the image's.
         let env = || image.iter().chain(&launch.env).map(|pair| pair.0.as_slice());
-        let verdict = judge(env(), &have)?;
+        let verdict = judge(image.iter().map(|pair| pair.0.as_slice()), env(), &have)?;
         let asked = asked(image, launch);
         let wanted = capabilities(asked.as_deref());
         notes.extend(missing(asked.as_deref(), driver));

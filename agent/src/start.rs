@@ -285,6 +285,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
             },
         }),
         unhealthy: read_json(&paths.unhealthy()).unwrap_or_default(),
+        unfit: gpus.mismatch().filter(|_| !options.config.gpus.serve_mismatched).map(str::to_string),
         unknown: options.unknown.clone(),
         features: berth_model::feature::Feature::known(),
     };

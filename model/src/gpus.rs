@@ -1,5 +1,5 @@
-//! `[gpus]`: how often GPUs are looked at while jobs have them, what becomes of jobs that leave theirs idle, from whom they are kept, and
-//! where the control daemon of MPS is.
+//! `[gpus]`: how often GPUs are looked at while jobs have them, what becomes of jobs that leave theirs idle, from whom they are kept,
+//! where the control daemon of MPS is, and what becomes of nodes whose driver and library do not fit.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ pub struct GpusConfig {
     /// Directory of the pipes of MPS's control daemon on the nodes; [`MPS_PIPES`] where it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mps_pipe_directory: Option<String>,
+    /// Nodes whose NVIDIA driver and library are of different versions stay in service for work without GPUs.
+    pub serve_mismatched: bool,
 }
 
 impl Default for GpusConfig {
@@ -47,6 +49,7 @@ impl Default for GpusConfig {
             idle_release_seconds: 0,
             kept_from: Vec::new(),
             mps_pipe_directory: None,
+            serve_mismatched: false,
         }
     }
 }
@@ -59,6 +62,7 @@ impl GpusConfig {
             sample_seconds: self.sample_seconds,
             kept_from: self.kept_from.clone(),
             mps_pipe_directory: self.mps_pipe_directory.clone(),
+            serve_mismatched: self.serve_mismatched,
             ..GpusConfig::default()
         }
     }
@@ -171,6 +175,8 @@ mod tests {
         };
         assert_eq!(keys(groups(&["user.slice", "a/b.slice"])), Vec::<String>::new());
         assert_eq!(groups(&["user.slice"]).for_agents(), groups(&["user.slice"]));
+        let serves = GpusConfig { serve_mismatched: true, ..plain() };
+        assert_eq!((keys(serves.clone()), serves.for_agents()), (vec![], serves));
         let pipes = |dir: &str| GpusConfig { mps_pipe_directory: Some(dir.into()), ..plain() };
         assert_eq!(keys(pipes("/run/nvidia-mps")), Vec::<String>::new());
         assert_eq!(pipes("/run/nvidia-mps").for_agents().mps_pipes(), "/run/nvidia-mps");

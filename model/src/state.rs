@@ -181,7 +181,7 @@ impl fmt::Display for ExitStatus {
 pub enum Cause {
     /// Processes of a job do not end although they were killed.
     Unkillable,
-    /// The site's check of the node fails.
+    /// The site's check of the node fails, or the agent's own of what all of the node's GPUs need.
     HealthCheck,
     /// It was rebooted by an administrator's wish and did not come back in time.
     Reboot,

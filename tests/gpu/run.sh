@@ -3,26 +3,43 @@
 #   tests/gpu/run.sh [DIR]       DIR: where berth and berth-step are [target/release]
 #   tests/gpu/run.sh --pack FILE [DIR] makes an archive of programs, image and this script, for a machine that has none of them
 #   tests/gpu/run.sh --dry [DIR] says what it would do, and checks what it needs but the GPU
-# With PYTORCH_IMAGE (a reference, a layout, a file) it runs PyTorch in that image as well; with nvcc in PATH, here or where the archive was
-# made, a program of nvcc's. One of the two has to be there: without, that is BAD. What the machine shows of its GPUs in files is kept as a
-# tree below RECORDED (a directory that it makes; 'none': nothing is; [gpu-recorded] where it is run), to detect them by elsewhere (BERTH_GPU_TREE=DIR/tree).
-# It needs no network, and of the machine the usual programs alone. As an ordinary user, or where root cannot limit devices (said as BAD), it
-# tries detection, injection and use, and not what keeps GPUs from others. Nothing about the GPU is changed, MIG included.
+# A bare machine: tar -xf FILE && gpu/run.sh. Where nvcc is, here or where the archive was made, a program of its runs; with PYTORCH_IMAGE (a
+# reference, a layout, a file) PyTorch runs in that image as well. One of the two has to be there: without, that is BAD. It needs no network, and of the
+# machine the usual programs alone. As an ordinary user, or where root cannot limit devices (said as BAD), it tries detection, injection and use, and not
+# what keeps GPUs from others. Nothing about the GPU is changed, MIG included.
+#   REPORT    file for what it says, as a section of docs/gpu.md with date, driver and GPU; 'none': no file [gpu-report.md where it is run]. It grows line
+#             by line, so that it is there whoever ends this.
+#   RECORDED  what the machine shows of its GPUs in files, as a tree in a directory that it makes, or in an archive (gpu.tar.gz), to detect them by
+#             elsewhere (BERTH_GPU_TREE=DIR/tree); 'none': nothing is [gpu-recorded where it is run]
+#   SECONDS_AT_MOST  what was not begun by then is BAD [540]; no command takes more than 90
 # It prints one line for each thing that it tried, and ends with 1 when one failed. Each denial has to be in the words of one, and stands
 # beside the same thing allowed. docs/gpu.md keeps its output.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 failed=0
 dry=
-made=
-say() { printf '%-4s  %s\n' "$1" "$2"; [ "$1" != BAD ] || failed=1; }
-usage() { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
+lines=
+most=${SECONDS_AT_MOST:-540}
+report=${REPORT:-$PWD/gpu-report.md}
 recorded=${RECORDED:-$PWD/gpu-recorded}
+# tell: to who reads now, and to who reads later
+tell() { if [ -n "$lines" ]; then tee -a "$lines"; else cat; fi; }
+say() { printf '%-4s  %s\n' "$1" "$2" | tell; [ "$1" != BAD ] || failed=1; }
+usage() { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
 line() { tr '\n' ' ' | cut -c1-300; }
+# within COMMAND...: no longer than there is time for
+within() {
+  local left=$((most - SECONDS))
+  [ "$left" -le 90 ] || left=90
+  [ "$left" -ge 1 ] || { echo "not tried: $most s are over"; return 1; }
+  timeout --foreground -k 5 "$left" "$@"
+}
 
+# The toolkit need not be in the path.
+PATH=$PATH:/usr/local/cuda/bin
 programs=$here/bin
 [ -x "$programs/berth" ] || programs=$here/../../target/release
-image=$here/image
+image=${GPU_IMAGE:-$here/image}
 
 # What uses a GPU by the driver's library itself, without CUDA's tools: counts the devices, allocates 64 MiB, copies there and back, and
 # stays for as many seconds as its argument says: at rest, or with a second word ('busy') at work on that memory.
@@ -73,15 +90,15 @@ nvcc_probe() {
   return $built
 }
 
-# A small image: the node's own shell and what it needs, and the probe, as a directory. It needs no compiler where it is used.
+# A small image: the node's own shell and what it needs, and the probes, as a directory. It needs no compiler where it is used: make_image DIR
 make_image() {
-  [ -e "$image" ] && return
-  made=1
+  local root name program lib found compiler
   root=$(mktemp -d)
   chmod 755 "$root"
   mkdir -p "$root/usr/bin"
-  if command -v cc >/dev/null; then
-    probe > "$root/probe.c" && cc -o "$root/usr/bin/cuda-probe" "$root/probe.c" -ldl
+  compiler=$(command -v cc || command -v gcc || command -v clang)
+  if [ -n "$compiler" ]; then
+    probe > "$root/probe.c" && "$compiler" -o "$root/usr/bin/cuda-probe" "$root/probe.c" -ldl
     rm -f "$root/probe.c"
   fi
   if command -v nvcc >/dev/null; then
@@ -100,14 +117,48 @@ make_image() {
     [ -z "$found" ] || install -D "$found" "$root$found"
   done
   mkdir -p "$root/tmp" "$root/proc" "$root/sys" "$root/dev" "$root/etc"
-  rm -rf "$image"
-  mv "$root" "$image" || { echo "cannot put the image into $image" >&2; exit 2; }
+  mv "$root" "$1" || { echo "cannot put the image into $1" >&2; exit 2; }
+}
+
+# The archive's image; or one of this machine's, where there is none, or where nvcc is here and was not there: what it builds goes with this
+# machine's C library.
+choose_image() {
+  if [ ! -e "$image" ]; then
+    make_image "$state/image"
+    image=$state/image
+  elif [ ! -x "$image/usr/bin/nvcc-probe" ] && command -v nvcc >/dev/null; then
+    (make_image "$state/image")
+    if [ -x "$state/image/usr/bin/nvcc-probe" ] && [ -x "$state/image/usr/bin/cuda-probe" ]; then image=$state/image; fi
+  fi
+}
+
+# Begins the report: what the machine is.
+begin_report() {
+  local gpus driver
+  [ "$report" != none ] || return
+  if ! mkdir -p "$(dirname "$report")" || ! : > "$report"; then
+    say INFO "no report: $report cannot be written"
+    return
+  fi
+  gpus=$(sed -n 's/^Model:[[:space:]]*//p' /proc/driver/nvidia/gpus/*/information 2>/dev/null)
+  driver=$(grep -oE -m1 '[0-9]{3}\.[0-9]+(\.[0-9]+)?' /proc/driver/nvidia/version 2>/dev/null | head -1)
+  [ -n "$gpus" ] || gpus=$(within nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null)
+  [ -n "$driver" ] || driver=$(within nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)
+  gpus=$(printf '%s\n' "$gpus" | grep . | sort | uniq -c | sed 's/^ *//' | tr '\n' ',' | sed 's/,$//; s/,/, /g')
+  {
+    printf '### %s: %s, driver %s\n\n' "$(date -u +%Y-%m-%d)" "${gpus:-no GPU}" "${driver:-none}"
+    printf '%s, %s cores, %s%s.\n\n```text\n' "$(uname -sr)" "$(nproc)" "$("$programs/berth" --version)" "${dry:+, a dry run}"
+  } >> "$report"
+  lines=$report
 }
 
 # What the machine shows of its GPUs, as a tree of files below $recorded/tree, and lists of the rest beside it.
 record() {
-  local tree=$recorded/tree file dir found
+  local tree=$recorded/tree archive='' file dir found
   [ "$recorded" != none ] || return
+  case $recorded in
+    *.tar | *.tar.* | *.tgz) archive=$recorded recorded=$state/recorded tree=$state/recorded/tree ;;
+  esac
   mkdir -p "$tree" 2>/dev/null || { say INFO "nothing is recorded: $recorded cannot be made"; return; }
   # keep FILE: its text, at its place. What does not come to an end in time is left out.
   keep() {
@@ -139,7 +190,7 @@ record() {
   # So have libraries, with the links to them; what is in them is the driver's.
   found=$({ /sbin/ldconfig -p || ldconfig -p; } 2>/dev/null | awk '/libcuda|libnvidia|libnvcuvid|libGLX_nvidia/ { print $NF }')
   printf '%s\n' "$found" > "$recorded/loader"
-  for dir in $(printf '%s\n' "$found" | sed -n 's|/[^/]*$||p' | sort -u); do
+  for dir in $({ printf '%s\n' "$found" | sed -n 's|/[^/]*$||p'; ls -d /usr/local/nvidia/lib64 2>/dev/null; } | sort -u); do
     for file in "$dir"/libcuda* "$dir"/libnvidia* "$dir"/libnv[co]* "$dir"/lib*_nvidia*; do
       [ -e "$file" ] || continue
       mkdir -p "$tree$dir"
@@ -154,7 +205,11 @@ record() {
     timeout 60 nvidia-smi -q -x > "$recorded/smi.xml" 2>&1
     timeout 60 nvidia-smi topo -m > "$recorded/topology" 2>&1
   fi
-  say ok "the machine's files are recorded: $(find "$tree" ! -type d | wc -l) in $recorded, identities of its GPUs among them"
+  if [ -n "$archive" ] && ! tar -C "$recorded" -caf "$archive" .; then
+    say INFO "nothing is recorded: $archive cannot be made"
+    return
+  fi
+  say ok "the machine's files are recorded: $(find "$tree" ! -type d | wc -l) in ${archive:-$recorded}, identities of its GPUs among them"
 }
 
 case ${1:-} in
@@ -168,7 +223,7 @@ case ${1:-} in
     cp "$programs/berth" "$programs/berth-step" "$staging/gpu/bin/" || { echo "cargo xtask build --release" >&2; exit 2; }
     # One of its own: with the compilers that are here now.
     image=$staging/gpu/image
-    make_image
+    make_image "$image"
     [ -x "$image/usr/bin/cuda-probe" ] || { echo "a C compiler (cc) is needed: CUDA would not be tried" >&2; exit 2; }
     cp "$0" "$staging/gpu/run.sh"
     # Compressed as its name says.
@@ -181,49 +236,58 @@ case ${1:-} in
 esac
 
 [ -x "$programs/berth" ] && [ -x "$programs/berth-step" ] || { echo "no programs in $programs: cargo xtask build --release" >&2; exit 2; }
-make_image
+exec < /dev/null
 state=$(mktemp -d /tmp/berth-gpu-XXXXXX)
 chmod 755 "$state"
 export BERTH_STATE=$state/state
 mkdir "$state/bin"
 PATH=$state/bin:$programs:$PATH
 own=/dev/berth-gpu-$$
-end() { berth down >/dev/null 2>&1; rm -rf "$state" "$own"; [ -z "$made" ] || rm -rf "$image"; }
+end() {
+  timeout -k 5 60 berth down >/dev/null 2>&1
+  rm -rf "$state" "$own"
+  [ -z "$lines" ] || printf '```\n' >> "$lines"
+}
 trap end EXIT
 "$programs/berth" install-links "$state/bin" >/dev/null || exit 2
+begin_report
+choose_image
 
 say INFO "$(uname -sr), $(head -1 /proc/driver/nvidia/version 2>/dev/null || echo 'no /proc/driver/nvidia')"
 record
-berth doctor | grep -A1 GPUs || say INFO "doctor finds no GPU"
+found=$(within berth doctor 2>/dev/null | grep -A1 GPUs)
+if [ -n "$found" ]; then printf '%s\n' "$found" | tell; else say INFO "doctor finds no GPU"; fi
 enforces=
 [ "$(id -u)" = 0 ] && enforces=1
-if ! berth up --detach >/dev/null 2> "$state/up"; then
+if ! within berth up --detach >/dev/null 2> "$state/up"; then
   say BAD "no cluster comes up: $(line < "$state/up")"
-  berth down >/dev/null 2>&1
+  timeout -k 5 60 berth down >/dev/null 2>&1
   [ -n "$enforces" ] && command -v setpriv >/dev/null || exit 1
   # What needs no rights can be tried all the same.
-  user=31234
-  mkdir "$state/home" && chown $user:$user "$state/home"
-  say INFO "the rest as an ordinary user (uid $user)"
-  export BERTH_STATE=$state/home/state HOME=$state/home
-  setpriv --reuid=$user --regid=$user --clear-groups env -u XDG_RUNTIME_DIR RECORDED=none "$0" ${dry:+--dry} "$programs"
+  user=nobody
+  # An image of its own, in which it may make what comes with a GPU.
+  mkdir "$state/home" && cp -R "$image" "$state/home/image" && chown -R $user: "$state/home" || exit 1
+  say INFO "the rest as an ordinary user ($user)"
+  export BERTH_STATE=$state/home/state HOME=$state/home GPU_IMAGE=$state/home/image
+  setpriv --reuid=$user --regid="$(id -g $user)" --clear-groups env -u XDG_RUNTIME_DIR RECORDED=none REPORT=none SECONDS_AT_MOST=$((most - SECONDS)) \
+    "$0" ${dry:+--dry} "$programs" | tell
   exit 1
 fi
 gres=$(sinfo -h -N -o %G)
 count=$(printf '%s' "$gres" | grep -o 'gpu:[^,(]*' | awk -F: '{ n += $NF } END { print n + 0 }')
-in="srun --container-image=$image"
+in="timeout --foreground -k 5 90 srun --container-image=$image"
 
 # works WHAT COMMAND...: it must; its output is in $said
 works() {
   local what=$1
   shift
-  if said=$("$@" 2>&1); then say ok "$what"; else say BAD "$what: it fails: $(printf '%s' "$said" | line)"; return 1; fi
+  if said=$(within "$@" 2>&1); then say ok "$what"; else say BAD "$what: it fails: $(printf '%s' "$said" | line)"; return 1; fi
 }
 # denied WHAT WORD COMMAND...: it must fail, in that word
 denied() {
   local what=$1 word=$2
   shift 2
-  if said=$("$@" 2>&1); then
+  if said=$(within "$@" 2>&1); then
     say BAD "$what: it succeeds: $(printf '%s' "$said" | line)"
   elif printf '%s' "$said" | grep -qiE -- "$word"; then
     say ok "$what: $(printf '%s' "$said" | grep -iE -m1 -- "$word" | line)"
@@ -243,8 +307,7 @@ if [ "$count" = 0 ]; then
     say dry "needs a GPU: detection, allocation, nvidia-smi -L in a container, CUDA programs, tasks and steps on one GPU, access denied, overhead, use by sstat and sacct"
     exit $failed
   }
-  echo "no GPU was found: 'berth doctor' and $BERTH_STATE/log say why" >&2
-  tail -5 "$BERTH_STATE/log/agent.log" >&2
+  say BAD "no GPU was found; the agent's log ends so: $(tail -5 "$BERTH_STATE/log/agent.log" | line)"
   exit 1
 fi
 say ok "found: $gres"
@@ -275,16 +338,21 @@ if [ -x "$image/usr/bin/cuda-probe" ]; then
   [ -z "$part" ] || { works "CUDA on a part" $in --gres=gpu:"$part":1 cuda-probe; }
   denied "CUDA in a container without an allocation" "cannot open shared object file|CUDA error" $in cuda-probe
   # With the library brought along by hand, so that nothing but devices is missing.
-  cuda=$({ /sbin/ldconfig -p || ldconfig -p; } 2>/dev/null | awk '$1 == "libcuda.so.1" { print $NF; exit }')
+  cuda=
+  for dir in ${LD_LIBRARY_PATH:+${LD_LIBRARY_PATH//:/ }} /usr/local/nvidia/lib64 /usr/lib/x86_64-linux-gnu /usr/lib/aarch64-linux-gnu /usr/lib64; do
+    [ -n "$cuda" ] || [ ! -e "$dir/libcuda.so.1" ] || cuda=$dir/libcuda.so.1
+  done
+  [ -n "$cuda" ] || cuda=$({ /sbin/ldconfig -p || ldconfig -p; } 2>/dev/null | awk '$1 == "libcuda.so.1" { print $NF; exit }')
   [ -z "$cuda" ] || denied "CUDA there with the driver's library mounted" "CUDA error" \
     $in --container-mounts="$(readlink -f "$cuda"):/driver/libcuda.so.1:ro" sh -c 'LD_LIBRARY_PATH=/driver cuda-probe'
-  # On the node itself it runs where the node's C library is no older than that of where it was built.
-  bare=$image/usr/bin/cuda-probe
-  if said=$("$bare" 2>&1); then
-    works "CUDA on the node's own filesystem with an allocation" srun --gres=gpu:1 "$bare"
-    [ -z "$enforces" ] || denied "CUDA on the node's own filesystem without one" "CUDA error" srun "$bare"
+  # On the node itself it runs where the node's C library is no older than that of where it was built. The loader need not know of the driver there.
+  bare=("$image/usr/bin/cuda-probe")
+  [ -z "$cuda" ] || bare=(env "LD_LIBRARY_PATH=$(dirname "$cuda")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "${bare[@]}")
+  if said=$(within "${bare[@]}" 2>&1); then
+    works "CUDA on the node's own filesystem with an allocation" srun --gres=gpu:1 "${bare[@]}"
+    [ -z "$enforces" ] || denied "CUDA on the node's own filesystem without one" "CUDA error" srun "${bare[@]}"
     # The first use woke the driver.
-    alone=$( { TIMEFORMAT=%R; time for _ in 1 2 3 4 5; do "$bare" >/dev/null 2>&1; done; } 2>&1)
+    alone=$( { TIMEFORMAT=%R; time for _ in 1 2 3 4 5; do "${bare[@]}" >/dev/null 2>&1; done; } 2>&1)
     held=$( { TIMEFORMAT=%R; time for _ in 1 2 3 4 5; do $in --gres=gpu:1 cuda-probe >/dev/null 2>&1; done; } 2>&1)
     say INFO "five runs of it: $alone s bare, $held s by srun in a container ($(awk -v a="$alone" -v h="$held" 'BEGIN { printf "%.0f ms more each", (h - a) * 200 }'))"
   else
@@ -301,13 +369,13 @@ if [ -x "$image/usr/bin/nvcc-probe" ]; then
   works "a program of nvcc's in a container" $in --gres=gpu:1 nvcc-probe
   printf '%s\n' "$said" | grep -qx 42 || say BAD "a program of nvcc's in a container says $(printf '%s' "$said" | line), not 42"
 elif command -v nvcc >/dev/null; then
-  say BAD "nvcc is there and did not build its program: remove the image ($image), and see what it says"
+  say BAD "nvcc is there and did not build its program: see what it says above"
 else
   say INFO "no nvcc, here or where the image was made: no program of its was tried"
 fi
 if [ -n "${PYTORCH_IMAGE:-}" ]; then
   tried=1
-  ran=$(srun --container-image="$PYTORCH_IMAGE" --gres=gpu:1 python -c 'import torch; print(torch.ones(2, device="cuda").sum().item(), torch.cuda.device_count())')
+  ran=$(within srun --container-image="$PYTORCH_IMAGE" --gres=gpu:1 python -c 'import torch; print(torch.ones(2, device="cuda").sum().item(), torch.cuda.device_count())')
   [ "$ran" = "2.0 1" ] && say ok "PyTorch in $PYTORCH_IMAGE uses the GPU" || say BAD "PyTorch in $PYTORCH_IMAGE: $ran"
 else
   say INFO "PYTORCH_IMAGE names no image: PyTorch was not tried"
@@ -316,7 +384,7 @@ fi
 
 if [ "$whole" -gt 1 ]; then
   # Each task sees its own GPU alone, and no two the same.
-  seen=$(srun --container-image="$image" -n2 --overcommit --gpus-per-task=1 nvidia-smi -L 2>&1)
+  seen=$($in -n2 --overcommit --gpus-per-task=1 nvidia-smi -L 2>&1)
   different=$(printf '%s\n' "$seen" | grep -o 'UUID: [^)]*' | sort -u | grep -c .)
   lines=$(printf '%s\n' "$seen" | grep -c '^GPU ')
   [ "$different $lines" = "2 2" ] && say ok "two tasks have one GPU each" || say BAD "two tasks of one GPU each see $lines, of which $different are different: $(printf '%s' "$seen" | line)"
@@ -343,7 +411,9 @@ fi
 
 # Two steps of one job, and two jobs: who is second is told that all are busy, and nothing else is in the way. Cores are named, as a GPU
 # brings its share of them.
-if [ "$(nproc)" -ge 4 ]; then
+threads=$(awk -F'[,-]' '{ print NF; exit }' /sys/devices/system/cpu/cpu0/topology/thread_siblings_list 2>/dev/null)
+threads=${threads:-1}
+if [ "$(nproc)" -ge $((2 * threads)) ]; then
   cat > "$state/steps" <<END
 #!/bin/sh
 srun --exact -n1 --gres=gpu:$count sh -c 'echo has; sleep 60' > "$state/held" 2>&1 &
@@ -356,7 +426,7 @@ wait
 srun --exact -n1 --gres=gpu:1 nvidia-smi -L > /dev/null 2>&1 && echo after-had-it
 END
   chmod +x "$state/steps"
-  seen=$(salloc -n2 -c2 --mem=1G --gres=gpu:"$count" "$state/steps" 2>&1)
+  seen=$(within salloc -n2 -c"$threads" --mem=1G --gres=gpu:"$count" "$state/steps" 2>&1)
   for word in beside-without overlap-had-it after-had-it busy; do
     printf '%s' "$seen" | grep -qi -- "$word" || say BAD "two steps on one GPU: '$word' is not in: $(printf '%s' "$seen" | line)"
   done
@@ -369,7 +439,7 @@ END
   for _ in $(seq 100); do [ -z "$(squeue -h -j "$job" -t RUNNING,COMPLETING -o %T)" ] && break; sleep 0.2; done
   works "when it is over, one with one" srun -n1 -c1 --mem=500M --gres=gpu:1 nvidia-smi -L
 else
-  say INFO "fewer than four cores: that two steps and two jobs are refused one GPU was not tried"
+  say INFO "fewer than two cores: that two steps and two jobs are refused one GPU was not tried"
 fi
 
 # A job that is at work on the GPU for some seconds is seen while it is, and on the records with what it used.
@@ -380,7 +450,7 @@ least=50
 [ -z "$part" ] || least=0
 for _ in $(seq 120); do
   seen=$(sstat -n -P -a -j "$job" -o jobid,maxgpuutil,maxgpumem 2>/dev/null | awk -F'|' -v least="$least" '$2 + 0 >= least && $3 + 0 > 0' | head -1)
-  [ -z "$seen" ] || break
+  [ -z "$seen" ] && [ "$SECONDS" -lt "$most" ] || break
   sleep 0.5
 done
 [ -n "$seen" ] && say ok "sstat sees what a step uses while it runs (step, per cent, memory): $seen" ||
@@ -396,4 +466,5 @@ case ${part:-whole}:$used in
   whole:*) say BAD "that the GPU was busy is not recorded: $(printf '%s' "$used" | line)" ;;
   *) say INFO "how busy parts of a GPU are is not recorded: its time was not tried" ;;
 esac
+say INFO "it took $SECONDS s"
 exit $failed

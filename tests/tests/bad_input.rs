@@ -1,6 +1,6 @@
 //! Wrong input: the message names the thing and the next step, the exit status is not 0, and nothing is half made.
 
-use berth_tests::{Registry, Sandbox, each_user, images, layout, registry, sandbox::wait};
+use berth_tests::{Registry, Sandbox, Who, each_user, images, layout, machine, registry, sandbox::wait};
 use serde_json::json;
 
 /// Nothing waits, nothing runs, and no image came to be.
@@ -248,4 +248,20 @@ each_user! {
         std::fs::write(image.join("index.json"), "{\"schemaVersion\": 2, \"manifests\": [").unwrap();
         sandbox.srun_in(&image, ["true"]).fails().says(&["broken", "JSON"]);
     }
+}
+
+/// It would wait for a controller that answers nobody without a name.
+#[test]
+fn a_user_without_a_name_starts_no_cluster_as_root() {
+    if !machine::is_root() {
+        return;
+    }
+    let sandbox = Sandbox::empty(Who::root());
+    let state = sandbox.work().join("unnamed");
+    std::fs::create_dir(&state).unwrap();
+    std::os::unix::fs::chown(&state, Some(3_999_999), None).unwrap();
+    let words = ["--reuid=3999999", "--regid=3999999", "--clear-groups", "berth", "--state"];
+    let up = sandbox.cmd("setpriv").args(words).arg(&state).args(["up", "--detach"]);
+    up.fails().says(&["user id 3999999 has no name", "getent passwd 3999999"]);
+    assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0, "something is half made");
 }

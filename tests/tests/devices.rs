@@ -2,7 +2,7 @@
 //! those of others.
 
 use berth_tests::{Cmd, Registry, Sandbox, Who, images, machine, sandbox};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Devices of the kernel's that any program may open, under names of our own.
 const NUMBERS: [(u32, u32); 4] = [(10, 229), (10, 200), (10, 237), (7, 1)];
@@ -13,7 +13,12 @@ struct Devices(PathBuf);
 impl Devices {
     fn make() -> Devices {
         let dir = PathBuf::from(format!("/dev/bt-{}", std::process::id()));
-        std::fs::create_dir(&dir).unwrap();
+        Devices::make_in(&dir);
+        Devices(dir)
+    }
+
+    fn make_in(dir: &Path) {
+        std::fs::create_dir(dir).unwrap();
         for (at, (major, minor)) in NUMBERS.iter().enumerate() {
             let file = dir.join(format!("acc{at}")).display().to_string();
             let made = std::process::Command::new("mknod")
@@ -21,7 +26,17 @@ impl Devices {
                 .status();
             assert!(made.unwrap().success(), "{file}");
         }
-        Devices(dir)
+    }
+
+    /// The same devices by their numbers alone: other files, which root made in a directory, and which containers may have as `/numbers`. Says
+    /// `number N` where one opens.
+    fn by_number(dir: &Path) -> String {
+        Devices::make_in(dir);
+        let mut script = format!("dir={}; [ ! -e /numbers ] || dir=/numbers; ", dir.display());
+        for at in 0..NUMBERS.len() {
+            script += &format!("(exec 3<$dir/acc{at}) 2>/dev/null && echo number {at}; ");
+        }
+        script
     }
 
     fn config(&self) -> String {
@@ -163,7 +178,15 @@ fn a_job_reaches_its_own_devices_and_no_others_as_root() {
     let sandbox = Sandbox::with_config(Who::root(), &devices.config());
     let user = Who::user();
     let image = format!("--container-image={}", images::debian().display());
-    let (probe, all) = (devices.probe(), [0, 1, 2, 3]);
+    let numbers = sandbox.work().join("numbers");
+    let (probe, all) = (format!("{}{}", Devices::by_number(&numbers), devices.probe()), [0, 1, 2, 3]);
+    let outside = sandbox.cmd("sh").args(["-c", &probe]).ok().text();
+    assert_eq!(
+        (of("number", &outside), of("made", &outside)),
+        (all.to_vec(), all.to_vec()),
+        "outside of jobs"
+    );
+    let mount = format!("--container-mounts={}:/numbers", numbers.display());
     let script = format!("#!/bin/sh\n{probe}\nsrun sh -c '{}'\n", probe.replace('\'', ""));
     let script = sandbox.write("probe.sh", script);
     let theirs = sandbox.work().join("theirs");
@@ -177,6 +200,7 @@ fn a_job_reaches_its_own_devices_and_no_others_as_root() {
         for who in [None, Some(&user)] {
             let mut words = vec!["--gpus=2", "--mem=50M"];
             words.extend(container);
+            words.extend(container.map(|_| mount.as_str()));
             let what = format!("{words:?} {}", who.is_some());
             let step = words.iter().copied().chain(["sh", "-c", &probe]).collect::<Vec<_>>();
             let step = match who {
@@ -187,6 +211,7 @@ fn a_job_reaches_its_own_devices_and_no_others_as_root() {
             // The script of a batch job, and a step of it.
             let mut words = vec!["--wait", "-o", "probe.out", "--gpus=2", "--mem=50M"];
             words.extend(container);
+            words.extend(container.map(|_| mount.as_str()));
             let dir = who.map_or(sandbox.work(), |_| theirs.clone());
             let batch = sandbox.cmd_as(who.unwrap_or(sandbox.who()), "sbatch");
             batch.dir(&dir).args(&words).arg(&script).ok();
@@ -196,7 +221,11 @@ fn a_job_reaches_its_own_devices_and_no_others_as_root() {
             for text in texts {
                 assert_eq!(of("file", &text), [1, 2], "{what}: {text}");
                 let others: Vec<u32> = all.into_iter().filter(|at| of("made", &text).contains(at)).collect();
-                assert!(others.iter().all(|at| [1, 2].contains(at)), "{what}: {text}");
+                let made: &[u32] = if container.is_none() && who.is_none() { &[1, 2] } else { &[] };
+                assert_eq!(others, made, "{what}: {text}");
+                // By the numbers of a device it opens where it is the job's, and a container opens none so: it has its devices in /dev.
+                let opened = if container.is_none() { vec![1, 2] } else { Vec::new() };
+                assert_eq!(of("number", &text), opened, "{what}: {text}");
                 // In a container there is not even a file of the others; on the node's own filesystem it does not open.
                 assert_eq!(of("seen", &text).is_empty(), container.is_some(), "{what}: {text}");
             }

@@ -5,6 +5,7 @@ mod environment;
 mod idle;
 mod imex;
 mod makers;
+mod mismatch;
 mod mps;
 mod parts;
 mod xids;

@@ -37,6 +37,8 @@ pub struct AgentConfig {
     pub health: Option<HealthPlan>,
     /// What the last check found wrong, as kept by [`AgentEffect::RememberHealth`].
     pub unhealthy: Option<String>,
+    /// What the agent itself found at its start for which the node is to take no new work.
+    pub unfit: Option<String>,
     /// Keys of the controller's configuration that this version does not know.
     pub unknown: Vec<String>,
     /// What this version knows of what jobs may ask for.

@@ -310,6 +310,14 @@ fn directories(tree: &Tree, bits: Bits) -> Vec<String> {
     all
 }
 
+/// The installed `libnvidia-ml.so.1`, wherever the driver's libraries are looked for.
+pub(crate) fn management(tree: &Tree) -> Option<String> {
+    let at = |dir: String| {
+        tree.real(&format!("{dir}/libnvidia-ml.so.1")).filter(|file| Bits::Native.has(tree, file))
+    };
+    directories(tree, Bits::Native).into_iter().find_map(at)
+}
+
 /// Version of the installed `libnvidia-ml.so.1`, by the name of its file.
 pub fn library_version(tree: &Tree) -> Option<String> {
     let at = |dir: String| {

@@ -37,6 +37,8 @@ pub struct Found {
     pub driver: Option<Driver>,
     /// Why it cannot, where its kernel module is loaded.
     pub lacking: Option<String>,
+    /// That NVIDIA's kernel module and library are of different versions.
+    pub mismatch: Option<String>,
     /// What containers are to be told of the driver: the newest CUDA, and of each GPU by its address what it is.
     pub answer: nvml::Answer,
     /// The channels by which jobs share GPUs' memory over several nodes.
@@ -70,6 +72,7 @@ pub fn look(tree: &Tree, fatal: &Fatal, ask: impl FnOnce() -> Result<nvml::Answe
         found.wrong.extend(lacking.map(|why| format!("containers cannot use NVIDIA's GPUs: {why}")));
         let library = driver::library_version(tree);
         found.devices = nvidia::devices(tree, &answer, library.as_deref(), fatal);
+        found.mismatch = nvidia::mismatch(tree, &answer, library.as_deref());
         found.answer = answer.unwrap_or_default();
         found.imex = Imex::look(tree);
         found.withheld = drm::withheld(tree, &found.devices);

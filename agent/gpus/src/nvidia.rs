@@ -124,30 +124,41 @@ pub fn devices(
 
 /// What makes every GPU of the node unusable.
 fn node_fault(tree: &Tree, answer: &Result<Answer, String>, library: Option<&str>) -> Option<String> {
+    mismatch(tree, answer, library).or_else(|| match answer {
+        Err(why) | Ok(Answer { trouble: Some(Trouble::Other(why)), .. }) => {
+            Some(format!("the driver cannot be asked: {why}"))
+        }
+        Ok(Answer { trouble: Some(Trouble::Absent), .. }) => Some(format!(
+            "libnvidia-ml.so.1 is not on the node: install the driver's libraries, version {}",
+            kernel_version(tree).as_deref().unwrap_or("of the kernel module")
+        )),
+        Ok(Answer { trouble: Some(Trouble::NoDriver), .. }) => {
+            Some("the library says that no driver is loaded: look at the kernel's log".into())
+        }
+        Ok(_) => None,
+    })
+}
+
+/// That the kernel module and the library are of different versions, as after an upgrade without a reboot. `library`: the version of the
+/// library's file.
+pub(crate) fn mismatch(
+    tree: &Tree,
+    answer: &Result<Answer, String>,
+    library: Option<&str>,
+) -> Option<String> {
     let kernel = kernel_version(tree);
-    let mismatch = |library: &str| {
-        format!(
-            "driver and library are of different versions: the kernel module is {}, libnvidia-ml is {library}; reboot the node, or unload and load the module",
-            kernel.as_deref().unwrap_or("unknown")
-        )
-    };
-    match answer {
-        Err(why) => Some(format!("the driver cannot be asked: {why}")),
-        Ok(Answer { trouble: Some(trouble), .. }) => Some(match trouble {
-            Trouble::Absent => format!(
-                "libnvidia-ml.so.1 is not on the node: install the driver's libraries, version {}",
-                kernel.as_deref().unwrap_or("of the kernel module")
-            ),
-            Trouble::NoDriver => "the library says that no driver is loaded: look at the kernel's log".into(),
-            Trouble::Mismatch => mismatch(library.unwrap_or("another one")),
-            Trouble::Other(why) => format!("the driver cannot be asked: {why}"),
-        }),
+    let library = match answer {
+        Ok(Answer { trouble: Some(Trouble::Mismatch), .. }) => library.unwrap_or("another one"),
         // The library may answer although its file has been replaced: containers would get the new one.
-        Ok(_) => match (&kernel, library) {
-            (Some(kernel), Some(library)) if kernel != library => Some(mismatch(library)),
-            _ => None,
-        },
-    }
+        Ok(Answer { trouble: None, .. }) => {
+            library.filter(|library| kernel.as_deref().is_some_and(|kernel| kernel != *library))?
+        }
+        _ => return None,
+    };
+    Some(format!(
+        "driver and library are of different versions: the kernel module is {}, libnvidia-ml is {library}; reboot the node, or unload and load the module",
+        kernel.as_deref().unwrap_or("unknown")
+    ))
 }
 
 /// Why no program computes on any GPU of the node: the driver has its own file, and CUDA has none, although it was asked for.

@@ -1,4 +1,5 @@
-//! What an image requires of the driver (`NVIDIA_REQUIRE_*`): words of which one must hold, each of parts that must all.
+//! What an image requires of the driver: by words of which one must hold, each of parts that must all (`NVIDIA_REQUIRE_*`), or by the CUDA
+//! that it brings (`CUDA_VERSION`).
 
 use std::cmp::Ordering;
 
@@ -33,11 +34,15 @@ pub fn is_disabled<'a>(mut env: impl Iterator<Item = &'a [u8]>) -> bool {
     })
 }
 
-/// Judges the requirements in an image's environment.
+/// Judges the requirements in a container's environment. `image`: what of it the image itself says.
 ///
 /// # Errors
 /// Which requirement fails, by what, and what to do.
-pub fn judge<'a>(env: impl Iterator<Item = &'a [u8]> + Clone, have: &Have) -> Result<Verdict, String> {
+pub fn judge<'a>(
+    image: impl Iterator<Item = &'a [u8]>,
+    env: impl Iterator<Item = &'a [u8]> + Clone,
+    have: &Have,
+) -> Result<Verdict, String> {
     if is_disabled(env.clone()) {
         return Ok(Verdict::Runs);
     }
@@ -50,6 +55,9 @@ pub fn judge<'a>(env: impl Iterator<Item = &'a [u8]> + Clone, have: &Have) -> Re
         if of_driver && !value.trim().is_empty() {
             required.push((name, value));
         }
+    }
+    if !required.iter().any(|(name, _)| *name == "NVIDIA_REQUIRE_CUDA") {
+        brought(image, have)?;
     }
     for (name, value) in required {
         let mut holding =
@@ -68,6 +76,24 @@ pub fn judge<'a>(env: impl Iterator<Item = &'a [u8]> + Clone, have: &Have) -> Re
         }
     }
     Ok(verdict)
+}
+
+/// Judges an image of CUDA's by the version that it says it brings. A driver runs all of its own major version and of earlier ones: CUDA's
+/// "minor version compatibility", which began with 11. What a submitter has in the shell is no word about the image.
+fn brought<'a>(mut image: impl Iterator<Item = &'a [u8]>, have: &Have) -> Result<(), String> {
+    let version = image.find_map(|pair| std::str::from_utf8(pair.strip_prefix(b"CUDA_VERSION=")?).ok());
+    let mut numbers = version.unwrap_or_default().split('.').map_while(|part| part.parse::<u32>().ok());
+    let (Some(version), Some(runs), Some(major)) = (version, have.cuda, numbers.next()) else {
+        return Ok(());
+    };
+    let minor = if major < 11 { numbers.next().unwrap_or(0) } else { 0 };
+    if runs >= (major, minor) {
+        return Ok(());
+    }
+    Err(format!(
+        "the image brings CUDA {version} (CUDA_VERSION), and this node's driver {} runs CUDA {}.{}: take an image of an older CUDA, ask for a node with a newer driver, or set NVIDIA_DISABLE_REQUIRE=1 to try anyway",
+        have.driver, runs.0, runs.1
+    ))
 }
 
 fn holds(part: &str, have: &Have) -> bool {
@@ -129,7 +155,29 @@ mod tests {
     }
 
     fn of(env: &[&str], have: &Have) -> Result<Verdict, String> {
-        judge(env.iter().map(|e| e.as_bytes()), have)
+        let env = env.iter().map(|e| e.as_bytes());
+        judge(env.clone(), env, have)
+    }
+
+    #[test]
+    fn an_image_without_words_is_judged_by_the_cuda_that_it_brings() {
+        let runs = |version: &str, cuda: (u32, u32)| of(&[version], &have("535.54.03", cuda, None)).is_ok();
+        assert!(runs("CUDA_VERSION=12.8.1", (12, 2)), "of the same major version");
+        assert!(runs("CUDA_VERSION=11.8.0", (12, 2)) && runs("CUDA_VERSION=9.2.148", (9, 2)));
+        assert!(!runs("CUDA_VERSION=13.0.1", (12, 9)) && !runs("CUDA_VERSION=10.1.243", (10, 0)));
+        assert!(runs("CUDA_VERSION=", (12, 2)) && runs("CUDA_VERSION=none", (12, 2)));
+        assert!(of(&["CUDA_VERSION=13.0.1"], &Have::default()).is_ok(), "a driver that does not say it");
+        let older = have("535.54.03", (12, 2), None);
+        let refused = of(&["CUDA_VERSION=13.0.1"], &older).unwrap_err();
+        assert!(
+            refused.contains("CUDA 13.0.1") && refused.contains("driver 535.54.03 runs CUDA 12.2"),
+            "{refused}"
+        );
+        // Its own words stand over that, and so does whoever tries; a shell's variable is no word of the image's.
+        assert!(of(&["CUDA_VERSION=13.0.1", "NVIDIA_REQUIRE_CUDA=cuda>=9.0"], &older).is_ok());
+        assert!(of(&["CUDA_VERSION=13.0.1", "NVIDIA_DISABLE_REQUIRE=1"], &older).is_ok());
+        let shell = ["CUDA_VERSION=13.0.1"].iter().map(|pair| pair.as_bytes());
+        assert_eq!(judge(std::iter::empty(), shell, &older), Ok(Verdict::Runs));
     }
 
     #[test]

@@ -465,6 +465,11 @@ fn what_is_wrong_fences_the_gpu_or_all_with_the_reason() {
             "{mode}: {faults:?}"
         );
         assert!(found.wrong.iter().any(|w| w.contains(said) && w.contains("is fenced")), "{:?}", found.wrong);
+        assert_eq!(
+            found.mismatch.is_some(),
+            mode == "mismatch",
+            "of all that fences GPUs this alone fences the node"
+        );
         if !all {
             assert_eq!(faults.iter().filter(|f| f.is_empty()).count(), 1, "{mode}: {faults:?}");
         }
@@ -492,9 +497,29 @@ fn a_node_without_a_library_or_with_another_one_says_so() {
     tree.driver("/usr/lib/x86_64-linux-gnu", "550.54.14");
     let found = look(&tree.tree(), &Fatal::new(), || helper(lib.path(), 1, "ok", 60.0).ask());
     assert!(faults(&found)[0].contains("module is 535.54.03, libnvidia-ml is 550.54.14"), "{found:?}");
+    assert_eq!(found.mismatch.as_deref(), Some(faults(&found)[0]));
     // Without the driver nobody is asked.
     let none = look(&Recorded::new().tree(), &Fatal::new(), || panic!("asked"));
     assert_eq!(none, Found::default());
+}
+
+#[test]
+fn the_library_is_opened_where_the_driver_is_though_the_loader_does_not_look_there() {
+    let (lib, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    library(lib.path());
+    let tree = Recorded::new().gpus(1);
+    tree.write("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04\n");
+    tree.driver("/usr/local/nvidia/lib64", "580.159.04");
+    let file = tree.tree().path("/usr/local/nvidia/lib64/libnvidia-ml.so.580.159.04");
+    let ask = || helper_of(&tree.tree(), empty.path(), 1, "ok", 60.0).ask();
+    // What cannot be loaded is as good as absent.
+    let found = look(&tree.tree(), &Fatal::new(), ask);
+    assert!(faults(&found)[0].contains("libnvidia-ml.so.1 is not on the node"), "{found:?}");
+    std::fs::copy(lib.path().join("libnvidia-ml.so.1"), file).unwrap();
+    let found = look(&tree.tree(), &Fatal::new(), ask);
+    assert_eq!((faults(&found), found.mismatch.as_deref()), (vec![""], None));
+    let gpu = &found.devices[0];
+    assert!(gpu.memory > 0 && gpu.uuid.is_some() && found.driver.is_some(), "{gpu:?}");
 }
 
 #[test]

@@ -130,6 +130,14 @@ fn gpus() -> Vec<Finding> {
             .map(|d| format!("; driver {} with {} libraries for containers", d.version, d.libraries.len()));
         all.push(good("GPUs", format!("{}{}", kinds.join(", "), driver.unwrap_or_default())));
     }
+    all.extend(found.mismatch.map(|why| {
+        finding(
+            "GPUs",
+            Verdict::Bad,
+            format!("this machine takes no new work as a node: {why}"),
+            "until then serve_mismatched = true in [gpus] of berth.toml has it work for jobs without GPUs",
+        )
+    }));
     // Only root hears what the kernel said of them: the agent's log has that.
     all.extend(found.wrong.into_iter().map(|wrong| {
         finding(

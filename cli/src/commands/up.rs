@@ -47,6 +47,14 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     }
     let file = args.config.as_ref().map(|f| std::path::absolute(f).unwrap_or_else(|_| f.clone()));
     config::of(&dir, file.as_deref())?;
+    let uid = nix::unistd::geteuid();
+    if let Ok(None) = nix::unistd::User::from_uid(uid) {
+        // The controller would answer nothing else.
+        return Err(Failure::user(format!(
+            "user id {uid} has no name on this machine, by which jobs run: 'getent passwd {uid}' must know it; add the user there, or \
+             start the cluster as another one"
+        )));
+    }
     daemon::make_state(&dir)?;
     if args.detach && units::installed(Part::Controller, &dir) && units::installed(Part::Agent, &dir) {
         return start_units(&dir, file.as_deref());

@@ -59,11 +59,18 @@ pub fn inject(request: &mut ContainerRequest) -> Result<Option<String>, Failure>
     // In a job its node's, by the job's own variable.
     let pipes = value(mps::VARIABLE).filter(|dir| dir.starts_with('/')).unwrap_or_else(|| MPS_PIPES.into());
     let driver = Driver { mps: mps::find(&tree, &pipes).ok(), ..driver };
-    let verdict = if env().any(|pair| pair.starts_with(b"NVIDIA_REQUIRE_")) {
+    let of_image = || request.image.env.iter().map(|pair| pair.0.as_slice());
+    let requires = env().any(|pair| pair.starts_with(b"NVIDIA_REQUIRE_"));
+    let verdict = if requires || of_image().any(|pair| pair.starts_with(b"CUDA_VERSION=")) {
         let words = vec!["internal-gpus".to_string()];
-        let answer = Helper::new(crate::own_path()?, words, DEADLINE).ask().map_err(|why| {
-            Failure::user(format!("the image has requirements of the driver, which cannot be asked: {why}"))
-        })?;
+        let answer = match Helper::new(crate::own_path()?, words, DEADLINE).ask() {
+            Err(why) if requires => {
+                let why = format!("the image has requirements of the driver, which cannot be asked: {why}");
+                return Err(Failure::user(why));
+            }
+            // That an image brings some CUDA asks for no answer.
+            answer => answer.unwrap_or_default(),
+        };
         let first = answer.gpus.first();
         let have = Have {
             cuda: answer.cuda,
@@ -71,7 +78,7 @@ pub fn inject(request: &mut ContainerRequest) -> Result<Option<String>, Failure>
             brand: first.and_then(|gpu| gpu.brand.clone()),
             arch: first.and_then(|gpu| gpu.arch),
         };
-        judge(env(), &have).map_err(Failure::user)?
+        judge(of_image(), env(), &have).map_err(Failure::user)?
     } else {
         Verdict::Runs
     };

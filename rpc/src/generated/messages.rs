@@ -1559,6 +1559,8 @@ pub struct GpusConfig {
     pub idle_warn_seconds: u32,
     #[prost(uint32, tag = "272")]
     pub idle_release_seconds: u32,
+    #[prost(bool, tag = "273")]
+    pub serve_mismatched: bool,
 }
 /// Carried in the details of a gRPC status, and beside what else was acted on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -62,7 +62,7 @@ structs! {
     LogsConfig { max_size, keep }
     GpusConfig {
         sample_seconds, idle_percent, idle_warn_minutes, idle_warn_seconds, idle_release_minutes, idle_release_seconds, kept_from,
-        mps_pipe_directory,
+        mps_pipe_directory, serve_mismatched,
     }
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }

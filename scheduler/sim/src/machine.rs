@@ -236,6 +236,7 @@ impl Machine {
             unkillable: UNKILLABLE,
             health: self.checks.then_some(HealthPlan { interval: Span::from_secs(20), busy: None }),
             unhealthy: self.unhealthy.clone(),
+            unfit: None,
             unknown: vec![],
             features: berth_model::feature::Feature::known(),
         };

@@ -143,6 +143,7 @@ impl Room {
                 unkillable: Span::from_secs(60),
                 health: None,
                 unhealthy: None,
+                unfit: None,
                 unknown: Vec::new(),
                 features: berth_model::feature::Feature::known(),
             };

@@ -66,4 +66,11 @@ fn what_an_image_says_of_gpus_widens_nothing_and_is_followed_or_refused() {
     let tries = "--export=ALL,NVIDIA_DISABLE_REQUIRE=1";
     node.sandbox.srun([newer.as_str(), "--gres=gpu:1", tries, "true"]).ok();
     node.sandbox.srun([newer.as_str(), "true"]).ok();
+    // So does what brings a newer CUDA and says no more; a shell's variable says nothing of an image.
+    let brings = saying(&node, "brings", &["CUDA_VERSION=13.0.1"]);
+    let run = |image: &str| node.sandbox.srun([image, "--gres=gpu:1", "true"]);
+    run(&brings).fails().says(&["the image brings CUDA 13.0.1", "driver 535.54.03 runs CUDA 12.2"]);
+    node.sandbox.srun([brings.as_str(), "--gres=gpu:1", tries, "true"]).ok();
+    let same = saying(&node, "same", &["CUDA_VERSION=12.8.1"]);
+    run(&same).env("CUDA_VERSION", "13.0.1").ok();
 }

@@ -101,6 +101,9 @@ case_a_device_that_was_not_allocated_is_refused() {
     text=$(srun -c1 sh -c "mknod /srv/own c 10 229; $look" 2>&1)
     has "$text" "/srv/fuse: Operation not permitted" end
     [[ $text != *opens* ]] || fail "a device opens: $text"
+    text=$(srun -c1 --container-image=/srv/image --container-mounts=/srv:/others sh -c 'ls /others/fuse; (exec 3< /others/fuse) && echo opens; echo end' 2>&1)
+    has "$text" "/others/fuse" end
+    [[ $text != *opens* ]] || fail "a device opens in a container that was given a file of its number: $text"
     rm /srv/fuse
     text=$(srun -c1 --container-image=/srv/image sh -c 'mknod /tmp/fuse c 10 229 && cat /tmp/fuse; echo end' 2>&1)
     has "$text" "not permitted" end

@@ -113,7 +113,7 @@ impl AgentCore {
             let why = format!("Kill task failed: job {}: {why}", run.0);
             Some(Trouble { cause: Cause::Unkillable, run: Some(*run), why })
         };
-        let unhealthy = self.unhealthy.iter();
+        let unhealthy = self.unhealthy.iter().chain(&self.config.unfit);
         let unhealthy =
             unhealthy.map(|why| Trouble { cause: Cause::HealthCheck, run: None, why: why.clone() });
         let troubles = self.runs.iter().filter_map(left).chain(unhealthy).collect();

@@ -122,6 +122,16 @@ fn what_a_check_found_holds_until_the_next_one_says_otherwise() {
     assert!(n.troubles().is_empty());
 }
 
+#[test]
+fn a_node_that_is_unfit_says_so_with_each_sign_of_life() {
+    let why = "driver and library are of different versions";
+    let mut n = Node::made(AgentConfig { unfit: Some(why.to_string()), ..config() }, vec![], vec![]);
+    assert_eq!(n.troubles(), [why]);
+    n.seen.clear();
+    n.later(Span::from_secs(11));
+    assert_eq!(n.troubles(), [why]);
+}
+
 impl Node {
     fn checked(busy: Option<bool>, unhealthy: Option<&str>) -> Node {
         let config = AgentConfig {

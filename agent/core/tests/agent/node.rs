@@ -64,6 +64,7 @@ pub fn config() -> AgentConfig {
         unkillable: Span::from_secs(60),
         health: None,
         unhealthy: None,
+        unfit: None,
         unknown: vec![],
         features: vec![],
     }

@@ -1,7 +1,7 @@
 //! Asks the library. Only ever in a process of its own: a call may hang in the kernel, or bring the process down.
 
 use super::{Answer, Gpu, InstanceOf, Part, Trouble, smi, uvm};
-use crate::{Tree, kind, others};
+use crate::{Tree, driver, kind, others};
 use nvml_wrapper::enum_wrappers::device::{Brand, EccCounter, MemoryError};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
@@ -18,14 +18,14 @@ const MOST_LINKS: u32 = 18;
 /// # Errors
 /// Nobody reads.
 pub fn main(tree: &Tree, instance_of: InstanceOf, mut out: impl Write) -> std::io::Result<()> {
-    let answer = Answer { errors: others::all_uncorrected(tree), ..ask(instance_of) };
+    let answer = Answer { errors: others::all_uncorrected(tree), ..ask(tree, instance_of) };
     let answer = serde_json::to_string(&answer)?;
     writeln!(out, "{WORD}{answer}")?;
     out.flush()
 }
 
-fn ask(instance_of: InstanceOf) -> Answer {
-    let nvml = match Nvml::init() {
+fn ask(tree: &Tree, instance_of: InstanceOf) -> Answer {
+    let nvml = match open(tree) {
         Ok(nvml) => nvml,
         Err(e) => return Answer { trouble: Some(trouble(&e)), ..Answer::default() },
     };
@@ -54,6 +54,21 @@ fn ask(instance_of: InstanceOf) -> Answer {
     // What the process has is the kernel's to clear up; a library that hangs in its own end is not waited for.
     std::mem::forget(nvml);
     answer
+}
+
+/// Opens the library as the loader finds it, or else where the driver's other libraries are found: a machine may have them in a place that only
+/// a variable names which services do not have.
+pub(super) fn open(tree: &Tree) -> Result<Nvml, NvmlError> {
+    let absent = match Nvml::init() {
+        Err(e) if trouble(&e) == Trouble::Absent => e,
+        opened => return opened,
+    };
+    let Some(file) = driver::management(tree) else { return Err(absent) };
+    let file = tree.path(&file);
+    match Nvml::builder().lib_path(file.as_os_str()).init() {
+        Err(e) if trouble(&e) == Trouble::Absent => Err(absent),
+        opened => opened,
+    }
 }
 
 fn one(device: &Device<'_>, instance_of: InstanceOf) -> Gpu {

@@ -1,7 +1,7 @@
 //! What the process does that is asked again and again what GPUs do: a line in, a line out, until nobody asks.
 
 use super::InstanceOf;
-use super::ask::whole_bus;
+use super::ask::{open, whole_bus};
 use super::counters::{Counters, Divided};
 use crate::sample::{Account, DeviceSample, ProcessSample, Sample};
 use crate::{Tree, others};
@@ -44,7 +44,7 @@ pub fn main(
         let mut sample = Sample { devices: others::amd_samples(tree), ..Sample::default() };
         if crate::nvidia::is_loaded(tree) {
             if nvml.is_none() {
-                match Nvml::init() {
+                match open(tree) {
                     // For as long as the process: what it counts is kept from one line to the next.
                     Ok(opened) => nvml = Some(Box::leak(Box::new(opened))),
                     Err(e) => sample.trouble = Some(e.to_string()),
