@@ -25,6 +25,7 @@ use berth_images::{
     open_source_through,
 };
 use berth_model::ByteStr;
+use berth_model::admission::Asked;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
 use berth_model::ids::Uid;
 use berth_model::launch::StepLaunch;
@@ -350,7 +351,7 @@ impl Images {
 
     /// Whether the step may run in the node's own filesystem.
     pub(crate) fn host_is_admitted(&self, launch: &StepLaunch) -> Result<(), String> {
-        self.config.admits("", &ResolvedImage::Host, launch.job.account.as_deref())
+        self.config.admits("", &ResolvedImage::Host, Asked::Job(launch.job.account.as_deref()))
     }
 
     /// Fetches the image of a job that may start here soon, until `stop` is set; never where other images would have to go.
@@ -400,7 +401,8 @@ impl Images {
         stop: &Arc<AtomicBool>,
     ) -> Result<(Fetched, Vec<String>), String> {
         let directory = user.home.as_path();
-        let of = For { step: None, here: None, user, env: &[], directory, account: None, placing: None };
+        let asked = Asked::Pull;
+        let of = For { step: None, here: None, user, env: &[], directory, asked, placing: None };
         let pull = Pull { of, login: None, pulling, stop, ahead: false };
         let ready = self.make_present(&pull, image)?;
         let fetched = pulling.fetched().ok_or("it is used where it is: there is nothing to fetch")?;
@@ -450,7 +452,7 @@ impl Images {
         let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
             None => {
-                admission::admit_named(&self.config, &wanted.typed, of.account)?;
+                admission::admit_named(&self.config, &wanted.typed, of.asked)?;
                 pulling.state().wanted = true;
                 let naming = Naming { images: self, pull };
                 let asks = For { placing: Some(&naming), ..of };
@@ -464,11 +466,11 @@ impl Images {
                 }
             }
         };
-        let (account, through) = (of.account, admission::through(&self.config));
+        let through = admission::through(&self.config);
         let open =
             |image: &ResolvedManifest| open_source_through(image, &self.registries, &credentials, through);
         let came_by_name = wanted.resolved.is_none();
-        admission::admit(&self.config, &wanted.typed, &resolved, account, helpers.as_ref())?;
+        admission::admit(&self.config, &wanted.typed, &resolved, of.asked, helpers.as_ref())?;
         let name = wanted.typed.parse::<Reference>().ok().map(|r| r.to_string());
         let notes = Unsigned::default();
         let Some(manifest) = pinned(&resolved, name).map_err(|e| e.to_string())? else {

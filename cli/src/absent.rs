@@ -4,7 +4,7 @@
 const ABSENT: [(&str, &str); 3] = [
     (
         "sacctmgr",
-        "accounts are in no database: anybody submits under any (--account), coordinators are named in [[account]] of berth.toml and put \
+        "accounts are in no database: anybody submits under any (--account) for which [[account]] of berth.toml names no users, coordinators are named in [[account]] of berth.toml and put \
          in force by 'scontrol reconfigure', and 'sacct -A NAME' has the records",
     ),
     (

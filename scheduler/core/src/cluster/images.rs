@@ -5,6 +5,7 @@ use super::exchange::{MOST_SOURCE, MOST_TEXT};
 use crate::rows::{Phase, StepRow};
 use crate::spec::Spec;
 use crate::store::Write;
+use berth_model::admission::Asked;
 use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::request::{Refusal, RefusalCode};
 use berth_model::spec::{ContainerSpec, ImageRef, JobKind, JobSpec, ResolvedImage, StepSpec};
@@ -89,7 +90,8 @@ impl Cluster {
     /// nowhere; the node that found it refuses it, with the reason.
     fn keep_in(&mut self, job: JobId, step: Option<StepId>, typed: &str, found: &ResolvedImage) {
         let Some(record) = self.job(job) else { return };
-        if self.config.images.admits(typed, found, record.spec.spec.account.as_deref()).is_err() {
+        let asked = Asked::Job(record.spec.spec.account.as_deref());
+        if self.config.images.admits(typed, found, asked).is_err() {
             return;
         }
         let mut row = record.spec.row();
@@ -150,7 +152,7 @@ impl Cluster {
                 None => return Ok(()),
             },
         };
-        let judged = self.config.images.admits(named, resolved, job.account.as_deref());
+        let judged = self.config.images.admits(named, resolved, Asked::Job(job.account.as_deref()));
         judged.map_err(|why| Refusal::new(RefusalCode::Denied, format!("Access/permission denied: {why}")))
     }
 }

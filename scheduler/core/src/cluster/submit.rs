@@ -137,6 +137,7 @@ impl Cluster {
         }
         self.check_lost_after(spec)?;
         texts::check_job(spec)?;
+        self.check_account(actor, spec.account.as_deref())?;
         if let Some(step) = first_step {
             texts::check_step(step)?;
             if step.enter.is_some() {
