@@ -257,13 +257,13 @@ impl Store {
 
     /// Makes in `directory` what is filled in, in this form, with what is needed to look for damage. Gives what was made, and the
     /// sum of an image.
-    pub(super) fn make_form(
+    pub(super) fn make_form<A: Fill>(
         &self,
         directory: &OwnedFd,
         form: LayerForm,
         id: &Digest,
         charge: &Charge<'_>,
-        filling: impl Fill,
+        filling: A,
     ) -> Result<(LayerReport, Option<Digest>)> {
         let what = format!("image store: layer {}", id.short());
         let io = |e: Errno| Error::io(&what, e);
@@ -279,7 +279,8 @@ impl Store {
                 let unpacker = Unpacker::new(Tree::new(root), &self.limits, keep_setid).charging(charge);
                 let (report, _) = filling.fill(unpacker)?;
                 let listing = File::from(new_file(directory, LISTING).map_err(io)?);
-                listing::write(&tree, listing).map_err(|e| Error::io(&what, e))?;
+                let sums: Option<listing::Sum> = A::SUMMED.then_some(sum);
+                listing::write(&tree, listing, sums).map_err(|e| Error::io(&what, e))?;
                 Ok((report, None))
             }
             LayerForm::Erofs => {
@@ -345,6 +346,9 @@ impl Store {
 
 /// What a layer's form is filled with.
 pub(super) trait Fill {
+    /// Whether contents are to be summed up: no archive is there of which they are known.
+    const SUMMED: bool;
+
     /// Fills it.
     fn fill<F: Form>(self, unpacker: Unpacker<'_, F>) -> Result<(LayerReport, F)>;
 }
@@ -359,6 +363,8 @@ struct Fetching<'a> {
 }
 
 impl Fill for Fetching<'_> {
+    const SUMMED: bool = false;
+
     fn fill<F: Form>(self, unpacker: Unpacker<'_, F>) -> Result<(LayerReport, F)> {
         pipeline::unpack(self.source, self.layer, self.bounds, self.progress, unpacker, self.kept)
     }

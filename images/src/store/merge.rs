@@ -218,6 +218,8 @@ impl Merging<'_> {
 type Again<'t> = Reader<Recorder<BufReader<Rebuilt<'t, File>>, io::Sink>>;
 
 impl Fill for Merging<'_> {
+    const SUMMED: bool = true;
+
     fn fill<F: Form>(self, unpacker: Unpacker<'_, F>) -> Result<(LayerReport, F)> {
         let mut unpacker = unpacker.merging();
         for layer in &self.lowest.layers {
