@@ -22,7 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::LayerInfo;
 use crate::progress::Progress;
 use crate::source::BlobSource;
-use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker, listing};
+use crate::unpack::listing::{self, Taken};
+use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker};
 
 /// How a layer is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,7 +228,7 @@ impl Store {
     }
 
     /// Makes a layer in `directory`, in the form that is settled, with what is needed to look for damage and to make its
-    /// archive again. Gives what was made, and the sum of an image.
+    /// archive again.
     pub(super) fn make_layer(
         &self,
         directory: &OwnedFd,
@@ -235,7 +236,7 @@ impl Store {
         source: &dyn BlobSource,
         progress: &dyn Progress,
         charge: &Charge<'_>,
-    ) -> Result<(LayerReport, Option<Digest>)> {
+    ) -> Result<Made> {
         let what = format!("image store: layer {}", layer.diff_id.short());
         let flat = self.flat.lock().unwrap_or_else(PoisonError::into_inner).contains(&layer.diff_id);
         let form = if flat || layer.size < self.smallest_image { LayerForm::Directory } else { self.form };
@@ -244,19 +245,18 @@ impl Store {
         let replaced_too = replaced.try_clone().map_err(|e| Error::io(&what, e))?;
         let kept = (skeleton, replaced_too);
         let filling = Fetching { source, layer, progress, kept, bounds: (&self.limits, charge) };
-        let (report, sum) = self.make_form(directory, form, &layer.diff_id, charge, filling)?;
+        let made = self.make_form(directory, form, &layer.diff_id, charge, filling)?;
         // Content that is gone cannot be put where the archive has it.
-        if report.unsaved > 0 {
+        if made.report.unsaved > 0 {
             files::remove(directory.as_fd(), SKELETON)?;
         }
-        if report.unsaved > 0 || replaced.metadata().is_ok_and(|meta| meta.len() == 0) {
+        if made.report.unsaved > 0 || replaced.metadata().is_ok_and(|meta| meta.len() == 0) {
             files::remove(directory.as_fd(), REPLACED)?;
         }
-        Ok((report, sum))
+        Ok(made)
     }
 
-    /// Makes in `directory` what is filled in, in this form, with what is needed to look for damage. Gives what was made, and the
-    /// sum of an image.
+    /// Makes in `directory` what is filled in, in this form, with what is needed to look for damage.
     pub(super) fn make_form<A: Fill>(
         &self,
         directory: &OwnedFd,
@@ -264,7 +264,7 @@ impl Store {
         id: &Digest,
         charge: &Charge<'_>,
         filling: A,
-    ) -> Result<(LayerReport, Option<Digest>)> {
+    ) -> Result<Made> {
         let what = format!("image store: layer {}", id.short());
         let io = |e: Errno| Error::io(&what, e);
         let name = form.name();
@@ -280,8 +280,8 @@ impl Store {
                 let (report, _) = filling.fill(unpacker)?;
                 let listing = File::from(new_file(directory, LISTING).map_err(io)?);
                 let sums: Option<listing::Sum> = A::SUMMED.then_some(sum);
-                listing::write(&tree, listing, sums).map_err(|e| Error::io(&what, e))?;
-                Ok((report, None))
+                let taken = listing::write(&tree, listing, sums).map_err(|e| Error::io(&what, e))?;
+                Ok(Made { report, image: None, taken: Some(taken) })
             }
             LayerForm::Erofs => {
                 let owner = (geteuid().as_raw(), getegid().as_raw());
@@ -289,7 +289,8 @@ impl Store {
                 let unpacker = Unpacker::new(image, &self.limits, keep_setid).charging(charge);
                 let (report, image) = filling.fill(unpacker)?;
                 let file = File::from(image.seal().map_err(io)?);
-                Ok((report, Some(sum(&file).map_err(|e| Error::io(&what, e))?)))
+                let image = sum(&file).map_err(|e| Error::io(&what, e))?;
+                Ok(Made { report, image: Some(image), taken: None })
             }
         }
     }
@@ -342,6 +343,15 @@ impl Store {
         let image = self.layer_file(diff_id, LayerForm::Erofs.name())?;
         Ok(sum(&image).map_err(|e| Error::path(&self.layer_path(diff_id), e))? != *written)
     }
+}
+
+/// What was made of a layer.
+pub(super) struct Made {
+    pub(super) report: LayerReport,
+    /// The sum of its image, where it is one.
+    pub(super) image: Option<Digest>,
+    /// What it takes, where it is a directory: an image tells it itself.
+    pub(super) taken: Option<Taken>,
 }
 
 /// What a layer's form is filled with.

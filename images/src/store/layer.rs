@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{Mode, OFlags, RenameFlags, fsync, openat, renameat_with, syncfs};
 use rustix::io::Errno;
 
+use super::form::Made;
 use super::merge::merged_name;
 use super::record::{LayerRecord, MergedRecord, VERSION, parse, print};
 use super::work::WorkDir;
@@ -234,7 +235,7 @@ impl Store {
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
         let charge = Charge::new(self.quota.as_ref()).unless(self.unwanted(failed)).on_disk(self.capacity()?);
-        let (report, image) = self.make_layer(&directory, layer, source, progress, &charge)?;
+        let Made { report, image, taken } = self.make_layer(&directory, layer, source, progress, &charge)?;
         let rebuildable = report.unsaved == 0;
         let record = LayerRecord {
             version: VERSION,
@@ -243,6 +244,7 @@ impl Store {
             listed: true,
             rebuildable,
             image,
+            taken,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;

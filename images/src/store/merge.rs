@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{RenameFlags, renameat_with};
 
-use super::form::{Fill, LayerForm};
+use super::form::{Fill, LayerForm, Made};
 use super::lock::Hold;
 use super::record::{ImageRecord, LayerRecord, MergedRecord, VERSION, print};
 use super::work::WorkDir;
@@ -160,7 +160,7 @@ impl Store {
         // Where few images can be mounted, those that are layers of their own have the places.
         let form = if self.most_images.is_some() { LayerForm::Directory } else { self.form };
         let filling = Merging { store: self, lowest };
-        let (report, image) = self.make_form(&directory, form, &lowest.id, &charge, filling)?;
+        let Made { report, image, taken } = self.make_form(&directory, form, &lowest.id, &charge, filling)?;
         let record = LayerRecord {
             version: VERSION,
             diff_id: lowest.id.clone(),
@@ -168,6 +168,7 @@ impl Store {
             listed: true,
             rebuildable: false,
             image,
+            taken,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;

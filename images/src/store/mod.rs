@@ -52,6 +52,7 @@ mod seen;
 mod short;
 mod shown;
 mod signed;
+mod space;
 mod sum;
 mod turn;
 mod verify;

@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{ImageConfig, LayerInfo};
 use crate::signature::{Kept, Verdict};
 use crate::unpack::LayerReport;
+use crate::unpack::listing::Taken;
 
 /// Version of the records and of the directory's layout.
 pub(super) const VERSION: u32 = 1;
@@ -105,6 +106,9 @@ pub(super) struct LayerRecord {
     /// Sum of the layer's image, where it is one: it stands for a listing.
     #[serde(default, rename = "image_sum")]
     pub(super) image: Option<Digest>,
+    /// What it takes of the filesystem, where it is a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) taken: Option<Taken>,
     /// Boot during which it was unpacked: until the `synced` mark exists, the layer counts only in that boot.
     pub(super) boot: String,
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, lgetxattr, llistxattr, openat, readlinkat, statat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::names::Names;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -35,10 +36,39 @@ pub(crate) struct Compared {
     pub(crate) summed: bool,
 }
 
+/// What a tree takes of its filesystem.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Taken {
+    /// Bytes of files, without their holes, of which an archive has as many as it likes.
+    pub(crate) bytes: u64,
+    /// Names, of which each is a file of its own where it is no hard link.
+    pub(crate) files: u64,
+}
+
+/// A number that not every machine has in as many bits.
+fn wide(number: impl Into<u64>) -> u64 {
+    number.into()
+}
+
+impl Taken {
+    fn add(&mut self, file: &Found<'_>) {
+        self.files += 1;
+        if FileType::from_raw_mode(file.stat.st_mode) == FileType::RegularFile {
+            let number = |n: i64| u64::try_from(n).unwrap_or(0);
+            let bytes = number(file.stat.st_size).min(number(file.stat.st_blocks).saturating_mul(512));
+            // A file of several names comes several times.
+            let names = wide(file.stat.st_nlink).max(1);
+            self.bytes = self.bytes.saturating_add(bytes / names);
+        }
+    }
+}
+
 /// Writes the listing of the tree at `root`, with the sums of contents where there is a way to make them.
-pub(crate) fn write(root: impl AsFd, out: impl Write, sum: Option<Sum>) -> io::Result<()> {
+pub(crate) fn write(root: impl AsFd, out: impl Write, sum: Option<Sum>) -> io::Result<Taken> {
     let mut out = zstd::Encoder::new(out, 1)?;
+    let mut taken = Taken::default();
     walk(root, |file| {
+        taken.add(file);
         let mut facts = file.facts()?;
         if let Some(sum) = sum.filter(|_| file.has_content()) {
             match file.sum(sum) {
@@ -53,7 +83,8 @@ pub(crate) fn write(root: impl AsFd, out: impl Write, sum: Option<Sum>) -> io::R
         out.write_all(&facts)?;
         out.write_all(b"\0")
     })?;
-    out.finish()?.flush()
+    out.finish()?.flush()?;
+    Ok(taken)
 }
 
 /// Compares the tree at `root` with a listing that was made of it before; contents where that has their sums, as `sum` makes them.
@@ -340,6 +371,13 @@ mod tests {
         std::os::unix::fs::symlink("a/one", root.join("link")).unwrap();
         let open = || OwnedFd::from(File::open(root).unwrap());
         let mut listing = Vec::new();
+        std::fs::hard_link(root.join("a/two"), root.join("a/too")).unwrap();
+        File::create(root.join("a/hole")).unwrap().set_len(1 << 40).unwrap();
+        let taken = write(open(), &mut listing, None).unwrap();
+        // Both names of a file have its bytes together, and holes have none.
+        assert!(taken.files == 8 && (4..=6).contains(&taken.bytes), "{taken:?}");
+        std::fs::remove_file(root.join("a/hole")).unwrap();
+        listing.clear();
         write(open(), &mut listing, Some(sum)).unwrap();
         assert_eq!(compare(open(), &listing[..], sum).unwrap(), Compared { changes: vec![], summed: true });
         // As long as before, and with the time put back.
