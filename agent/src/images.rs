@@ -9,6 +9,7 @@ pub(crate) use whom::{For, Placing};
 
 use crate::admission;
 use crate::cgroups::Cgroups;
+use crate::confine::Unpackers;
 use crate::enter::Entered;
 use crate::imports::{Imports, Place, Wish};
 use crate::kept::{Claim, KeptContainers};
@@ -432,6 +433,7 @@ impl Images {
             through: admission::through(&self.config),
             quota: self.program.as_ref().and_then(|_| self.config.quota_of(&of.user.user, of.user.uid.0)),
             confine: self.program.as_ref().map(|_| self.fetchers(of)),
+            unpack_in: self.program.as_ref().map(|_| self.unpackers(of)),
             ..helpers(program, &self.registries, of, self.program.is_some())
         });
         let credentials = match login {
@@ -658,6 +660,11 @@ impl Images {
     /// Where what fetches the image runs.
     fn fetchers(&self, of: For<'_>) -> Arc<dyn Confine> {
         Arc::new(of.fetchers(&self.cgroups))
+    }
+
+    /// Where what unpacks the image runs.
+    fn unpackers(&self, of: For<'_>) -> Arc<dyn Confine> {
+        Arc::new(Unpackers::new(&self.cgroups, of.user.uid, &self.root))
     }
 
     /// Waits until one more may be brought; of `image`, where it is known which. `waits` is called where that takes a while.

@@ -128,5 +128,6 @@ pub(super) fn helpers(program: &Path, registries: &Registries, of: For<'_>, syst
         quota: None,
         stop: None,
         confine: None,
+        unpack_in: None,
     }
 }

@@ -264,6 +264,7 @@ pub(crate) fn helpers(
         quota: None,
         stop: None,
         confine: None,
+        unpack_in: None,
     }
 }
 
