@@ -273,6 +273,20 @@ impl Store {
         wanted: Wanted,
         needed: &BTreeSet<Digest>,
     ) -> Result<Option<Collected>> {
+        self.make_room_but(rules, wanted, needed, &|_| false)
+    }
+
+    /// As [`Store::make_room`], but for images that come to be needed meanwhile, which is asked before each one goes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn make_room_but(
+        &self,
+        rules: &RoomRules,
+        wanted: Wanted,
+        needed: &BTreeSet<Digest>,
+        stays: &dyn Fn(&Digest) -> bool,
+    ) -> Result<Option<Collected>> {
         let now = now();
         let since = unused_since(rules, now);
         if let Some(short) = wanted.short {
@@ -296,7 +310,7 @@ impl Store {
             for digest in choose(&images, size, since) {
                 let names = self.image_record(&digest)?.map(|r| r.all_names()).unwrap_or_default();
                 let last_used = images.iter().find(|i| i.digest == digest).map_or(0, |i| i.last_used / NANOS);
-                if self.forget(&digest)? {
+                if !stays(&digest) && self.forget(&digest)? {
                     made.images.push(CollectedImage { digest, names, last_used });
                 } else {
                     stay.insert(digest);

@@ -71,6 +71,25 @@ fn the_image_not_used_for_longest_goes_first_and_needed_ones_stay() {
     assert_eq!(store.df().unwrap().bytes, 0);
 }
 
+#[test]
+fn what_comes_to_be_needed_while_images_go_stays() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let [one, two, three] =
+        [("one", 100), ("two", 200), ("three", 300)].map(|(name, used)| image(&bench, name, used));
+    // A job is submitted when the first one has gone.
+    let asked = std::cell::RefCell::new(Vec::new());
+    let stays = |digest: &Digest| {
+        asked.borrow_mut().push(digest.clone());
+        *digest == two
+    };
+    let none = BTreeSet::new();
+    let made = store.make_room_but(&most(1), Wanted::default(), &none, &stays).unwrap().unwrap();
+    assert_eq!(made.images.iter().map(|i| &i.digest).collect::<Vec<_>>(), [&one, &three]);
+    assert_eq!(left(&store), BTreeSet::from([two.clone()]));
+    assert_eq!(asked.into_inner()[..3], [one, two, three]);
+}
+
 /// A blob of some hundred bytes may have a file of a terabyte: it takes no room, and nobody else's images go for it.
 #[test]
 fn holes_of_one_users_files_cost_others_no_images() {

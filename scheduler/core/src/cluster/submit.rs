@@ -361,6 +361,7 @@ impl Cluster {
             phase: Phase::Pending,
         };
         self.adopt(Job::new(spec, row));
+        self.keep_images_of(id);
         id
     }
 
