@@ -326,7 +326,7 @@ fn fetcher(agent: i32, user: &Who) -> Option<i32> {
 }
 
 /// A process of this agent's that brings an image, by who it is and the words that it was started with.
-fn helper(agent: i32, uid: u32, words: &str) -> Option<i32> {
+pub(crate) fn helper(agent: i32, uid: u32, words: &str) -> Option<i32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.find(|pid| {
