@@ -152,7 +152,6 @@ fn an_account_with_users_takes_jobs_of_these_alone() {
         (1001, "bio", true),
         (1000, "bio", false),
         (1001, "chem", true),
-        (0, "physics", true),
     ] {
         for test_only in [true, false] {
             let asked = ask(uid, account, test_only);
