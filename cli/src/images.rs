@@ -406,6 +406,7 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         quota: None,
         stop: None,
         confine: None,
+        unpack_in: None,
     }))
 }
 
