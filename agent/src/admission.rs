@@ -2,6 +2,7 @@
 //! comes from on the node itself.
 
 use berth_images::{Helpers, Reference, Through, real_path};
+use berth_model::admission::Asked;
 use berth_model::config::ImagesConfig;
 use berth_model::spec::ResolvedImage;
 use std::path::Path;
@@ -11,13 +12,13 @@ use std::path::Path;
 ///
 /// # Errors
 /// As of [`ImagesConfig::admits_place`].
-pub fn admit_named(config: &ImagesConfig, typed: &str, account: Option<&str>) -> Result<(), String> {
+pub fn admit_named(config: &ImagesConfig, typed: &str, asked: Asked<'_>) -> Result<(), String> {
     if !config.judges_images() {
         return Ok(());
     }
     // What is no reference is refused by whoever looks it up, with the reason.
     let place = typed.parse::<Reference>().ok().and_then(|reference| reference.place());
-    place.map_or(Ok(()), |place| config.admits_place(typed, &place, account))
+    place.map_or(Ok(()), |place| config.admits_place(typed, &place, asked))
 }
 
 /// What may lie on the way to an image's file when it is opened: no link, where a rule is about paths. What was judged and what is
@@ -36,14 +37,14 @@ pub fn admit(
     config: &ImagesConfig,
     typed: &str,
     resolved: &ResolvedImage,
-    account: Option<&str>,
+    asked: Asked<'_>,
     helpers: Option<&Helpers>,
 ) -> Result<(), String> {
     if !config.judges_images() {
         return Ok(());
     }
     let Some(place) = resolved.place().map_err(|why| format!("image {typed}: {why}"))? else { return Ok(()) };
-    config.admits_place(typed, &place, account)?;
+    config.admits_place(typed, &place, asked)?;
     if !place.starts_with('/') {
         return Ok(());
     }
@@ -53,7 +54,7 @@ pub fn admit(
     };
     let real = real.map_err(|e| format!("image {typed}: {e}"))?;
     let real = real.to_str().ok_or_else(|| format!("image {typed}: {} is not UTF-8", real.display()))?;
-    config.admits_place(typed, real, account)?;
+    config.admits_place(typed, real, asked)?;
     if real != place && through(config) == Through::NoLinks {
         return Err(format!(
             "image {typed}: {place} is {real} on this node, and this cluster's rules judge images by paths without links: name it \
@@ -150,7 +151,7 @@ mod tests {
                 image(&format!("sqsh:{}", path.display())),
                 ResolvedImage::RootDir { path: path.as_path().into() },
             ];
-            let all = sources.map(|image| admit(config, "x", &image, None, None));
+            let all = sources.map(|image| admit(config, "x", &image, Asked::Job(None), None));
             assert_eq!(all[0], all[1], "{}", path.display());
             all[0].clone()
         };
@@ -186,7 +187,7 @@ mod tests {
             ("podman://box:1", None, "images.deny names containers-storage:"),
             ("ghcr.io/team/app", Some("Physics"), "images.rule[1].deny names ghcr.io/team"),
         ] {
-            let why = admit_named(&config, typed, account).unwrap_err();
+            let why = admit_named(&config, typed, Asked::Job(account)).unwrap_err();
             assert!(why.contains(says), "{typed}: {why}");
         }
         // A path is what it is when somebody looks, and what is no reference is refused by whoever looks it up.
@@ -198,7 +199,7 @@ mod tests {
             ("host:", None),
             ("QUAY.io/Upper", None),
         ] {
-            assert_eq!(admit_named(&config, typed, account), Ok(()), "{typed}");
+            assert_eq!(admit_named(&config, typed, Asked::Job(account)), Ok(()), "{typed}");
         }
     }
 

@@ -25,15 +25,52 @@ use std::time::{Duration, Instant};
 const NEXT: &str = "next";
 /// Name of the group, within a job's, of logins to the node by the job's user.
 const VISITORS: &str = "extern";
-/// Name of the group of what fetches images, with a group for each user in it, in which each fetch has its own.
-const FETCH: &str = "fetch";
-/// Bytes of memory and processes that one fetch has, and bytes that all of a user have together: what is common to users, one of them
-/// could take from the others.
-const FETCH_MEMORY: u64 = 1 << 30;
-const FETCH_PIDS: u64 = 1024;
-const FETCH_MEMORY_OF_A_USER: u64 = 2 << 30;
+/// Bytes of memory and processes that one process which brings an image has, with what it starts, and bytes that all of a user have
+/// together: what is common to users, one of them could take from the others.
+const BRING_MEMORY: u64 = 1 << 30;
+const BRING_PIDS: u64 = 1024;
+const BRING_MEMORY_OF_A_USER: u64 = 2 << 30;
 /// With more than this a user's group stays when nothing is fetched: files in memory are the user's as long as they are there.
 const FETCH_LEFT: u64 = 4 << 20;
+/// What brings images: each kind has a group, with a group for each user in it, in which each process has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Brings {
+    /// What fetches them, as the user.
+    Fetch,
+    /// What unpacks them, as the store's identity.
+    Unpack,
+}
+
+impl Brings {
+    const ALL: [Brings; 2] = [Brings::Fetch, Brings::Unpack];
+
+    /// Name of the kind's group.
+    fn name(self) -> &'static str {
+        match self {
+            Brings::Fetch => "fetch",
+            Brings::Unpack => "unpack",
+        }
+    }
+
+    /// Name of the group of those of a user.
+    fn of(self, user: Uid) -> String {
+        format!("{}/user_{user}", self.name())
+    }
+}
+
+/// For whom something brings an image, and what it may have.
+pub(crate) struct Bringing<'a> {
+    pub(crate) what: Brings,
+    pub(crate) user: Uid,
+    /// The name of its group begins with it.
+    pub(crate) whose: &'a str,
+    pub(crate) cpus: &'a [u32],
+    /// Device files that it may open of those that are allocated.
+    pub(crate) given: &'a [String],
+    /// What it writes stays in memory, as in a store that is in a tmpfs, where it is counted as the store's: no bound of its own can hold.
+    pub(crate) unbounded: bool,
+}
+
 /// Name of the device program by which a group that is there is kept from devices that came after it.
 const LATER: &str = "berth_later";
 /// Name of the group of zygote and supervisors.
@@ -63,8 +100,8 @@ pub struct Cgroups {
     knows_devices: bool,
     /// IMEX channels, of which a job has one at most.
     channels: Option<Imex>,
-    /// How many fetches users have under way: their groups stay.
-    fetching: Mutex<BTreeMap<Uid, usize>>,
+    /// How many of each kind users have under way: their groups stay.
+    bringing: Mutex<BTreeMap<(Brings, Uid), usize>>,
 }
 
 impl Cgroups {
@@ -88,7 +125,7 @@ impl Cgroups {
             allocated,
             knows_devices: true,
             channels: None,
-            fetching: Mutex::default(),
+            bringing: Mutex::default(),
         })
     }
 
@@ -104,8 +141,8 @@ impl Cgroups {
         let root = tree_name(state);
         let knows_devices = devices.is_some();
         let allocated = allocated(&devices.unwrap_or_default());
-        let fetching = Mutex::default();
-        Some(Cgroups { facts, root, usable: true, allocated, knows_devices, channels, fetching })
+        let bringing = Mutex::default();
+        Some(Cgroups { facts, root, usable: true, allocated, knows_devices, channels, bringing })
     }
 
     /// Writes down where the tree is, for whoever has to take it away.
@@ -263,31 +300,33 @@ impl Cgroups {
         group.narrow(&self.denials(given), LATER)
     }
 
-    fn fetching(&self) -> MutexGuard<'_, BTreeMap<Uid, usize>> {
-        self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
+    fn bringing(&self) -> MutexGuard<'_, BTreeMap<(Brings, Uid), usize>> {
+        self.bringing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A group for what fetches an image for a user, with what it starts: on these cores, if any, and without the device files that are
-    /// allocated but for those `given`. [`Cgroups::fetched`] takes it away.
-    pub(crate) fn fetcher(
-        &self,
-        user: Uid,
-        whose: &str,
-        cpus: &[u32],
-        given: &[String],
-    ) -> Result<Option<Cgroup>, CgroupError> {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let above = fetches_of(user);
-        let of_user = CgroupLimits { memory: Some(FETCH_MEMORY_OF_A_USER), ..CgroupLimits::default() };
-        let limits = CgroupLimits {
-            memory: Some(FETCH_MEMORY),
-            cpus: cpus.to_vec(),
-            pids: Some(FETCH_PIDS),
-            devices: Some(self.denials(given)),
+    /// What all of a kind may have that bring images for a user, and what one of them may.
+    fn bounds(&self, of: &Bringing<'_>) -> [CgroupLimits; 2] {
+        let bound = |bytes: u64| (!of.unbounded).then_some(bytes);
+        let all = CgroupLimits { memory: bound(BRING_MEMORY_OF_A_USER), ..CgroupLimits::default() };
+        let one = CgroupLimits {
+            memory: bound(BRING_MEMORY),
+            cpus: of.cpus.to_vec(),
+            pids: Some(BRING_PIDS),
+            devices: Some(self.denials(of.given)),
             ..CgroupLimits::default()
         };
+        [all, one]
+    }
+
+    /// A group for what brings an image for a user, with what it starts: on its cores, if any, and without the device files that are
+    /// allocated but for those that are given to it. [`Cgroups::brought`] takes it away.
+    pub(crate) fn bring(&self, of: &Bringing<'_>) -> Result<Option<Cgroup>, CgroupError> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let &Bringing { what, user, whose, .. } = of;
+        let above = what.of(user);
+        let [of_user, limits] = self.bounds(of);
         // Held until it is counted: a group in which nothing is yet is taken away like one that is left.
-        let mut fetching = self.fetching();
+        let mut bringing = self.bringing();
         self.create(&above, &of_user)?;
         // Each has its own, since a device policy is set once; what an earlier agent began may still have one.
         let there = self.below(&above);
@@ -299,25 +338,32 @@ impl Cgroups {
         };
         let made = self.create(&name, &limits).inspect_err(|_| self.drop_group(&name))?;
         if made.is_some() {
-            *fetching.entry(user).or_default() += 1;
+            *bringing.entry((what, user)).or_default() += 1;
         }
         Ok(made)
     }
 
-    /// Ends what a fetch of a user left, and removes its group; with the last one the user's, unless files are left in memory, of which
-    /// the user could make ever more otherwise.
-    pub(crate) fn fetched(&self, user: Uid, group: &Cgroup, patience: Duration) -> Result<(), CgroupError> {
+    /// Ends what is left of something that brought an image for a user, and removes its group; with the last one the user's, unless a
+    /// fetch left files in memory, of which the user could make ever more otherwise.
+    pub(crate) fn brought(
+        &self,
+        what: Brings,
+        user: Uid,
+        group: &Cgroup,
+        patience: Duration,
+    ) -> Result<(), CgroupError> {
         let removed = group.kill_and_remove(patience);
-        let mut fetching = self.fetching();
-        if let Some(count) = fetching.get_mut(&user) {
+        let mut bringing = self.bringing();
+        if let Some(count) = bringing.get_mut(&(what, user)) {
             *count -= 1;
             if *count > 0 {
                 return removed;
             }
         }
-        fetching.remove(&user);
-        let of_user = Cgroup::named(&self.facts, &format!("{}/{}", self.root, fetches_of(user)));
-        if of_user.usage().memory.is_none_or(|bytes| bytes <= FETCH_LEFT)
+        bringing.remove(&(what, user));
+        let of_user = Cgroup::named(&self.facts, &format!("{}/{}", self.root, what.of(user)));
+        let goes = || of_user.usage().memory.is_none_or(|bytes| bytes <= FETCH_LEFT);
+        if (what == Brings::Unpack || goes())
             && let Err(e) = of_user.remove()
         {
             tracing::debug!("{e}");
@@ -325,11 +371,11 @@ impl Cgroups {
         removed
     }
 
-    /// Removes what is left of fetches and empty.
-    fn sweep_fetches(&self) {
-        let fetching = self.fetching();
-        for owner in self.below(FETCH).iter().map(|owner| format!("{FETCH}/{owner}")) {
-            if fetching.keys().any(|user| fetches_of(*user) == owner) {
+    /// Removes what is left of what brought images and is empty.
+    fn sweep_bringing(&self, what: Brings) {
+        let bringing = self.bringing();
+        for owner in self.below(what.name()).iter().map(|owner| format!("{}/{owner}", what.name())) {
+            if bringing.keys().any(|(of, user)| *of == what && of.of(*user) == owner) {
                 continue;
             }
             let within = self.below(&owner).into_iter().map(|name| format!("{owner}/{name}"));
@@ -384,9 +430,9 @@ impl Cgroups {
                 if next.iter().any(|n| n == NEXT) {
                     self.drop_group(&format!("{name}/{NEXT}"));
                 }
-            } else if name == FETCH {
+            } else if let Some(what) = Brings::ALL.into_iter().find(|what| what.name() == name) {
                 // An import goes on without its agent; what is left of one is empty, or is taken away with the tree.
-                self.sweep_fetches();
+                self.sweep_bringing(what);
             } else if name != SUPERVISORS {
                 self.drop_group(&name);
             }
@@ -397,7 +443,7 @@ impl Cgroups {
     pub fn leave(&self, jobs: &[JobId], patience: Duration) {
         if jobs.is_empty() {
             // Nobody waits for what is still being fetched.
-            self.drop_group(FETCH);
+            Brings::ALL.iter().for_each(|what| self.drop_group(what.name()));
         }
         self.sweep(jobs);
         let end = Instant::now() + patience;
@@ -452,11 +498,6 @@ impl Cgroups {
         allowed.extend(self.allocated.iter().filter(|(file, _)| given(file)).map(|(_, rule)| *rule));
         DevicePolicy::AllowOnly(allowed)
     }
-}
-
-/// Name of the group of what fetches images for a user.
-fn fetches_of(user: Uid) -> String {
-    format!("{FETCH}/user_{user}")
 }
 
 /// Those that are device files, with their numbers.
@@ -519,7 +560,35 @@ mod tests {
         assert_eq!(denied(&files[..1]), [false, true]);
         assert_eq!(denied(&files), [false, false]);
         // Where nothing can be limited there is no group either.
-        assert!(cgroups.fetcher(Uid(1), "job_1", &[], &[]).unwrap().is_none());
+        assert!(cgroups.bring(&of(Brings::Fetch, 1)).unwrap().is_none());
+    }
+
+    fn of(what: Brings, user: u32) -> Bringing<'static> {
+        Bringing { what, user: Uid(user), whose: "job_1", cpus: &[], given: &[], unbounded: false }
+    }
+
+    #[test]
+    fn what_unpacks_is_bounded_beside_what_fetches_but_where_its_files_are_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let v1 = BTreeMap::from([(Controller::Cpuset, dir.path().to_path_buf())]);
+        let facts = CgroupFacts { v1, ..CgroupFacts::default() };
+        let state = Path::new("/nonexistent");
+        let cgroups = Cgroups::detect(state, &[], facts, false).unwrap();
+        let memory = |of: &Bringing<'_>| cgroups.bounds(of).map(|bounds| bounds.memory);
+        for what in Brings::ALL {
+            assert_eq!(memory(&of(what, 1)), [Some(2 << 30), Some(1 << 30)]);
+        }
+        assert_eq!(memory(&Bringing { unbounded: true, ..of(Brings::Unpack, 1) }), [None, None]);
+        let begun = Brings::ALL.map(|what| (what, cgroups.bring(&of(what, 1)).unwrap().unwrap()));
+        let tree = dir.path().join(tree_name(state));
+        let groups = ["fetch/user_1", "unpack/user_1"].map(|group| tree.join(group));
+        assert!(groups.iter().all(|group| group.is_dir()));
+        // One says nothing of the other.
+        let [(fetch, fetches), (unpack, unpacks)] = &begun;
+        cgroups.brought(*unpack, Uid(1), unpacks, Duration::ZERO).unwrap();
+        assert_eq!(groups.each_ref().map(|group| group.exists()), [true, false]);
+        cgroups.brought(*fetch, Uid(1), fetches, Duration::ZERO).unwrap();
+        assert_eq!(groups.map(|group| group.exists()), [false, false]);
     }
 
     #[test]
@@ -530,10 +599,12 @@ mod tests {
         let facts = CgroupFacts { v1, ..CgroupFacts::default() };
         let state = Path::new("/nonexistent");
         let cgroups = Cgroups::detect(state, &[], facts, false).unwrap();
-        let fetch = dir.path().join(tree_name(state)).join(FETCH);
-        let begin = |user: u32| cgroups.fetcher(Uid(user), "job_1", &[], &[]).unwrap().unwrap();
-        let end = |user: u32, group: &Cgroup| cgroups.fetched(Uid(user), group, Duration::ZERO).unwrap();
-        let has = |user: u32| cgroups.below(&fetches_of(Uid(user))).len();
+        let fetch = dir.path().join(tree_name(state)).join(Brings::Fetch.name());
+        let begin = |user: u32| cgroups.bring(&of(Brings::Fetch, user)).unwrap().unwrap();
+        let end = |user: u32, group: &Cgroup| {
+            cgroups.brought(Brings::Fetch, Uid(user), group, Duration::ZERO).unwrap();
+        };
+        let has = |user: u32| cgroups.below(&Brings::Fetch.of(Uid(user))).len();
         let (first, second, other) = (begin(1), begin(1), begin(2));
         assert_eq!((has(1), has(2)), (2, 1));
         // What an earlier agent's fetch left, of which nothing lives.

@@ -1,19 +1,20 @@
 //! Control groups of what fetches images. A fetcher runs as its user and starts what that user's settings name: podman with its own
 //! programs, and those that keep logins. It is in none of the job's groups, whose memory may be less than a fetch takes and is the tasks' own;
-//! but it has the cores and devices of its job, and no others.
+//! but it has the cores and devices of its job, and no others. What unpacks runs as the store's own identity, for the user none the less: the
+//! memory that it takes is bounded as that of what fetches is.
 
-use crate::cgroups::Cgroups;
+use crate::cgroups::{Bringing, Brings, Cgroups};
 use crate::jobs;
-use berth_images::{Confine, Confined, Error, ErrorKind};
+use berth_images::{Confine, Confined, Error, ErrorKind, in_memory};
 use berth_model::ids::Uid;
 use berth_model::launch::StepLaunch;
 use berth_runtime::cgroup::Cgroup;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long what a fetcher left may take to end.
+/// How long what is left may take to end.
 const REMOVAL: Duration = Duration::from_secs(2);
 
 /// Places of fetchers, of one job or of a user without one.
@@ -56,18 +57,62 @@ impl fmt::Debug for Fetchers {
 
 impl Confine for Fetchers {
     fn place(&self) -> berth_images::Result<Box<dyn Confined>> {
-        let made = self.cgroups.fetcher(self.user, &self.whose, &self.cpus, &self.devices);
-        let group = made.map_err(|e| {
-            let what = "control group of what fetches the image";
-            Error::new(ErrorKind::Io, what, e.to_string()).next("look at the node's control groups")
-        })?;
-        Ok(Box::new(Place { cgroups: Arc::clone(&self.cgroups), user: self.user, group }))
+        place(
+            &self.cgroups,
+            &Bringing {
+                what: Brings::Fetch,
+                user: self.user,
+                whose: &self.whose,
+                cpus: &self.cpus,
+                given: &self.devices,
+                unbounded: false,
+            },
+        )
     }
 }
 
-/// A fetcher's.
+/// Places of what unpacks images for a user.
+pub(crate) struct Unpackers {
+    cgroups: Arc<Cgroups>,
+    user: Uid,
+    /// Where the store is.
+    store: PathBuf,
+}
+
+impl Unpackers {
+    pub(crate) fn new(cgroups: &Arc<Cgroups>, user: Uid, store: &Path) -> Unpackers {
+        Unpackers { cgroups: Arc::clone(cgroups), user, store: store.to_path_buf() }
+    }
+}
+
+impl fmt::Debug for Unpackers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unpackers { cgroups: _, user, store } = self;
+        f.debug_struct("Unpackers").field("user", user).field("store", store).finish_non_exhaustive()
+    }
+}
+
+impl Confine for Unpackers {
+    fn place(&self) -> berth_images::Result<Box<dyn Confined>> {
+        // What is written there is the store's for good, and has its bound.
+        let unbounded = in_memory(&self.store).is_some();
+        let (what, user) = (Brings::Unpack, self.user);
+        place(&self.cgroups, &Bringing { what, user, whose: "image", cpus: &[], given: &[], unbounded })
+    }
+}
+
+fn place(cgroups: &Arc<Cgroups>, of: &Bringing<'_>) -> berth_images::Result<Box<dyn Confined>> {
+    let group = cgroups.bring(of).map_err(|e| {
+        let what = "control group of what brings the image";
+        Error::new(ErrorKind::Io, what, e.to_string()).next("look at the node's control groups")
+    })?;
+    Ok(Box::new(Place { cgroups: Arc::clone(cgroups), what: of.what, user: of.user, group }))
+}
+
+/// That of one process, with what it starts.
 struct Place {
     cgroups: Arc<Cgroups>,
+    what: Brings,
     user: Uid,
     /// `None` where nothing can be limited.
     group: Option<Cgroup>,
@@ -77,15 +122,19 @@ impl Confined for Place {
     fn lists(&self) -> Vec<PathBuf> {
         self.group.as_ref().map(Cgroup::lists).unwrap_or_default()
     }
+
+    fn ran_out(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.usage().oom_kills.is_some_and(|kills| kills > 0))
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(group) = &self.group
-            && let Err(e) = self.cgroups.fetched(self.user, group, REMOVAL)
+            && let Err(e) = self.cgroups.brought(self.what, self.user, group, REMOVAL)
         {
             // The next agent takes it away.
-            tracing::warn!("{e}; processes that a fetch left: {:?}", group.processes());
+            tracing::warn!("{e}; processes that were left: {:?}", group.processes());
         }
     }
 }

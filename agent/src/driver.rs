@@ -19,6 +19,7 @@ use crate::link::LinkEvent;
 use crate::paths::Paths;
 use crate::pmix::Pmix;
 use crate::registry::Registry;
+use crate::room::Needs;
 use crate::standby::{Slots, Standby};
 use crate::stuck::{self, Fetching};
 use crate::threads;
@@ -47,10 +48,10 @@ use std::collections::BTreeMap;
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long an agent that stops waits for what is being removed.
@@ -74,8 +75,8 @@ pub enum Input {
     Image(StepKey, Box<Result<Ready, String>>, Option<Fetched>),
     /// A step's image is not waited for any more, and why.
     ImageHangs(StepKey, String, Option<Fetched>),
-    /// Which of these images do jobs need? No answer where nobody can say it.
-    AskNeeded(Vec<String>, oneshot::Sender<Option<Vec<String>>>),
+    /// Which of these images do jobs need? It hears of it for as long as it is there.
+    AskNeeded(Vec<String>, Arc<Needs>),
     /// Something to tell the controller about images that travel between nodes.
     Peers(FromPeers),
     /// The prolog of a run ended.
@@ -176,7 +177,7 @@ pub struct Driver {
     /// The check of the node's health that runs, if one does: it ends when its pipe is dropped.
     checking: Option<PipeWriter>,
     /// Who waits to hear which images jobs need, by the number of the question.
-    asking: BTreeMap<u64, oneshot::Sender<Option<Vec<String>>>>,
+    asking: BTreeMap<u64, Weak<Needs>>,
     asked: u64,
     /// The configuration that the controller has, until it is looked at.
     wanted: Option<Box<Understood>>,
@@ -306,9 +307,10 @@ impl Driver {
                     self.feed(AgentEvent::Image { key, event: ImageEvent::Failed(why, fetched) });
                 }
             }
-            Input::AskNeeded(digests, answer) => {
+            Input::AskNeeded(digests, needs) => {
                 self.asked += 1;
-                self.asking.insert(self.asked, answer);
+                self.asking.retain(|_, needs| needs.strong_count() > 0);
+                self.asking.insert(self.asked, Arc::downgrade(&needs));
                 self.feed(AgentEvent::AskNeeded { ask: self.asked, digests });
             }
             Input::Peers(said) => self.feed(AgentEvent::Peers(said)),
@@ -415,9 +417,9 @@ impl Driver {
             AgentEffect::Peers(said) => self.node.images.peers().hear(said),
             AgentEffect::Registered => self.node.images.peers().registered(),
             AgentEffect::ImagesNeeded { ask, digests } => {
-                if let Some(answer) = self.asking.remove(&ask) {
-                    // Who does not wait any more asks again.
-                    let _ = answer.send(digests);
+                // Who does not wait any more asks again.
+                if let Some(needs) = self.asking.get(&ask).and_then(Weak::upgrade) {
+                    needs.say(digests);
                 }
             }
             AgentEffect::Spawn { key, launch, timers, pull } => {

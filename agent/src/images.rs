@@ -9,6 +9,7 @@ pub(crate) use whom::{For, Placing};
 
 use crate::admission;
 use crate::cgroups::Cgroups;
+use crate::confine::Unpackers;
 use crate::enter::Entered;
 use crate::imports::{Imports, Place, Wish};
 use crate::kept::{Claim, KeptContainers};
@@ -25,6 +26,7 @@ use berth_images::{
     open_source_through,
 };
 use berth_model::ByteStr;
+use berth_model::admission::Asked;
 use berth_model::config::{ImagesConfig, LayerForm as ConfigForm, MirrorConfig};
 use berth_model::ids::Uid;
 use berth_model::launch::StepLaunch;
@@ -358,7 +360,7 @@ impl Images {
 
     /// Whether the step may run in the node's own filesystem.
     pub(crate) fn host_is_admitted(&self, launch: &StepLaunch) -> Result<(), String> {
-        self.config.admits("", &ResolvedImage::Host, launch.job.account.as_deref())
+        self.config.admits("", &ResolvedImage::Host, Asked::Job(launch.job.account.as_deref()))
     }
 
     /// Fetches the image of a job that may start here soon, until `stop` is set; never where other images would have to go.
@@ -408,7 +410,8 @@ impl Images {
         stop: &Arc<AtomicBool>,
     ) -> Result<(Fetched, Vec<String>), String> {
         let directory = user.home.as_path();
-        let of = For { step: None, here: None, user, env: &[], directory, account: None, placing: None };
+        let asked = Asked::Pull;
+        let of = For { step: None, here: None, user, env: &[], directory, asked, placing: None };
         let pull = Pull { of, login: None, pulling, stop, ahead: false };
         let ready = self.make_present(&pull, image)?;
         let fetched = pulling.fetched().ok_or("it is used where it is: there is nothing to fetch")?;
@@ -439,6 +442,7 @@ impl Images {
             quota: self.program.as_ref().and_then(|_| self.config.quota_of(&of.user.user, of.user.uid.0)),
             confine: self.program.as_ref().map(|_| self.fetchers(of)),
             forms: self.forms_travel(),
+            unpack_in: self.program.as_ref().map(|_| self.unpackers(of)),
             ..helpers(program, &self.registries, of, self.program.is_some())
         });
         let credentials = match login {
@@ -459,7 +463,7 @@ impl Images {
         let resolved = match &wanted.resolved {
             Some(resolved) => resolved.clone(),
             None => {
-                admission::admit_named(&self.config, &wanted.typed, of.account)?;
+                admission::admit_named(&self.config, &wanted.typed, of.asked)?;
                 pulling.state().wanted = true;
                 let naming = Naming { images: self, pull };
                 let asks = For { placing: Some(&naming), ..of };
@@ -473,11 +477,11 @@ impl Images {
                 }
             }
         };
-        let (account, through) = (of.account, admission::through(&self.config));
+        let through = admission::through(&self.config);
         let open =
             |image: &ResolvedManifest| open_source_through(image, &self.registries, &credentials, through);
         let came_by_name = wanted.resolved.is_none();
-        admission::admit(&self.config, &wanted.typed, &resolved, account, helpers.as_ref())?;
+        admission::admit(&self.config, &wanted.typed, &resolved, of.asked, helpers.as_ref())?;
         let name = wanted.typed.parse::<Reference>().ok().map(|r| r.to_string());
         let notes = Unsigned::default();
         let Some(manifest) = pinned(&resolved, name).map_err(|e| e.to_string())? else {
@@ -668,6 +672,11 @@ impl Images {
     /// Where what fetches the image runs.
     fn fetchers(&self, of: For<'_>) -> Arc<dyn Confine> {
         Arc::new(of.fetchers(&self.cgroups))
+    }
+
+    /// Where what unpacks the image runs.
+    fn unpackers(&self, of: For<'_>) -> Arc<dyn Confine> {
+        Arc::new(Unpackers::new(&self.cgroups, of.user.uid, &self.root))
     }
 
     /// Waits until one more may be brought; of `image`, where it is known which. `waits` is called where that takes a while.

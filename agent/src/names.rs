@@ -65,7 +65,7 @@ impl Images {
         let image = launch.container.as_ref().map(|container| &container.image);
         let typed = image.map(|image| image.typed.as_str()).unwrap_or_default();
         let of = of_others(launch);
-        admission::admit_named(self.rules(), typed, of.account)?;
+        admission::admit_named(self.rules(), typed, of.asked)?;
         let reference: Reference = typed.parse().map_err(|e: berth_images::Error| e.to_string())?;
         if !matches!(reference, Reference::Registry(_)) {
             return Err(format!("{typed} is no image of a registry, and gateways are asked for these alone"));

@@ -1,5 +1,6 @@
 //! Keeps room in the node's image store: what was not used for longest goes before the disk is full, or when it is, and what
-//! its users gave back; never what a job, a kept container or a pull needs. What jobs need the controller says, each time: without it nothing goes.
+//! its users gave back; never what a job, a kept container or a pull needs. What jobs need the controller says, each time, and what comes
+//! to be needed while images go: without it nothing goes.
 
 use crate::driver::Input;
 use crate::images::Images;
@@ -12,7 +13,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// How often it is looked whether there is room.
 const EVERY: Duration = Duration::from_secs(300);
@@ -173,6 +174,49 @@ pub(crate) fn named_images(state: &Path) -> Result<Vec<Digest>, String> {
     Ok(digests)
 }
 
+/// What the controller says that jobs need of the images that it was asked about, while some of them may go.
+#[derive(Default)]
+pub struct Needs {
+    said: Mutex<Said>,
+    heard: Notify,
+}
+
+#[derive(Default)]
+struct Said {
+    digests: BTreeSet<String>,
+    /// Nobody can say it, or say any more what comes to be needed.
+    unknown: bool,
+}
+
+impl Needs {
+    /// The answer, or what came to be needed after it; nothing where nobody can say it.
+    pub fn say(&self, digests: Option<Vec<String>>) {
+        {
+            let mut said = self.said();
+            said.unknown |= digests.is_none();
+            said.digests.extend(digests.into_iter().flatten());
+        }
+        self.heard.notify_one();
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the answer: those that jobs need, where somebody can say it.
+    async fn answer(&self) -> Option<BTreeSet<String>> {
+        self.heard.notified().await;
+        let said = self.said();
+        (!said.unknown).then(|| said.digests.clone())
+    }
+
+    /// Whether a job needs it now, or may.
+    fn has(&self, digest: &Digest) -> bool {
+        let said = self.said();
+        said.unknown || said.digests.contains(&digest.to_string())
+    }
+}
+
 /// Keeps room, until the agent ends.
 pub async fn keep(
     images: Arc<Images>,
@@ -239,16 +283,18 @@ async fn make(
     let (of, by) = (Arc::clone(images), rules.clone());
     let held = tokio::task::spawn_blocking(move || of.held(&by, wanted));
     let Some(held) = held.await.map_err(|e| e.to_string())?? else { return Ok(None) };
-    let (answer, said) = oneshot::channel();
+    let needs = Arc::new(Needs::default());
     let digests = held.images.iter().map(Digest::to_string).collect();
-    let _ = inputs.send(Input::AskNeeded(digests, answer));
-    let needed = match tokio::time::timeout(ANSWER, said).await {
-        Ok(Ok(Some(needed))) => needed,
-        _ => return Err("the controller does not say what jobs need".into()),
+    let _ = inputs.send(Input::AskNeeded(digests, Arc::clone(&needs)));
+    let Ok(Some(needed)) = tokio::time::timeout(ANSWER, needs.answer()).await else {
+        return Err("the controller does not say what jobs need".into());
     };
     let (of, by) = (Arc::clone(images), rules.clone());
-    let made = tokio::task::spawn_blocking(move || of.make_room(&by, wanted, &held, &needed));
-    made.await.map_err(|e| e.to_string())?
+    let made = tokio::task::spawn_blocking(move || of.make_room(&by, wanted, &held, (&needed, &*needs)));
+    let made = made.await.map_err(|e| e.to_string());
+    // Nothing goes any more: nobody has to be told what comes to be needed.
+    let _ = inputs.send(Input::AskNeeded(Vec::new(), Arc::default()));
+    made?
 }
 
 fn tell(made: &Collected) {
@@ -276,13 +322,13 @@ impl Images {
         Ok((short || !released.is_empty()).then_some(Held { images, released, short }))
     }
 
-    /// As [`Store::make_room`], with what jobs need, and what else on the node does. What was given back goes first.
+    /// As [`Store::make_room_but`], with what jobs need and come to need, and what else on the node does. What was given back goes first.
     fn make_room(
         &self,
         rules: &RoomRules,
         wanted: Wanted,
         held: &Held,
-        needed: &[String],
+        (needed, needs): (&BTreeSet<String>, &Needs),
     ) -> Result<Option<Collected>, String> {
         let mut all: BTreeSet<Digest> = needed.iter().filter_map(|digest| digest.parse().ok()).collect();
         all.extend(self.kept_images()?);
@@ -293,13 +339,15 @@ impl Images {
         // array, may wait for it. Listed after the pulls: what is no pull any more is on the list.
         let listed = store.list().map_err(text)?.into_iter().map(|image| image.digest);
         all.extend(listed.filter(|digest| !held.images.contains(digest)));
-        let removed = store.drop_released(&held.released, &all).map_err(text)?;
+        let released: Vec<Digest> =
+            held.released.iter().filter(|digest| !needs.has(digest)).cloned().collect();
+        let removed = store.drop_released(&released, &all).map_err(text)?;
         if removed.layers > 0 {
             let (images, bytes) = (removed.images.len(), removed.bytes);
             tracing::info!("{images} images that were given back, {bytes} bytes, were removed");
         }
         match held.short {
-            true => store.make_room(rules, wanted, &all).map_err(text),
+            true => store.make_room_but(rules, wanted, &all, &|digest| needs.has(digest)).map_err(text),
             false => Ok(None),
         }
     }
@@ -328,6 +376,24 @@ mod tests {
         assert!(later(159) && room.pulls().contains_key(&digest));
         drop(second);
         assert!(!later(159) && room.pulls().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_comes_to_be_needed_after_the_answer_stays_too() {
+        let digest = |n: u32| -> Digest { format!("sha256:{n:064x}").parse().unwrap() };
+        let needs = Needs::default();
+        let has = |needs: &Needs| [1, 2, 3].map(|n| needs.has(&digest(n)));
+        needs.say(Some(vec![digest(1).to_string()]));
+        assert_eq!(needs.answer().await, Some(BTreeSet::from([digest(1).to_string()])));
+        assert_eq!(has(&needs), [true, false, false]);
+        needs.say(Some(vec![digest(2).to_string()]));
+        assert_eq!(has(&needs), [true, true, false]);
+        // Who would say it is gone.
+        needs.say(None);
+        assert_eq!(has(&needs), [true; 3]);
+        let nobody = Needs::default();
+        nobody.say(None);
+        assert_eq!(nobody.answer().await, None);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 const ABSENT: [(&str, &str); 3] = [
     (
         "sacctmgr",
-        "accounts are in no database: anybody submits under any (--account), coordinators are named in [[account]] of berth.toml and put \
-         in force by 'scontrol reconfigure', and 'sacct -A NAME' has the records",
+        "accounts are in no database: anybody submits under any (--account), but under those for which [[account]] of berth.toml names \
+         users these alone; coordinators are named there, too, 'scontrol reconfigure' puts it in force, and 'sacct -A NAME' has the \
+         records",
     ),
     (
         "sreport",

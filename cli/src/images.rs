@@ -12,6 +12,7 @@ use berth_images::{
     ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, Through,
     look_for_signature, open_source, resolve,
 };
+use berth_model::admission::Asked;
 use berth_model::config::ImagesConfig;
 use berth_model::login::{Login, SealedLogin};
 use berth_model::member::MemberRole;
@@ -34,7 +35,7 @@ pub struct Resolver;
 
 impl ImageResolver for Resolver {
     fn admits(&self, typed: &str, rules: &ImagesConfig, account: Option<&str>) -> Result<(), String> {
-        admission::admit_named(rules, typed, account)
+        admission::admit_named(rules, typed, Asked::Job(account))
     }
 
     fn resolve(
@@ -184,9 +185,9 @@ fn rules_of_store(dir: &StateDir) -> Result<Option<ImagesConfig>, Failure> {
     }
 }
 
-/// No account is asked about: rules for some hold where a job names it.
+/// No job is asked about, so no rule that is about some jobs.
 fn admitted(rules: &ImagesConfig, image: &str) -> Result<(), Failure> {
-    let judged = admission::admit_named(rules, image, None);
+    let judged = admission::admit_named(rules, image, Asked::Pull);
     judged.map_err(|why| Failure::new(Kind::Refused(RefusalCode::Denied), why))
 }
 
@@ -406,6 +407,7 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         forms: false,
         stop: None,
         confine: None,
+        unpack_in: None,
     }))
 }
 

@@ -106,6 +106,8 @@ pub struct Helpers {
     pub stop: Option<Arc<AtomicBool>>,
     /// Where fetchers run, which start what their users' settings name; `None` where this process does.
     pub confine: Option<Arc<dyn Confine>>,
+    /// Where unpackers run, each of which has memory of its own for what it unpacks; `None` where this process does.
+    pub unpack_in: Option<Arc<dyn Confine>>,
 }
 
 /// One line of the unpacker's report.
@@ -285,8 +287,11 @@ impl Helpers {
         };
         let (read, write, input, output) =
             pair().map_err(|e: std::io::Error| Error::io("helper process", e))?;
+        // Dropped after the unpacker has ended.
+        let place = placed(self.unpack_in.as_ref())?;
         let mut unpacker = self.unpacker(store, &described, uid, work)?;
         unpacker.args(["--peers", "yes"]);
+        run_in(&mut unpacker, place.as_deref());
         let unpacker = unpacker.stdin(OwnedFd::from(input)).stdout(OwnedFd::from(output));
         let mut unpacker = Running::start(unpacker.stderr(Stdio::piped()))?;
         let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
@@ -300,7 +305,7 @@ impl Helpers {
             drop(unpacker);
             // Whoever serves it sees its end.
             let _ = write.shutdown(std::net::Shutdown::Both);
-            done.map(drop)
+            done.map(drop).map_err(|e| ran_out(e, place.as_deref()))
         })
     }
 
@@ -350,8 +355,8 @@ impl Helpers {
     ) -> Result<Option<SeenFile>> {
         let json = |e: serde_json::Error| start_failed(&e.to_string());
         let described = serde_json::to_string(image).map_err(json)?;
-        // Dropped after the fetcher has ended.
-        let place = self.place()?;
+        // Dropped after fetcher and unpacker have ended.
+        let (place, unpacks) = (self.place()?, placed(self.unpack_in.as_ref())?);
         let mut fetcher = Command::new(&self.program);
         fetcher.args(&self.fetch).args(["--image", &described, "--registries", &self.described()?]);
         self.straight(&mut fetcher);
@@ -366,10 +371,12 @@ impl Helpers {
         };
         self.send_login(&mut to_fetcher)?;
         let mut unpacker = self.unpacker(store, &described, uid, work)?;
+        run_in(&mut unpacker, unpacks.as_deref());
         let mut unpacker =
             Running::start(unpacker.stdin(from_fetcher).stdout(to_fetcher).stderr(Stdio::piped()))?;
         let Some(report) = unpacker.0.stderr.take() else { return Err(start_failed("its pipe is missing")) };
-        follow(Said { pipe: report, stop: self.stop.as_deref() }, progress)
+        let said = Said { pipe: report, stop: self.stop.as_deref() };
+        follow(said, progress).map_err(|e| ran_out(e, unpacks.as_deref()))
     }
 
     /// The process that makes the image present, without its streams.
@@ -485,7 +492,7 @@ impl Helpers {
 
     /// Where the next fetcher runs.
     fn place(&self) -> Result<Option<Box<dyn Confined>>> {
-        self.confine.as_ref().map(|confine| confine.place()).transpose()
+        placed(self.confine.as_ref())
     }
 
     fn straight(&self, fetcher: &mut Command) {
@@ -600,6 +607,19 @@ fn run_as(command: &mut Command, identity: Option<&RunAs>) {
         let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
         command.arg("--as").arg(format!("{uid}:{gid}:{}", groups.join(",")));
     }
+}
+
+fn placed(confine: Option<&Arc<dyn Confine>>) -> Result<Option<Box<dyn Confined>>> {
+    confine.map(|confine| confine.place()).transpose()
+}
+
+/// Why an unpacker ended without a word, where it took more memory than it may have.
+fn ran_out(error: Error, place: Option<&dyn Confined>) -> Error {
+    if error.kind() != ErrorKind::Unreachable || !place.is_some_and(Confined::ran_out) {
+        return error;
+    }
+    Error::new(ErrorKind::Refused, "unpacking process", "it took more memory than what unpacks an image may have")
+        .next("try again when fewer of your images are fetched here; if it stays so, build the image with smaller layers")
 }
 
 fn run_in(command: &mut Command, place: Option<&dyn Confined>) {

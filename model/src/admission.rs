@@ -16,12 +16,24 @@ pub const DOCKER: &str = "docker-daemon:";
 /// Most places of a list that a refusal repeats.
 const MOST_TOLD: usize = 8;
 
-/// `[[images.rule]]`: what holds for jobs of some accounts, beside what holds for all.
+/// For what an image is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked<'a> {
+    /// A job of this account, or of none.
+    Job(Option<&'a str>),
+    /// No job: rules about jobs are not about it.
+    Pull,
+}
+
+/// `[[images.rule]]`: what holds for jobs of some accounts, or for those of all others, beside what holds for all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageRule {
     /// Accounts as jobs name them (`--account`); upper and lower case are the same.
     pub accounts: Vec<String>,
+    /// It is about all jobs that no rule with accounts is about, those without an account among them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub otherwise: bool,
     /// As [`ImagesConfig::allow`].
     #[serde(deserialize_with = "places", skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
@@ -116,26 +128,29 @@ impl ImagesConfig {
         !self.allow.is_empty() || !self.deny.is_empty() || !self.rules.is_empty()
     }
 
-    /// Whether jobs of this account may run what comes from `place`, as [`ResolvedImage::place`] gives it. `named`: as
-    /// people know it.
+    /// Whether what comes from `place`, as [`ResolvedImage::place`] gives it, may be had for this. `named`: as people know it.
     ///
     /// # Errors
-    /// They may not: which image, by which rule, and what to do.
-    pub fn admits_place(&self, named: &str, place: &str, account: Option<&str>) -> Result<(), String> {
+    /// It may not: which image, by which rule, and what to do.
+    pub fn admits_place(&self, named: &str, place: &str, asked: Asked<'_>) -> Result<(), String> {
         let cluster = Lists { key: "images".into(), allow: &self.allow, deny: &self.deny };
         let names = |rule: &ImageRule| {
-            account.is_some_and(|account| rule.accounts.iter().any(|a| a.eq_ignore_ascii_case(account)))
+            let Asked::Job(Some(account)) = asked else { return false };
+            rule.accounts.iter().any(|a| a.eq_ignore_ascii_case(account))
         };
-        let of_account = self.rules.iter().enumerate().filter(|(_, rule)| names(rule)).map(|(at, rule)| {
+        let otherwise = matches!(asked, Asked::Job(_)) && !self.rules.iter().any(names);
+        let of_job = self.rules.iter().enumerate();
+        let of_job = of_job.filter(|(_, rule)| names(rule) || (rule.otherwise && otherwise));
+        let of_job = of_job.map(|(at, rule)| {
             let key = format!("images.rule[{}]", at + 1);
             Lists { key, allow: &rule.allow, deny: &rule.deny }
         });
-        let refusal = std::iter::once(cluster).chain(of_account).find_map(|lists| {
+        let refusal = std::iter::once(cluster).chain(of_job).find_map(|lists| {
             let why = lists.refusal(place)?;
-            Some(if lists.key == "images" {
-                why
-            } else {
-                format!("{why}, for account {}", account.unwrap_or(""))
+            Some(match asked {
+                _ if lists.key == "images" => why,
+                Asked::Job(Some(account)) => format!("{why}, for account {account}"),
+                Asked::Job(None) | Asked::Pull => format!("{why}, for jobs without an account"),
             })
         });
         let Some(why) = refusal else { return Ok(()) };
@@ -154,12 +169,12 @@ impl ImagesConfig {
     ///
     /// # Errors
     /// As there; or it cannot be said where the image comes from.
-    pub fn admits(&self, named: &str, image: &ResolvedImage, account: Option<&str>) -> Result<(), String> {
+    pub fn admits(&self, named: &str, image: &ResolvedImage, asked: Asked<'_>) -> Result<(), String> {
         if !self.judges_images() {
             return Ok(());
         }
         match image.place().map_err(|why| format!("image {named}: {why}"))? {
-            Some(place) => self.admits_place(named, &place, account),
+            Some(place) => self.admits_place(named, &place, asked),
             None => Ok(()),
         }
     }
@@ -169,10 +184,18 @@ impl ImagesConfig {
         check_lists("images", &self.allow, &self.deny, add);
         for (at, rule) in self.rules.iter().enumerate() {
             let key = format!("images.rule[{}]", at + 1);
-            if rule.accounts.is_empty() {
+            if rule.accounts.is_empty() && !rule.otherwise {
                 add(
                     format!("{key}.accounts"),
-                    "there is none; name accounts, or write the lists into [images] for all jobs".into(),
+                    "there is none; name accounts, write otherwise = true for the jobs of all others, or write the lists into [images] \
+                     for all jobs"
+                        .into(),
+                );
+            }
+            if rule.otherwise && !rule.accounts.is_empty() {
+                add(
+                    format!("{key}.otherwise"),
+                    "it is about accounts that no rule names, and names some; make it two rules".into(),
                 );
             }
             for account in rule.accounts.iter().filter(|a| a.trim() != a.as_str() || a.is_empty()) {
@@ -260,7 +283,7 @@ mod tests {
     }
 
     fn admitted(config: &ImagesConfig, source: &str) -> bool {
-        config.admits("x", &image(source), None).is_ok()
+        config.admits("x", &image(source), Asked::Job(None)).is_ok()
     }
 
     #[test]
@@ -294,13 +317,14 @@ mod tests {
         ] {
             assert_eq!(admitted(&config, source), is, "{source}");
         }
-        assert!(config.admits("host:", &ResolvedImage::Host, None).is_ok());
-        assert!(config.admits("box", &ResolvedImage::Kept, None).is_ok());
+        let judged = |image: &ResolvedImage| config.admits("x", image, Asked::Job(None));
+        assert!(judged(&ResolvedImage::Host).is_ok());
+        assert!(judged(&ResolvedImage::Kept).is_ok());
         let root = |path: &[u8]| ResolvedImage::RootDir { path: ByteStr(path.to_vec()) };
-        assert!(config.admits("r", &root(b"/shared/images/root"), None).is_ok());
-        assert!(config.admits("r", &root(b"/home/root"), None).is_err());
-        assert!(config.admits("r", &root(b"/shared/images/\xff"), None).is_err());
-        assert!(config.admits("r", &root(b"shared/images"), None).is_err());
+        assert!(judged(&root(b"/shared/images/root")).is_ok());
+        assert!(judged(&root(b"/home/root")).is_err());
+        assert!(judged(&root(b"/shared/images/\xff")).is_err());
+        assert!(judged(&root(b"shared/images")).is_err());
     }
 
     #[test]
@@ -320,7 +344,7 @@ mod tests {
         ] {
             assert_eq!(admitted(&config, source), is, "{source}");
         }
-        let why = config.admits("host:", &ResolvedImage::Host, None).unwrap_err();
+        let why = config.admits("host:", &ResolvedImage::Host, Asked::Job(None)).unwrap_err();
         assert!(why.contains("images.deny names host:") && why.contains("--container-image"), "{why}");
     }
 
@@ -358,6 +382,7 @@ mod tests {
             accounts: list(accounts),
             allow: list(allow),
             deny: list(deny),
+            ..ImageRule::default()
         };
         let config = ImagesConfig {
             deny: list(&["evil.org"]),
@@ -378,15 +403,51 @@ mod tests {
             (Some("physics"), "docker://ghcr.io/new/x", true),
             (Some("bio"), "docker://evil.org/x", false),
         ] {
-            assert_eq!(config.admits("x", &image(source), account).is_ok(), is, "{account:?} {source}");
+            let judged = config.admits("x", &image(source), Asked::Job(account));
+            assert_eq!(judged.is_ok(), is, "{account:?} {source}");
         }
-        let why = config.admits("quay.io/x:1", &image("docker://quay.io/x"), Some("bio")).unwrap_err();
+        let bio = Asked::Job(Some("bio"));
+        let why = config.admits("quay.io/x:1", &image("docker://quay.io/x"), bio).unwrap_err();
         for says in ["image quay.io/x:1 may", "images.rule[1].allow names only ghcr.io, evil.org", "bio"] {
             assert!(why.contains(says), "{why}");
         }
         // Where the name does not say it.
-        let why = config.admits("box", &image("docker://quay.io/x"), Some("bio")).unwrap_err();
+        let why = config.admits("box", &image("docker://quay.io/x"), bio).unwrap_err();
         assert!(why.contains("image box (from quay.io/x) may"), "{why}");
+    }
+
+    #[test]
+    fn a_rule_for_all_others_holds_for_jobs_that_name_no_account_or_one_of_no_rule() {
+        let rule = |accounts: &[&str], allow: &[&str]| ImageRule {
+            accounts: list(accounts),
+            otherwise: accounts.is_empty(),
+            allow: list(allow),
+            ..ImageRule::default()
+        };
+        let config = ImagesConfig {
+            rules: vec![rule(&[], &["docker.io/library"]), rule(&["physics"], &["ghcr.io/team"])],
+            ..ImagesConfig::default()
+        };
+        let (base, team) = ("docker://docker.io/library/debian", "docker://ghcr.io/team/app");
+        for (account, admitted) in [
+            (None, [true, false]),
+            (Some("chem"), [true, false]),
+            (Some(""), [true, false]),
+            (Some("Physics"), [false, true]),
+        ] {
+            let judged = [base, team].map(|source| config.admits("x", &image(source), Asked::Job(account)));
+            assert_eq!(judged.map(|judged| judged.is_ok()), admitted, "{account:?}");
+        }
+        let why = config.admits("x", &image(team), Asked::Job(None)).unwrap_err();
+        assert!(
+            why.contains("images.rule[1].allow names only docker.io/library, for jobs without an account"),
+            "{why}"
+        );
+        // What is fetched for no job is under the lists for all alone.
+        assert_eq!(config.admits("x", &image(team), Asked::Pull), Ok(()));
+        // Versions that know of no such rule are told of one only where there is one: they take no jobs then.
+        let told: Vec<String> = config.rules.iter().map(|r| serde_json::to_string(r).unwrap()).collect();
+        assert_eq!(told.iter().filter(|told| told.contains("otherwise")).count(), 1, "{told:?}");
     }
 
     #[test]
@@ -398,6 +459,13 @@ mod tests {
         config.rules =
             vec![ImageRule { accounts: list(&[" x"]), ..ImageRule::default() }, ImageRule::default()];
         config.rules[1].deny = list(&["/home/../x"]);
+        config.rules.push(ImageRule {
+            accounts: list(&["x"]),
+            otherwise: true,
+            deny: list(&["a.io"]),
+            ..ImageRule::default()
+        });
+        config.rules.push(ImageRule { otherwise: true, deny: list(&["a.io"]), ..ImageRule::default() });
         let mut keys = Vec::new();
         config.check_rules(&mut |key, _| keys.push(key));
         let short: Vec<&str> = keys.iter().map(|key| key.trim_start_matches("images")).collect();
@@ -412,6 +480,7 @@ mod tests {
             ".rule[1]",
             ".rule[2].accounts",
             ".rule[2].deny",
+            ".rule[3].otherwise",
         ];
         assert_eq!(short, wanted);
         let paths: Vec<(String, &str)> = config.ruled_paths().collect();

@@ -211,17 +211,21 @@ impl Config {
                     format!("account '{name}' is there twice, capitals apart; keep one"),
                 );
             }
-            if account.coordinators.is_empty() {
+            if account.coordinators.is_empty() && account.users.is_empty() {
                 out.add(
                     format!("{key}.coordinators"),
-                    "there is none, so the table says nothing; name users, or remove it",
+                    "there is none, and no users, so the table says nothing; name users, or remove it",
                 );
             }
-            for user in account.coordinators.iter().filter(|user| !is_user(user)) {
-                out.add(
-                    format!("{key}.coordinators"),
-                    format!("'{user}' is not a user's name: name users one by one, groups are not looked up"),
-                );
+            for (list, users) in [("coordinators", &account.coordinators), ("users", &account.users)] {
+                for user in users.iter().filter(|user| !is_user(user)) {
+                    out.add(
+                        format!("{key}.{list}"),
+                        format!(
+                            "'{user}' is not a user's name: name users one by one, groups are not looked up"
+                        ),
+                    );
+                }
             }
         }
     }
@@ -411,7 +415,11 @@ mod tests {
         let config = Config {
             administrators: vec!["alice".into(), "DOMAIN\\bob".into()],
             operators: vec!["carol".into(), "alice".into()],
-            accounts: vec![account("physics", &["ann"]), account("bio", &["ann", "DOMAIN\\bob"])],
+            accounts: vec![
+                account("physics", &["ann"]),
+                account("bio", &["ann", "DOMAIN\\bob"]),
+                AccountConfig { users: vec!["dan".into()], ..account("chem", &[]) },
+            ],
             partitions: vec![
                 PartitionConfig {
                     name: "debug".into(),
@@ -439,7 +447,7 @@ mod tests {
 
     fn account(name: &str, coordinators: &[&str]) -> AccountConfig {
         let coordinators = coordinators.iter().map(|user| (*user).to_string()).collect();
-        AccountConfig { name: name.into(), coordinators }
+        AccountConfig { name: name.into(), coordinators, ..AccountConfig::default() }
     }
 
     fn mirror(registry: &str, urls: &[&str]) -> MirrorConfig {
@@ -484,6 +492,7 @@ mod tests {
                 account("Physics", &["ann", "a b"]),
                 account("", &["ann"]),
                 account(" x", &["ann"]),
+                AccountConfig { users: vec!["@staff".into()], ..account("bio", &[]) },
             ],
             container: crate::config::ContainerConfig {
                 hooks_dirs: vec!["hooks.d".into(), "/etc/berth/hooks.d".into()],
@@ -580,6 +589,7 @@ mod tests {
                 "account[2].coordinators",
                 "account[3].name",
                 "account[4].name",
+                "account[5].users",
                 "partition[1].nodes",
                 "partition[2].name",
                 "partition[2].nodes",

@@ -6,7 +6,7 @@ use crate::gpus::GpusConfig;
 use crate::programs::ProgramsConfig;
 use crate::quota::QuotaConfig;
 use crate::signature::{SignaturePolicy, SignatureRule};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 mod told;
 
@@ -383,6 +383,27 @@ pub struct AccountConfig {
     pub name: String,
     /// Users who may act on the jobs of others that are submitted under it, by name.
     pub coordinators: Vec<String>,
+    /// Users who may submit under it, by name, where not everybody may; its coordinators may, too.
+    #[serde(deserialize_with = "users", skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<String>,
+}
+
+/// A list that is written down and empty could be meant as "nobody" and as "everybody".
+fn users<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let list = Vec::deserialize(from)?;
+    if list.is_empty() {
+        return Err(serde::de::Error::custom(
+            "the list is empty: name the users who may submit under the account, or leave it out",
+        ));
+    }
+    Ok(list)
+}
+
+impl AccountConfig {
+    /// Whether a user of this name may submit under it.
+    pub fn takes(&self, user: &str) -> bool {
+        self.users.is_empty() || self.users.iter().chain(&self.coordinators).any(|own| own == user)
+    }
 }
 
 /// `[[partition]]`.

@@ -133,7 +133,8 @@ pub enum FromAgent {
         /// Program, exit and last line.
         why: String,
     },
-    /// Images in the node's store, before some are removed for lack of room: which of them do jobs need?
+    /// Images in the node's store, before some are removed for lack of room: which of them do jobs need? Those that no job needs may be
+    /// going from then on, until the node asks again, be it about none.
     ImagesHeld {
         /// Registration that this belongs to.
         session: Session,
@@ -233,7 +234,8 @@ pub enum ToAgent {
         /// Why.
         cause: EndCause,
     },
-    /// Answer to `ImagesHeld`: those that jobs which wait or run need. It says how things are when it is sent.
+    /// Answer to `ImagesHeld`: those that jobs which wait or run need. It says how things are when it is sent; what comes to be needed
+    /// of the others, which may be going, is told in the same way later.
     ImagesNeeded {
         /// Number of the question.
         ask: u64,

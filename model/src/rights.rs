@@ -91,6 +91,7 @@ mod tests {
         let account = |name: &str, coordinators: &[&str]| AccountConfig {
             name: name.into(),
             coordinators: coordinators.iter().map(|user| (*user).into()).collect(),
+            ..AccountConfig::default()
         };
         let config = Config {
             administrators: vec!["root2".into(), "both".into()],

@@ -245,3 +245,28 @@ pub enum NextState {
     /// Down.
     Down,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scripts split what `squeue` prints into its columns, and Slurm's reasons have no space.
+    #[test]
+    fn every_reason_is_one_word() {
+        use Reason::{GpusIdle, ImagePull, LaunchFailed, None, RaisedSignal, ReqNodeNotAvail, Resources};
+        let unavailable = ReqNodeNotAvail("n[1-4,7]".into());
+        for (reason, word) in [
+            (ImagePull(Some(63)), "ImagePull_63%"),
+            (ImagePull(Option::None), "ImagePull"),
+            (unavailable, "ReqNodeNotAvail,_UnavailableNodes:n[1-4,7]"),
+            (LaunchFailed("no such image".into()), "JobLaunchFailure"),
+            (RaisedSignal(9), "RaisedSignal:9"),
+            (GpusIdle, "GpusIdle"),
+            (Resources, "Resources"),
+            (None, "None"),
+        ] {
+            assert_eq!(reason.to_string(), word);
+            assert!(!word.contains(char::is_whitespace), "{word}");
+        }
+    }
+}

@@ -272,6 +272,30 @@ each_user! {
         assert!(!out.contains("ran") && out.contains("host:") && out.contains("images.rule[1]"), "{out}");
     }
 
+    fn a_rule_for_all_others_is_not_passed_by_who_names_no_account(who) {
+        let registry = Registry::open();
+        let (host, layout) = (registry.host(), images::busybox());
+        let base = registry.push(&layout, "base/app:1", &[]);
+        let team = registry.push(&layout, "team/app:1", &[]);
+        let lines = format!(
+            "[[images.rule]]\naccounts = [\"physics\"]\nallow = [\"{host}\"]\n\
+             [[images.rule]]\notherwise = true\nallow = [\"{host}/base\"]"
+        );
+        let sandbox = Sandbox::with_config(who, &rules(&registry, &lines));
+        let [base, container] = [&base, &team].map(|image| format!("--container-image={image}"));
+        let accounts: [&[&str]; 2] = [&[], &["-Achem"]];
+        for account in accounts {
+            assert_eq!(sandbox.srun([account, &[base.as_str(), "echo", "in"]].concat()).ok().text(), "in");
+            let says = ["Access/permission denied", "images.rule[2].allow names only"];
+            sandbox.srun([account, &[container.as_str(), "echo", "ran"]].concat()).fails().says(&says);
+            sandbox.cmd("sbatch").args(account).args([container.as_str(), "--wrap=true"]).fails().says(&says);
+        }
+        assert_eq!(sandbox.srun(["-Aphysics", &container, "echo", "in"]).ok().text(), "in");
+        // What is fetched for no job is under the lists for all alone.
+        sandbox.cmd("berth").args(["image", "pull", &team]).ok();
+        sandbox.cmd("berth").args(["image", "pull", "--cluster", &team]).ok();
+    }
+
     fn rules_are_judged_where_they_are_written(who) {
         let sandbox = Sandbox::empty(who);
         let check = |rules: &str| {
@@ -289,6 +313,8 @@ each_user! {
             ("allow = [\"ghcr.io/team\"]\ndeny = [\"ghcr.io\"]", "allows nothing"),
             ("[[images.rule]]\nallow = [\"ghcr.io\"]", "images.rule[1].accounts"),
             ("[[images.rule]]\naccounts = [\"physics\"]", "it refuses nothing"),
+            ("[[images.rule]]\notherwise = true\naccounts = [\"physics\"]\ndeny = [\"ghcr.io\"]", "make it two rules"),
+            ("[[account]]\nname = \"physics\"\nusers = []", "the list is empty"),
             ("[[images.rule]]\nusers = [\"ann\"]", "users"),
         ] {
             check(rules).fails().says(&[says]);

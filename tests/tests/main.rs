@@ -44,6 +44,7 @@ mod image_cluster;
 mod image_json;
 mod job_namespaces;
 mod joining;
+mod killed;
 mod leases;
 mod limits;
 mod logins;

@@ -1,5 +1,6 @@
 //! An image's way with its job: pinned at submission, and what making it present took, on record.
 
+use berth_tests::disk::store_owner;
 use berth_tests::sandbox::wait;
 use berth_tests::{Registry, Sandbox, Who, each_user, images, layout};
 use serde_json::{Value, json};
@@ -321,6 +322,11 @@ each_user! {
 
 /// The process that fetches for a user, with the image of a job of this agent's.
 fn fetcher(agent: i32, user: &Who) -> Option<i32> {
+    helper(agent, user.uid, "internal-fetch\0--image")
+}
+
+/// A process of this agent's that brings an image, by who it is and the words that it was started with.
+pub(crate) fn helper(agent: i32, uid: u32, words: &str) -> Option<i32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.find(|pid| {
@@ -330,9 +336,45 @@ fn fetcher(agent: i32, user: &Who) -> Option<i32> {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
             line.split_whitespace().next().unwrap_or_default().to_string()
         };
-        let fetches = String::from_utf8_lossy(&read("cmdline")).contains("internal-fetch\0--image");
-        fetches && line("PPid:") == agent.to_string() && line("Uid:") == user.uid.to_string()
+        let brings = String::from_utf8_lossy(&read("cmdline")).contains(words);
+        brings && line("PPid:") == agent.to_string() && line("Uid:") == uid.to_string()
     })
+}
+
+/// What the control groups of a process say that unpacks an image: of its own, and of all of its user's.
+const BOUNDS: &str = r#"at=$(sed -n 's#.*\(/berth-[^:/]*/unpack/[^:]*\)$#\1#p' "/proc/$1/cgroup" | head -n 1)
+[ -n "$at" ] || exit 1
+for place in $(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .* - cgroup2\{0,1\} .*/\1/p' /proc/self/mountinfo); do
+    for file in memory.max memory.limit_in_bytes; do
+        for group in "$at" "${at%/*}"; do find "$place" -path "*$group/$file" -exec cat {} + 2>/dev/null; done
+    done
+done
+echo "$at""#;
+
+/// Each import has a process of its own that unpacks, whose memory no job is charged with.
+#[test]
+fn what_unpacks_for_a_user_has_bounds_of_its_own_as_root() {
+    let registry = Registry::open();
+    let image = registry.push(&images::layers(), "team/layers:1", &[]);
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let container = format!("--container-image={image}");
+    let words =
+        ["--parsable", "--hold", "--mem=64M", "-o", "/dev/null", &container, "--wrap", "cat /data/kept"];
+    let user = Who::user();
+    let job = sandbox.cmd_as(&user, "sbatch").dir("/").args(words).ok().text().trim().parse::<u64>().unwrap();
+    registry.freeze();
+    sandbox.cmd("scontrol").args(["release", &job.to_string()]).ok();
+    let told = wait(30, || {
+        let pid = helper(sandbox.agent(), store_owner(&Who::root()), "internal-unpack\0")?;
+        let said = berth_tests::Cmd::new("sh").args(["-c", BOUNDS, "sh", &pid.to_string()]).run();
+        (said.rc == 0).then(|| said.text())
+    });
+    registry.thaw();
+    let told = told.expect("what unpacks is in no group of its own");
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines.starts_with(&["1073741824", "2147483648"]), "{told}");
+    assert!(lines.last().unwrap().contains(&format!("/unpack/user_{}/", user.uid)), "{told}");
+    sandbox.wait_state(job, "COMPLETED", 90);
 }
 
 /// The process that speaks to the registry is the user's, who may stop it; it holds the image's lock by way of the other one.

@@ -166,6 +166,25 @@ fn a_coordinator_minds_the_jobs_of_an_account_for_as_long_as_it_is_said_as_root(
 }
 
 #[test]
+fn an_account_with_users_is_for_these_alone_as_root() {
+    let (user, other) = (Who::user(), Who::stranger());
+    let account = format!("[[account]]\nname = \"physics\"\nusers = [\"{}\"]\n", user.name);
+    let sandbox = Sandbox::with_config(Who::root(), &account);
+    by(&sandbox, &user, "srun", &["-A", "physics", "true"]).ok();
+    let says = ["Invalid account", "account physics", &other.name, "[[account]]", "--account"];
+    by(&sandbox, &other, "srun", &["-A", "physics", "true"]).fails().says(&says);
+    by(&sandbox, &other, "sbatch", &["-A", "PHYSICS", "--wrap", "true"]).fails().says(&says[..1]);
+    by(&sandbox, &other, "sbatch", &["--test-only", "-A", "physics", "--wrap", "true"])
+        .fails()
+        .says(&says[..1]);
+    by(&sandbox, &other, "srun", &["-A", "chem", "true"]).ok();
+    sandbox.cmd("srun").args(["-A", "physics", "true"]).ok();
+    // From then on, and no longer, that the configuration in force says it.
+    configure(&sandbox, "");
+    by(&sandbox, &other, "srun", &["-A", "physics", "true"]).ok();
+}
+
+#[test]
 fn roles_of_nobody_are_refused_before_use_as_root() {
     let sandbox = Sandbox::empty(Who::root());
     let check = |content: &str| {
@@ -179,4 +198,7 @@ fn roles_of_nobody_are_refused_before_use_as_root() {
     check("[[account]]\nname = \"a\"\ncoordinators = [\"no-such-user\"]\n")
         .fails()
         .says(&["account[1].coordinators: there is no user 'no-such-user'"]);
+    check("[[account]]\nname = \"a\"\nusers = [\"no-such-user\"]\n")
+        .fails()
+        .says(&["account[1].users: there is no user 'no-such-user'"]);
 }

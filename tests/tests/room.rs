@@ -125,6 +125,40 @@ fn a_small_disk_that_is_full_has_room_made_and_the_pull_goes_on_as_root() {
     goes_on(Who::root(), rules, "an image could not be fetched for lack of space");
 }
 
+/// A filesystem may be out of files long before it is out of bytes.
+#[test]
+fn a_disk_of_few_files_is_kept_below_its_mark_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let who = Who::root();
+    let registry = Registry::open();
+    let mut sandbox = Sandbox::empty(who.clone());
+    // 2,560 files.
+    let disk = Disk::in_file(&sandbox.state().join("images"), store_owner(&who), 40);
+    let all = disk.free().files;
+    assert!((2000..3000).contains(&all), "{all}");
+    sandbox.write("../state/berth.toml", format!("{}layer_form = \"directory\"\n", registry.without_tls()));
+    sandbox.up();
+    for n in 0..5 {
+        let directory = tempfile::tempdir().unwrap();
+        let own = Layer::default().file("name", 0o644, format!("n{n}").as_bytes());
+        let own = (0..550).fold(own, |own, file| own.file(&format!("f{file}"), 0o644, b"x"));
+        layout::write(directory.path(), vec![layout::busybox(), own], json!({}));
+        let image = registry.push(directory.path(), &format!("team/n{n}:1"), &[]);
+        assert_eq!(run(&sandbox, &image), format!("n{n}"));
+    }
+    let df = || sandbox.cmd("berth").args(["image", "df"]).ok().text();
+    let told = wait(60, || Some(df()).filter(|df| df.contains("of the files that its filesystem can have")));
+    assert!(told.is_some(), "{}", df());
+    let left = names(&sandbox);
+    assert!(left.contains(&"n4".to_string()) && !left.contains(&"n0".to_string()), "{left:?}");
+    let free = wait(60, || (disk.free().files > all / 5).then_some(()));
+    assert!(free.is_some(), "{:?} of {all}", disk.free());
+    sandbox.down();
+    drop(disk);
+}
+
 /// Only root makes the user's small disk.
 #[test]
 fn a_users_small_disk_that_is_full_goes_on_as_root() {

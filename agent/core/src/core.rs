@@ -52,6 +52,8 @@ pub struct AgentCore {
     ahead: BTreeSet<RunKey>,
     /// Questions about images that the controller was asked and has not answered.
     asked: BTreeSet<u64>,
+    /// The last one that was answered: of what comes to be needed after that the controller tells.
+    answered: Option<u64>,
     /// How long the start of a step may take, once its supervisor was given out.
     start_limit: Option<Span>,
     /// How long the start of one takes at most in which each task runs a program of its user's before.
@@ -92,6 +94,7 @@ impl AgentCore {
             over: Over::default(),
             ahead: BTreeSet::new(),
             asked: BTreeSet::new(),
+            answered: None,
             start_limit: Some(Span::from_secs(START_TIMEOUT.into())),
             task_prolog: Span::from_secs(TASK_PROLOG_SECONDS.into()),
             out: Vec::new(),
@@ -225,6 +228,7 @@ impl AgentCore {
             AgentEvent::HealthChecked(result) => self.checked(result, now),
             AgentEvent::AskNeeded { ask, digests } => match self.session {
                 Some(session) => {
+                    self.answered = None;
                     self.asked.insert(ask);
                     self.out.push(AgentEffect::Send(FromAgent::ImagesHeld { session, ask, digests }));
                 }
@@ -295,6 +299,9 @@ impl AgentCore {
             }
             ToAgent::ImagesNeeded { ask, digests } => {
                 if self.asked.remove(&ask) {
+                    self.answered = Some(ask);
+                }
+                if self.answered == Some(ask) {
                     self.out.push(AgentEffect::ImagesNeeded { ask, digests: Some(digests) });
                 }
             }

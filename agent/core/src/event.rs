@@ -181,8 +181,8 @@ pub enum AgentEvent {
     Rebooted(Result<(), String>),
     /// The check of the node's health ended.
     HealthChecked(Result<(), String>),
-    /// Before images are removed for lack of room: which of these do jobs need? Answered once, by
-    /// [`AgentEffect::ImagesNeeded`].
+    /// Before images are removed for lack of room: which of these do jobs need? Answered by [`AgentEffect::ImagesNeeded`]; by that
+    /// it is also told, until something else is asked, what of the others comes to be needed.
     AskNeeded {
         /// Number of the question.
         ask: u64,
@@ -317,7 +317,7 @@ pub enum AgentEffect {
     ImagesNeeded {
         /// Which question.
         ask: u64,
-        /// Those that jobs need; `None` while nobody can say it: then all of them are.
+        /// Those that jobs need, beside those that were told before; `None` while nobody can say it: then all of them are.
         digests: Option<Vec<String>>,
     },
     /// The controller's word about images that travel between nodes.

@@ -6,6 +6,7 @@ use crate::confine::Fetchers;
 use crate::imports::Place;
 use berth_images::{Credentials, Helpers, PROXY_VARIABLES, Registries, RunAs, Through};
 use berth_model::ByteStr;
+use berth_model::admission::Asked;
 use berth_model::ids::StepKey;
 use berth_model::launch::StepLaunch;
 use berth_model::spec::Identity;
@@ -34,7 +35,8 @@ pub(crate) struct For<'a> {
     /// The submitter's environment.
     pub(super) env: &'a [ByteStr],
     pub(crate) directory: &'a Path,
-    pub(crate) account: Option<&'a str>,
+    /// What the site's rules judge.
+    pub(crate) asked: Asked<'a>,
     /// Where what asks a registry for a name has to have a place.
     pub(super) placing: Option<&'a dyn Placing>,
 }
@@ -47,7 +49,7 @@ impl<'a> For<'a> {
             user: &launch.identity,
             env: &launch.env,
             directory: launch.work_dir.as_path(),
-            account: launch.job.account.as_deref(),
+            asked: Asked::Job(launch.job.account.as_deref()),
             placing: None,
         }
     }
@@ -127,5 +129,6 @@ pub(super) fn helpers(program: &Path, registries: &Registries, of: For<'_>, syst
         forms: false,
         stop: None,
         confine: None,
+        unpack_in: None,
     }
 }

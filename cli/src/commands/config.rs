@@ -93,7 +93,10 @@ fn know_users(config: &Config, file: &Path) -> Result<(), Failure> {
     let quotas = config.images.quotas.iter().enumerate();
     let quotas = quotas.map(|(at, quota)| all(format!("images.quota[{}].users", at + 1), &quota.users));
     let accounts = config.accounts.iter().enumerate();
-    let accounts = accounts.map(|(at, a)| all(format!("account[{}].coordinators", at + 1), &a.coordinators));
+    let accounts = accounts.flat_map(|(at, a)| {
+        let key = |list: &str| format!("account[{}].{list}", at + 1);
+        [all(key("coordinators"), &a.coordinators), all(key("users"), &a.users)]
+    });
     let cluster =
         [all("administrators".into(), &config.administrators), all("operators".into(), &config.operators)];
     let named = cluster.into_iter().chain(quotas).chain(accounts).flatten();

@@ -1,4 +1,4 @@
-//! Where a fetcher runs: it is its user's process, and starts what that user's settings name.
+//! Where a fetcher runs, which is its user's process and starts what that user's settings name, and where an unpacker does.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -6,20 +6,25 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// Makes places for fetchers, each when one is about to be started: an image that is there needs none.
+/// Makes places for fetchers or unpackers, each when one is about to be started: an image that is there needs none.
 pub trait Confine: std::fmt::Debug + Send + Sync {
-    /// A place for one fetcher, and for what it starts.
+    /// A place for one of them, and for what it starts.
     ///
     /// # Errors
     /// There can be none: nothing is fetched then.
     fn place(&self) -> Result<Box<dyn Confined>>;
 }
 
-/// A place of a fetcher. When it is dropped, what is left there ends.
+/// A place of a fetcher or an unpacker. When it is dropped, what is left there ends.
 pub trait Confined: Send {
-    /// Lists of processes of the control groups, one in each hierarchy (`cgroup.procs`): the fetcher writes itself into them before it
-    /// becomes the user.
+    /// Lists of processes of the control groups, one in each hierarchy (`cgroup.procs`): the process writes itself into them before it
+    /// becomes somebody else.
     fn lists(&self) -> Vec<PathBuf>;
+
+    /// Whether something there was ended because it took more memory than there is for it.
+    fn ran_out(&self) -> bool {
+        false
+    }
 }
 
 /// Goes into these control groups.
@@ -30,6 +35,6 @@ pub(super) fn join(lists: &[PathBuf]) -> Result<()> {
     lists.iter().try_for_each(|list| {
         let written = OpenOptions::new().write(true).open(list).and_then(|mut file| file.write_all(b"0"));
         written
-            .map_err(|e| Error::io(format!("control group of what fetches an image: {}", list.display()), e))
+            .map_err(|e| Error::io(format!("control group of what brings an image: {}", list.display()), e))
     })
 }

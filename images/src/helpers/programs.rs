@@ -302,7 +302,7 @@ impl<F: Fn() -> Result<Box<dyn BlobSource>> + Send + Sync> BlobSource for Openin
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--forms yes] [--signers JSON] [--repair JSON] [--look yes] [--seen yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--forms yes] [--signers JSON] [--repair JSON] [--look yes] [--seen yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS] [--join FILE]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -320,6 +320,7 @@ pub fn unpacker_main(
     };
     let run = || -> Result<()> {
         let options = parse(arguments)?;
+        join(&options.join)?;
         go_first()?;
         become_identity(options.identity.as_ref(), SetId::Off)?;
         let (Some(root), Some(image)) = (&options.store, &options.image) else {

@@ -24,7 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::LayerInfo;
 use crate::progress::Progress;
 use crate::source::BlobSource;
-use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker, listing};
+use crate::unpack::listing::{self, Taken};
+use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker};
 
 /// How a layer is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,18 +252,18 @@ impl Store {
         let replaced_too = replaced.try_clone().map_err(|e| Error::io(&what, e))?;
         let kept = (skeleton, replaced_too);
         let filling = Fetching { source, layer, progress, kept, bounds: (&self.limits, charge) };
-        let (report, written) = self.make_form(directory, form, &layer.diff_id, charge, filling)?;
+        let (mut made, written) = self.make_form(directory, form, &layer.diff_id, charge, filling)?;
         // Content that is gone cannot be put where the archive has it.
-        if report.unsaved > 0 {
+        if made.report.unsaved > 0 {
             files::remove(directory.as_fd(), SKELETON)?;
         }
-        if report.unsaved > 0 || replaced.metadata().is_ok_and(|meta| meta.len() == 0) {
+        if made.report.unsaved > 0 || replaced.metadata().is_ok_and(|meta| meta.len() == 0) {
             files::remove(directory.as_fd(), REPLACED)?;
         }
-        let Some(written) = written else { return Ok(Made { report, image: None, form: None }) };
-        let travels = self.travels && report.unsaved == 0 && written.travels();
+        let Some(written) = written else { return Ok(made) };
+        let travels = self.travels && made.report.unsaved == 0 && written.travels();
         let bundle =
-            travels.then(|| Bundle::open(directory, &layer.diff_id, &report, &writer())).transpose()?;
+            travels.then(|| Bundle::open(directory, &layer.diff_id, &made.report, &writer())).transpose()?;
         // Each reads all of the image, and the first does it by several threads.
         let (image, form) = std::thread::scope(|scope| {
             let form = bundle.as_ref().map(|bundle| scope.spawn(move || bundle.record(true)));
@@ -272,19 +273,21 @@ impl Store {
             };
             (image, form.map(join))
         });
-        Ok(Made { report, image: Some(image?), form: form.transpose()? })
+        made.image = Some(image?);
+        made.form = form.transpose()?;
+        Ok(made)
     }
 
     /// Makes in `directory` what is filled in, in this form, with what is needed to look for damage; of an image that is its sum, which is
     /// still to be made.
-    pub(super) fn make_form(
+    pub(super) fn make_form<A: Fill>(
         &self,
         directory: &OwnedFd,
         form: LayerForm,
         id: &Digest,
         charge: &Charge<'_>,
-        filling: impl Fill,
-    ) -> Result<(LayerReport, Option<Written>)> {
+        filling: A,
+    ) -> Result<(Made, Option<Written>)> {
         let what = format!("image store: layer {}", id.short());
         let io = |e: Errno| Error::io(&what, e);
         let name = form.name();
@@ -297,8 +300,9 @@ impl Store {
                 let unpacker = Unpacker::new(Tree::new(root), &self.limits, keeps_setid()).charging(charge);
                 let (report, _) = filling.fill(unpacker)?;
                 let listing = File::from(new_file(directory, LISTING).map_err(io)?);
-                listing::write(&tree, listing).map_err(|e| Error::io(&what, e))?;
-                Ok((report, None))
+                let sums: Option<listing::Sum> = A::SUMMED.then_some(sum);
+                let taken = listing::write(&tree, listing, sums).map_err(|e| Error::io(&what, e))?;
+                Ok((Made { report, image: None, form: None, taken: Some(taken) }, None))
             }
             LayerForm::Erofs => {
                 let owner = (geteuid().as_raw(), getegid().as_raw());
@@ -308,7 +312,8 @@ impl Store {
                 let holes = image.holes();
                 let file = File::from(image.seal().map_err(io)?);
                 let length = file.metadata().map_err(|e| Error::io(&what, e))?.len();
-                Ok((report, Some(Written { file, length, holes })))
+                let made = Made { report, image: None, form: None, taken: None };
+                Ok((made, Some(Written { file, length, holes })))
             }
         }
     }
@@ -370,6 +375,8 @@ pub(super) struct Made {
     pub(super) image: Option<Digest>,
     /// What may travel of it.
     pub(super) form: Option<FormRecord>,
+    /// What it takes, where it is a directory: an image tells it itself.
+    pub(super) taken: Option<Taken>,
 }
 
 /// An image that was written.
@@ -408,6 +415,9 @@ pub(super) fn writer() -> String {
 
 /// What a layer's form is filled with.
 pub(super) trait Fill {
+    /// Whether contents are to be summed up: no archive is there of which they are known.
+    const SUMMED: bool;
+
     /// Fills it.
     fn fill<F: Form>(self, unpacker: Unpacker<'_, F>) -> Result<(LayerReport, F)>;
 }
@@ -422,6 +432,8 @@ struct Fetching<'a> {
 }
 
 impl Fill for Fetching<'_> {
+    const SUMMED: bool = false;
+
     fn fill<F: Form>(self, unpacker: Unpacker<'_, F>) -> Result<(LayerReport, F)> {
         pipeline::unpack(self.source, self.layer, self.bounds, self.progress, unpacker, self.kept)
     }

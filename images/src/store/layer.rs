@@ -251,7 +251,7 @@ impl Store {
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
         let charge = Charge::new(self.quota.as_ref()).unless(self.unwanted(failed)).on_disk(self.capacity()?);
-        let Made { report, image, form } = make(&directory, &charge)?;
+        let Made { report, image, form, taken } = make(&directory, &charge)?;
         let rebuildable = report.unsaved == 0;
         let record = LayerRecord {
             version: VERSION,
@@ -261,6 +261,7 @@ impl Store {
             rebuildable,
             image,
             form,
+            taken,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;

@@ -364,7 +364,7 @@ impl Store {
             }
         }
         for diff_id in self.stored_layers()? {
-            let bytes = self.layer_record(&diff_id)?.map_or(0, |l| l.report.bytes);
+            let bytes = self.content_size(&diff_id)?;
             usage.layers += 1;
             usage.bytes += bytes;
             if !needed.contains(&diff_id) {
@@ -528,7 +528,7 @@ impl Store {
             for diff_id in self.stored_layers()? {
                 if known && !layers.contains(&diff_id) {
                     removed.layers += 1;
-                    removed.bytes += self.layer_record(&diff_id)?.map_or(0, |l| l.report.bytes);
+                    removed.bytes += self.content_size(&diff_id)?;
                     bin.swallow_unused(&diff_id.file_name())?;
                 }
             }

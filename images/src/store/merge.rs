@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{RenameFlags, renameat_with};
 
-use super::form::{Fill, LayerForm};
+use super::form::{Fill, LayerForm, Made};
 use super::lock::Hold;
 use super::record::{ImageRecord, LayerRecord, MergedRecord, VERSION, print};
 use super::work::WorkDir;
@@ -160,7 +160,8 @@ impl Store {
         // Where few images can be mounted, those that are layers of their own have the places.
         let form = if self.most_images.is_some() { LayerForm::Directory } else { self.form };
         let filling = Merging { store: self, lowest };
-        let (report, written) = self.make_form(&directory, form, &lowest.id, &charge, filling)?;
+        let (made, written) = self.make_form(&directory, form, &lowest.id, &charge, filling)?;
+        let Made { report, taken, .. } = made;
         let image = written.map(|written| written.sum(&format!("image store: {}", merged_name(&lowest.id))));
         let record = LayerRecord {
             version: VERSION,
@@ -170,6 +171,7 @@ impl Store {
             rebuildable: false,
             image: image.transpose()?,
             form: None,
+            taken,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;
@@ -220,6 +222,8 @@ impl Merging<'_> {
 type Again<'t> = Reader<Recorder<BufReader<Rebuilt<'t, File>>, io::Sink>>;
 
 impl Fill for Merging<'_> {
+    const SUMMED: bool = true;
+
     fn fill<F: Form>(self, unpacker: Unpacker<'_, F>) -> Result<(LayerReport, F)> {
         let mut unpacker = unpacker.merging();
         for layer in &self.lowest.layers {

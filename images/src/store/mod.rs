@@ -53,6 +53,7 @@ mod seen;
 mod short;
 mod shown;
 mod signed;
+mod space;
 mod sum;
 mod travel;
 mod turn;

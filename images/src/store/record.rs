@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{ImageConfig, LayerInfo};
 use crate::signature::{Kept, Verdict};
 use crate::unpack::LayerReport;
+use crate::unpack::listing::Taken;
 
 /// Version of the records and of the directory's layout.
 pub(super) const VERSION: u32 = 1;
@@ -109,6 +110,9 @@ pub(super) struct LayerRecord {
     /// What may travel of the layer's image to other nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) form: Option<FormRecord>,
+    /// What it takes of the filesystem, where it is a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) taken: Option<Taken>,
     /// Boot during which it was unpacked: until the `synced` mark exists, the layer counts only in that boot.
     pub(super) boot: String,
 }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, fstatvfs, statat};
 use serde::{Deserialize, Serialize};
 
-use super::form::LayerForm;
 use super::merge::merged_name;
+use super::record::ImageRecord;
+use super::space::{Filled, Size, Space};
 use super::{Store, files, now};
 use crate::digest::Digest;
 use crate::error::{Error, Result, Shortfall};
@@ -19,6 +19,9 @@ const ROOM: &str = "room.json";
 const ROUNDS: usize = 8;
 
 const NANOS: u64 = 1_000_000_000;
+
+/// From this percentage of a filesystem's files on, files are what an image lacked that did not fit.
+const OUT_OF_FILES: u64 = 99;
 
 /// When images are removed, and how many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,34 +119,14 @@ struct Candidate {
     last_used: u64,
     /// It has to stay.
     needed: bool,
-    /// Each layer once, with its bytes.
-    layers: BTreeMap<Digest, u64>,
+    /// Each layer once, with what it takes.
+    layers: BTreeMap<Digest, Size>,
 }
 
-/// Bytes of a filesystem that files may have.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Space {
-    pub(super) used: u64,
-    pub(super) available: u64,
-}
-
-impl Space {
-    fn percent(self) -> u64 {
-        self.used.saturating_mul(100).checked_div(self.used.saturating_add(self.available)).unwrap_or(0)
-    }
-
-    /// As much as is believed of what is about to be written: a tenth of the filesystem. A manifest may say anything, and is
-    /// not to cost others their images; of more than that a full disk tells.
-    fn believed(self, wanted: Wanted) -> Wanted {
-        Wanted { bytes: wanted.bytes.min(self.used.saturating_add(self.available) / 10), ..wanted }
-    }
-
-    /// Bytes in use beyond this percentage, with so many more.
-    fn beyond(self, percent: u8, more: u64) -> u64 {
-        let total = u128::from(self.used) + u128::from(self.available);
-        let line = u64::try_from(total * u128::from(percent) / 100).unwrap_or(u64::MAX);
-        self.used.saturating_add(more).saturating_sub(line)
-    }
+/// As much as is believed of what is about to be written: a tenth of the filesystem. A manifest may say anything, and is
+/// not to cost others their images; of more than that a full disk tells.
+fn believed(space: Space, wanted: Wanted) -> Wanted {
+    Wanted { bytes: wanted.bytes.min(space.bytes.total() / 10), ..wanted }
 }
 
 /// Until when images go.
@@ -159,19 +142,24 @@ enum Until {
 
 /// Why images go.
 struct Shortage {
-    /// Bytes that are to come free at first.
-    bytes: u64,
+    /// What is to come free at first.
+    size: Size,
     until: Until,
     why: String,
 }
 
-/// Bytes that are too many now.
-fn excess(rules: &RoomRules, space: Space, layers: u64, more: u64, until: Until) -> u64 {
+/// What is too much now.
+fn excess(rules: &RoomRules, space: Space, layers: u64, more: u64, until: Until) -> Size {
     let beyond_most = layers.saturating_add(more).saturating_sub(rules.max_size.unwrap_or(u64::MAX));
+    let files = space.files.beyond(rules.low_watermark, 0);
     match until {
-        Until::Mark => space.beyond(rules.low_watermark, more).max(beyond_most),
-        Until::Most => beyond_most,
-        Until::Free(bytes) => bytes.saturating_sub(space.available),
+        Until::Mark => Size { bytes: space.bytes.beyond(rules.low_watermark, more).max(beyond_most), files },
+        Until::Most => Size { bytes: beyond_most, files: 0 },
+        Until::Free(bytes) => Size {
+            bytes: bytes.saturating_sub(space.bytes.available),
+            // How many it takes nobody counted: where they are what lacks, bytes do not help.
+            files: if space.files.percent() >= OUT_OF_FILES { files } else { 0 },
+        },
     }
 }
 
@@ -185,39 +173,47 @@ fn shortage(rules: &RoomRules, space: Space, layers: u64, wanted: Wanted) -> Opt
             None => Until::Mark,
         };
         // At least one image, even where the filesystem has a limit that it does not tell.
-        let bytes = excess(until).max(wanted.bytes).max(1);
+        let Size { bytes, files } = excess(until);
+        let size = Size { bytes: bytes.max(wanted.bytes).max(1), files };
         let why = "an image could not be fetched for lack of space".into();
-        return Some(Shortage { bytes, until, why });
+        return Some(Shortage { size, until, why });
     }
-    if rules.high_watermark < 100 && space.beyond(rules.high_watermark, wanted.bytes) > 0 {
+    let beyond = |of: Filled, more| rules.high_watermark < 100 && of.beyond(rules.high_watermark, more) > 0;
+    let why = if beyond(space.bytes, wanted.bytes) {
         let more = if wanted.bytes > 0 { ", with more to come" } else { "" };
-        let why = format!("its filesystem was {}% full{more}", space.percent());
-        return Some(Shortage { bytes: excess(Until::Mark), until: Until::Mark, why });
+        Some(format!("its filesystem was {}% full{more}", space.bytes.percent()))
+    } else if beyond(space.files, 0) {
+        Some(format!("{}% of the files that its filesystem can have were there", space.files.percent()))
+    } else {
+        None
+    };
+    if let Some(why) = why {
+        return Some(Shortage { size: excess(Until::Mark), until: Until::Mark, why });
     }
-    let bytes = excess(Until::Most);
+    let size = excess(Until::Most);
     let why = "it took more than images.max_size";
-    (bytes > 0).then(|| Shortage { bytes, until: Until::Most, why: why.into() })
+    (size.bytes > 0).then(|| Shortage { size, until: Until::Most, why: why.into() })
 }
 
-/// The images that go: those not used since `unused_since`, then the others from the one not used for longest, until `bytes`
-/// come free. A layer comes free with the last image that has it.
-fn choose(images: &[Candidate], bytes: u64, unused_since: u64) -> Vec<Digest> {
+/// The images that go: those not used since `unused_since`, then the others from the one not used for longest, until so much
+/// comes free. A layer comes free with the last image that has it.
+fn choose(images: &[Candidate], wanted: Size, unused_since: u64) -> Vec<Digest> {
     let mut holders: BTreeMap<&Digest, usize> = BTreeMap::new();
     for layer in images.iter().flat_map(|image| image.layers.keys()) {
         *holders.entry(layer).or_default() += 1;
     }
     let mut order: Vec<&Candidate> = images.iter().filter(|image| !image.needed).collect();
     order.sort_by(|a, b| a.last_used.cmp(&b.last_used).then_with(|| a.digest.cmp(&b.digest)));
-    let (mut chosen, mut freed) = (Vec::new(), 0u64);
+    let (mut chosen, mut freed) = (Vec::new(), Size::default());
     for image in order {
-        if freed >= bytes && image.last_used >= unused_since {
+        if freed.covers(wanted) && image.last_used >= unused_since {
             break;
         }
         for (layer, size) in &image.layers {
             let left = holders.entry(layer).or_default();
             *left = left.saturating_sub(1);
             if *left == 0 {
-                freed = freed.saturating_add(*size);
+                freed = freed.and(*size);
             }
         }
         chosen.push(image.digest.clone());
@@ -258,7 +254,7 @@ impl Store {
     /// The store cannot be read.
     pub fn lacks_room(&self, rules: &RoomRules, wanted: Wanted) -> Result<bool> {
         let space = self.space()?;
-        if shortage(rules, space, self.layers_size()?, space.believed(wanted)).is_some() {
+        if shortage(rules, space, self.layers_size()?, believed(space, wanted)).is_some() {
             return Ok(true);
         }
         let since = unused_since(rules, now());
@@ -277,28 +273,44 @@ impl Store {
         wanted: Wanted,
         needed: &BTreeSet<Digest>,
     ) -> Result<Option<Collected>> {
+        self.make_room_but(rules, wanted, needed, &|_| false)
+    }
+
+    /// As [`Store::make_room`], but for images that come to be needed meanwhile, which is asked before each one goes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn make_room_but(
+        &self,
+        rules: &RoomRules,
+        wanted: Wanted,
+        needed: &BTreeSet<Digest>,
+        stays: &dyn Fn(&Digest) -> bool,
+    ) -> Result<Option<Collected>> {
         let now = now();
         let since = unused_since(rules, now);
         if let Some(short) = wanted.short {
             self.could_hold(short, needed)?;
         }
         let space = self.space()?;
-        let wanted = space.believed(wanted);
+        let wanted = believed(space, wanted);
         let short = shortage(rules, space, self.layers_size()?, wanted);
         let until = short.as_ref().map(|s| s.until);
-        let (mut bytes, why) = match short {
-            Some(short) => (short.bytes, short.why),
-            None => (0, format!("they were not used for {} days", rules.keep_days.unwrap_or(0))),
+        let (mut size, why) = match short {
+            Some(short) => (short.size, short.why),
+            None => {
+                (Size::default(), format!("they were not used for {} days", rules.keep_days.unwrap_or(0)))
+            }
         };
         let mut made = Collected { at: now, why, images: Vec::new(), layers: 0, bytes: 0 };
         let mut stay = needed.clone();
         for _ in 0..ROUNDS {
             let images = self.candidates(&stay, since)?;
             let before = made.images.len();
-            for digest in choose(&images, bytes, since) {
+            for digest in choose(&images, size, since) {
                 let names = self.image_record(&digest)?.map(|r| r.all_names()).unwrap_or_default();
                 let last_used = images.iter().find(|i| i.digest == digest).map_or(0, |i| i.last_used / NANOS);
-                if self.forget(&digest)? {
+                if !stays(&digest) && self.forget(&digest)? {
                     made.images.push(CollectedImage { digest, names, last_used });
                 } else {
                     stay.insert(digest);
@@ -309,8 +321,8 @@ impl Store {
             made.layers += removed.layers;
             made.bytes += removed.bytes;
             let Some(until) = until else { break };
-            bytes = excess(rules, self.space()?, self.layers_size()?, wanted.bytes, until);
-            if bytes == 0 || made.images.len() == before {
+            size = excess(rules, self.space()?, self.layers_size()?, wanted.bytes, until);
+            if size == Size::default() || made.images.len() == before {
                 break;
             }
         }
@@ -323,10 +335,18 @@ impl Store {
         Ok(Some(made))
     }
 
+    /// Each layer of an image once, what is there as one among them, with what it takes.
+    fn layers_of_image(&self, record: &ImageRecord) -> Result<BTreeMap<Digest, Size>> {
+        let layers = record.layers.iter().map(|layer| (layer.diff_id.file_name(), &layer.diff_id));
+        let merged = record.merged.iter().map(|merged| (merged_name(&merged.id), &merged.id));
+        let sized = |(name, id): (String, &Digest)| Ok((id.clone(), self.size_at(&name, id)?));
+        layers.chain(merged).map(sized).collect()
+    }
+
     fn candidates(&self, needed: &BTreeSet<Digest>, since: u64) -> Result<Vec<Candidate>> {
         let mut images = Vec::new();
         for record in self.records()? {
-            let layers = self.layer_sizes(&record)?;
+            let layers = self.layers_of_image(&record)?;
             let needed = needed.contains(&record.digest) || self.in_use(&record.digest)?;
             let mut last_used = self.last_used(&record);
             if needed && last_used < since {
@@ -337,51 +357,6 @@ impl Store {
             images.push(Candidate { last_used, needed, digest: record.digest, layers });
         }
         Ok(images)
-    }
-
-    fn layers_size(&self) -> Result<u64> {
-        let mut total = 0u64;
-        for diff_id in self.stored_layers()? {
-            total = total.saturating_add(self.layer_size(&diff_id)?);
-        }
-        for id in self.stored_merged()? {
-            total = total.saturating_add(self.merged_size(&id)?);
-        }
-        Ok(total)
-    }
-
-    /// Bytes that a layer takes: of its image, or of the files in its directory.
-    pub(super) fn layer_size(&self, diff_id: &Digest) -> Result<u64> {
-        self.size_at(&diff_id.file_name(), diff_id)
-    }
-
-    /// Bytes that layers take which are there as one.
-    pub(super) fn merged_size(&self, id: &Digest) -> Result<u64> {
-        self.size_at(&merged_name(id), id)
-    }
-
-    fn size_at(&self, name: &str, id: &Digest) -> Result<u64> {
-        if self.form_of(name) == Some(LayerForm::Erofs) {
-            let image = LayerForm::Erofs.place(std::path::Path::new(name));
-            return Ok(statat(&self.layers, &image, AtFlags::SYMLINK_NOFOLLOW)
-                .map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)));
-        }
-        Ok(self.record_at(name, id)?.map_or(0, |layer| layer.report.bytes))
-    }
-
-    /// Bytes that files may have on the store's filesystem, those that are there among them.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn capacity(&self) -> Result<u64> {
-        let space = self.space()?;
-        Ok(space.used.saturating_add(space.available))
-    }
-
-    pub(super) fn space(&self) -> Result<Space> {
-        let stat = fstatvfs(&self.root_fd).map_err(|e| Error::io("image store", e))?;
-        let used = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize);
-        Ok(Space { used, available: stat.f_bavail.saturating_mul(stat.f_frsize) })
     }
 }
 
@@ -403,9 +378,44 @@ mod tests {
     const RULES: RoomRules =
         RoomRules { high_watermark: 85, low_watermark: 75, max_size: None, keep_days: None };
 
+    /// A filesystem of 1000 bytes and as many files, with so many of them in use.
+    fn space(bytes: u64, files: u64) -> Space {
+        let of = |used: u64| Filled { used, available: 1000 - used };
+        Space { bytes: of(bytes), files: of(files) }
+    }
+
     fn short(rules: &RoomRules, used: u64, layers: u64, bytes: u64, pressing: bool) -> Option<u64> {
-        let space = Space { used, available: 1000 - used };
-        shortage(rules, space, layers, Wanted { bytes, pressing, short: None }).map(|short| short.bytes)
+        let wanted = Wanted { bytes, pressing, short: None };
+        shortage(rules, space(used, 0), layers, wanted).map(|short| short.size.bytes)
+    }
+
+    #[test]
+    fn files_have_their_marks_where_a_filesystem_has_only_so_many() {
+        let found = |rules: &RoomRules, files: u64, wanted: Wanted| {
+            shortage(rules, space(100, files), 100, wanted).map(|short| (short.size, short.until))
+        };
+        let none = Wanted::default();
+        assert_eq!(found(&RULES, 850, none), None);
+        assert_eq!(found(&RULES, 851, none), Some((Size { bytes: 0, files: 101 }, Until::Mark)));
+        let full = RoomRules { high_watermark: 100, low_watermark: 100, ..RULES };
+        assert_eq!(found(&full, 1000, none), None);
+        // A filesystem that makes them as they are needed has no marks for them.
+        let plain = Space { files: Filled::default(), ..space(100, 0) };
+        assert!(shortage(&RULES, plain, 100, none).is_none());
+        // What lacked where an image did not fit: files, or bytes.
+        let short = Some(Shortfall { need: 80, rest: 40 });
+        let pressing = Wanted { pressing: true, short, ..none };
+        assert_eq!(found(&RULES, 990, pressing), Some((Size { bytes: 1, files: 240 }, Until::Free(90))));
+        assert_eq!(found(&RULES, 989, pressing), Some((Size { bytes: 1, files: 0 }, Until::Free(90))));
+        let image = |(n, last_used, bytes, files): (usize, u64, u64, u64)| Candidate {
+            digest: digest(n),
+            last_used,
+            needed: false,
+            layers: BTreeMap::from([(digest(100 + n), Size { bytes, files })]),
+        };
+        let images = [(1, 1, 500, 8), (2, 2, 10, 60), (3, 3, 10, 60)].map(image);
+        let chosen = |bytes, files| choose(&images, Size { bytes, files }, 0).len();
+        assert_eq!([chosen(100, 0), chosen(0, 61), chosen(100, 69), chosen(511, 1)], [1, 2, 3, 3]);
     }
 
     #[test]
@@ -428,10 +438,10 @@ mod tests {
 
     #[test]
     fn a_manifest_and_a_fetcher_cannot_have_everybodys_images_removed() {
-        let space = Space { used: 300, available: 700 };
+        let space = space(300, 0);
         let claimed = Wanted { bytes: u64::MAX, ..Wanted::default() };
-        assert_eq!(space.believed(claimed).bytes, 100);
-        assert!(shortage(&RULES, space, 300, space.believed(claimed)).is_none());
+        assert_eq!(believed(space, claimed).bytes, 100);
+        assert!(shortage(&RULES, space, 300, believed(space, claimed)).is_none());
         let full = Error::io("x", rustix::io::Errno::NOSPC);
         assert_eq!(full.kind(), crate::error::ErrorKind::NoSpace);
         let full = full.lacking(Shortfall { need: 2, rest: 1 });
@@ -443,11 +453,11 @@ mod tests {
 
     #[test]
     fn for_what_did_not_fit_no_more_goes_than_it_takes() {
-        let space = Space { used: 950, available: 50 };
+        let space = space(950, 0);
         let of = |need, rest| {
             let wanted =
                 Wanted { pressing: true, short: Some(Shortfall { need, rest }), ..Wanted::default() };
-            shortage(&RULES, space, 900, wanted).map(|short| (short.bytes, short.until))
+            shortage(&RULES, space, 900, wanted).map(|short| (short.size.bytes, short.until))
         };
         assert_eq!(of(80, 40), Some((40, Until::Free(90))));
         // Bytes are not what lacked.
@@ -474,17 +484,17 @@ mod tests {
                 digest: digest(n),
                 last_used: *used,
                 needed: *needed,
-                layers: layers.iter().map(|l| (digest(100 + l), sizes[*l])).collect(),
+                layers: layers.iter().map(|l| (digest(100 + l), Size { bytes: sizes[*l], files: 0 })).collect(),
             }).collect();
             let freed = |gone: &[Digest]| -> u64 {
                 let kept: BTreeSet<&Digest> =
                     images.iter().filter(|i| !gone.contains(&i.digest)).flat_map(|i| i.layers.keys()).collect();
                 let all: BTreeMap<&Digest, u64> =
-                    images.iter().flat_map(|i| i.layers.iter().map(|(l, s)| (l, *s))).collect();
+                    images.iter().flat_map(|i| i.layers.iter().map(|(l, s)| (l, s.bytes))).collect();
                 all.iter().filter(|(l, _)| !kept.contains(*l)).map(|(_, s)| s).sum()
             };
             let of = |d: &Digest| images.iter().find(|i| i.digest == *d).unwrap();
-            let chosen = choose(&images, bytes, since);
+            let chosen = choose(&images, Size { bytes, files: 0 }, since);
             prop_assert!(chosen.iter().all(|d| !of(d).needed));
             let may_go: Vec<Digest> = images.iter().filter(|i| !i.needed).map(|i| i.digest.clone()).collect();
             prop_assert!(freed(&chosen) >= bytes || chosen.len() == may_go.len());

@@ -43,8 +43,8 @@ impl Store {
         match (short, self.space()) {
             (Some(short), Ok(space)) => format!(
                 "{place}, where {} of {} are free, and what did not become complete of this image is {} at least",
-                amount(space.available),
-                amount(space.used.saturating_add(space.available)),
+                amount(space.bytes.available),
+                amount(space.bytes.total()),
                 amount(short.need)
             ),
             _ => place,
@@ -57,7 +57,7 @@ impl Store {
     /// # Errors
     /// It would not; or the store cannot be read.
     pub(super) fn could_hold(&self, short: Shortfall, needed: &BTreeSet<Digest>) -> Result<()> {
-        let (free, may_go) = (self.space()?.available, self.removable(needed)?);
+        let (free, may_go) = (self.space()?.bytes.available, self.removable(needed)?);
         if short.rest <= may_go || short.need <= free.saturating_add(may_go) {
             return Ok(());
         }

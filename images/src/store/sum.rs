@@ -25,8 +25,9 @@ const MAX_THREADS: usize = 4;
 /// The sum of a file.
 pub(super) fn sum(image: &File) -> io::Result<Digest> {
     let length = image.metadata()?.len();
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if length < LARGE { 1 } else { cores.clamp(1, MAX_THREADS) };
+    // How many cores there are is asked of files, which for a small one would take longer than the rest.
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if length < LARGE { 1 } else { cores().clamp(1, MAX_THREADS) };
     let summer = Summer { image, next: Mutex::default(), sums: Mutex::new(Ok(Vec::new())) };
     std::thread::scope(|scope| {
         for _ in 1..threads {

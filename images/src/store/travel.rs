@@ -126,7 +126,7 @@ impl Taking<'_> {
         })?;
         let image = sum(&image).map_err(|e| Error::io(self.what(), e))?;
         let form = FormRecord { writer: head.writer, digest, size: self.form.size, made: false };
-        Ok(Made { report: head.report, image: Some(image), form: Some(form) })
+        Ok(Made { report: head.report, image: Some(image), form: Some(form), taken: None })
     }
 
     fn what(&self) -> String {

@@ -290,6 +290,7 @@ mod tests {
             rebuildable: true,
             image: None,
             form: None,
+            taken: None,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record).unwrap(), None).unwrap();

@@ -12,6 +12,7 @@ use super::layer::LISTING;
 use super::lock::Hold;
 use super::merge::merged_name;
 use super::record::{ImageRecord, LayerRecord};
+use super::sum::sum;
 use super::turn::place_lock;
 use super::{Store, files};
 use crate::digest::{Digest, Hasher};
@@ -19,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result, recover};
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Reference;
 use crate::source::{BlobSource, ResolvedManifest, verify};
-use crate::unpack::listing;
+use crate::unpack::listing::{self, Compared};
 
 /// Result of looking for damage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +29,8 @@ pub struct VerifyReport {
     pub images: usize,
     /// Layers looked at.
     pub layers: usize,
-    /// Layers of whose files not all contents could be compared, because more was replaced in their archive than was kept, or a
-    /// directory of the image forbids its owner to get at them.
+    /// Layers of whose files not all contents could be compared, because more was replaced in their archive than was kept, or the
+    /// image forbids its owner to get at them; or they were made one by an earlier version.
     pub without_content: Vec<Digest>,
     /// What is damaged.
     pub damaged: Vec<Damage>,
@@ -116,7 +117,7 @@ impl Store {
     pub fn verify(&self, only: &[Digest]) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         let mut damage = Damages::default();
-        let (mut layers, mut blobs, mut merged_seen) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut layers, mut blobs, mut merged_seen) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         let recorded = self.recorded()?;
         for digest in only {
             if !recorded.contains(digest) {
@@ -158,15 +159,17 @@ impl Store {
                 damage.needs(&layer.diff_id, &digest);
             }
             if let Some(merged) = record.merged {
-                if merged_seen.insert(merged.id.clone()) {
-                    damage.found(Thing::Layer, &merged.id, self.look_at_merged(&merged.id)?);
+                if !merged_seen.contains_key(&merged.id) {
+                    let (problems, complete) = self.look_at_merged(&merged.id)?;
+                    damage.found(Thing::Layer, &merged.id, problems);
+                    merged_seen.insert(merged.id.clone(), complete);
                 }
                 damage.needs(&merged.id, &digest);
             }
         }
         report.layers = layers.len();
-        report.without_content =
-            layers.into_iter().filter(|(_, whole)| !whole).map(|(layer, _)| layer).collect();
+        let all = layers.into_iter().chain(merged_seen);
+        report.without_content = all.filter(|(_, whole)| !whole).map(|(layer, _)| layer).collect();
         report.damaged = damage.0;
         Ok(report)
     }
@@ -260,27 +263,29 @@ impl Store {
         })
     }
 
-    /// Problems of layers that are one. Contents of files are those of its layers, which are looked at by themselves.
-    fn look_at_merged(&self, id: &Digest) -> Result<Vec<Problem>> {
+    /// Problems of layers that are one, and whether all contents could be compared: they are copies of its layers', and what
+    /// containers run on.
+    fn look_at_merged(&self, id: &Digest) -> Result<(Vec<Problem>, bool)> {
         let name = merged_name(id);
         let _lock = self.lock(&format!("layer-{name}"), Hold::Shared)?;
         let Some(record) = self.record_at(&name, id)? else {
-            return Ok(vec![Problem::of("is missing or incomplete")]);
+            return Ok((vec![Problem::of("is missing or incomplete")], true));
         };
-        Ok(self.compare_at(&name, &record).unwrap_or_else(|e| vec![Problem::of(e.to_string())]))
+        Ok(self.compare_at(&name, &record).unwrap_or_else(|e| (vec![Problem::of(e.to_string())], true)))
     }
 
-    fn compare_at(&self, name: &str, record: &LayerRecord) -> Result<Vec<Problem>> {
+    fn compare_at(&self, name: &str, record: &LayerRecord) -> Result<(Vec<Problem>, bool)> {
         if let Some(written) = &record.image {
             let image = self.file_at(name, LayerForm::Erofs.name())?;
-            let found = super::sum::sum(&image).map_err(|e| Error::io(format!("image store: {name}"), e))?;
-            let changed = found != *written;
-            return Ok(changed.then(|| Problem::of("its image was changed")).into_iter().collect());
+            let found = sum(&image).map_err(|e| Error::io(format!("image store: {name}"), e))?;
+            let changed = (found != *written).then(|| Problem::of("its image was changed"));
+            return Ok((changed.into_iter().collect(), true));
         }
         let what = format!("image store: {name}");
         let tree = self.tree_at(name)?;
-        let changes = listing::compare(&tree, self.file_at(name, LISTING)?).map_err(|e| recover(&what, e))?;
-        Ok(changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect())
+        let found = listing::compare(&tree, self.file_at(name, LISTING)?, sum);
+        let Compared { changes, summed } = found.map_err(|e| recover(&what, e))?;
+        Ok((changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect(), summed))
     }
 
     /// Problems of a layer, and whether contents could be compared.
@@ -319,8 +324,8 @@ impl Store {
         }
         let tree = self.layer_tree(diff_id)?;
         let what = format!("image store: layer {}", diff_id.file_name());
-        let changes =
-            listing::compare(&tree, self.layer_file(diff_id, LISTING)?).map_err(|e| recover(&what, e))?;
+        let found = listing::compare(&tree, self.layer_file(diff_id, LISTING)?, sum);
+        let changes = found.map_err(|e| recover(&what, e))?.changes;
         let mut problems: Vec<_> = changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect();
         let mut complete = false;
         if record.rebuildable {

@@ -1,17 +1,19 @@
 //! What is in an unpacked layer, file by file, to notice later what was changed, removed or added.
 //!
 //! A listing is written as a zstd stream of `path NUL facts NUL`, in the order of the walk: a directory before what is in
-//! it, names in the order of their bytes. Contents are not in it; the skeleton of the archive has sums of them.
+//! it, names in the order of their bytes. Sums of contents are in it where no skeleton of an archive has them.
 
 use std::cmp::Ordering;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, lgetxattr, llistxattr, openat, readlinkat, statat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::names::Names;
-use crate::digest::{Algorithm, Hasher};
+use crate::digest::{Algorithm, Digest, Hasher};
 
 /// What [`Change::what`] may name, in the order in which facts are written.
 const FACTS: [&str; 6] = ["mode", "owner", "size", "time of change", "device number", "extended attributes"];
@@ -23,24 +25,76 @@ pub(crate) struct Change {
     pub(crate) what: String,
 }
 
-/// Writes the listing of the tree at `root`.
-pub(crate) fn write(root: impl AsFd, out: impl Write) -> io::Result<()> {
-    let mut out = zstd::Encoder::new(out, 1)?;
-    walk(root, |path, facts| {
-        out.write_all(path)?;
-        out.write_all(b"\0")?;
-        out.write_all(facts)?;
-        out.write_all(b"\0")
-    })?;
-    out.finish()?.flush()
+/// What says whether the content of a file is what it was.
+pub(crate) type Sum = fn(&File) -> io::Result<Digest>;
+
+/// What a comparison found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Compared {
+    pub(crate) changes: Vec<Change>,
+    /// The listing has the sum of every file with content.
+    pub(crate) summed: bool,
 }
 
-/// Compares the tree at `root` with a listing that was made of it before.
-pub(crate) fn compare(root: impl AsFd, listing: impl Read) -> io::Result<Vec<Change>> {
+/// What a tree takes of its filesystem.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Taken {
+    /// Bytes of files, without their holes, of which an archive has as many as it likes.
+    pub(crate) bytes: u64,
+    /// Names, of which each is a file of its own where it is no hard link.
+    pub(crate) files: u64,
+}
+
+/// A number that not every machine has in as many bits.
+fn wide(number: impl Into<u64>) -> u64 {
+    number.into()
+}
+
+impl Taken {
+    fn add(&mut self, file: &Found<'_>) {
+        self.files += 1;
+        if FileType::from_raw_mode(file.stat.st_mode) == FileType::RegularFile {
+            let number = |n: i64| u64::try_from(n).unwrap_or(0);
+            let bytes = number(file.stat.st_size).min(number(file.stat.st_blocks).saturating_mul(512));
+            // A file of several names comes several times.
+            let names = wide(file.stat.st_nlink).max(1);
+            self.bytes = self.bytes.saturating_add(bytes / names);
+        }
+    }
+}
+
+/// Writes the listing of the tree at `root`, with the sums of contents where there is a way to make them.
+pub(crate) fn write(root: impl AsFd, out: impl Write, sum: Option<Sum>) -> io::Result<Taken> {
+    let mut out = zstd::Encoder::new(out, 1)?;
+    let mut taken = Taken::default();
+    walk(root, |file| {
+        taken.add(file);
+        let mut facts = file.facts()?;
+        if let Some(sum) = sum.filter(|_| file.has_content()) {
+            match file.sum(sum) {
+                Ok(sum) => facts.extend_from_slice(sum.as_bytes()),
+                // What the image itself closes to its owner.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(e) => return Err(e),
+            }
+        }
+        out.write_all(file.path)?;
+        out.write_all(b"\0")?;
+        out.write_all(&facts)?;
+        out.write_all(b"\0")
+    })?;
+    out.finish()?.flush()?;
+    Ok(taken)
+}
+
+/// Compares the tree at `root` with a listing that was made of it before; contents where that has their sums, as `sum` makes them.
+pub(crate) fn compare(root: impl AsFd, listing: impl Read, sum: Sum) -> io::Result<Compared> {
+    let mut summed = true;
     let mut listed = Listed { from: BufReader::new(zstd::Decoder::new(listing)?), next: None };
     listed.advance()?;
     let mut changes = Vec::new();
-    walk(root, |path, facts| {
+    walk(root, |file| {
+        let path = file.path;
         while let Some((before, _)) = &listed.next
             && order(before, path) == Ordering::Less
         {
@@ -49,9 +103,21 @@ pub(crate) fn compare(root: impl AsFd, listing: impl Read) -> io::Result<Vec<Cha
         }
         match &listed.next {
             Some((before, known)) if before == path => {
-                if known != facts {
-                    changes.push(Change { path: path.to_vec(), what: difference(known, facts) });
-                }
+                let facts = file.facts()?;
+                // What has another size or time as well is named with that.
+                let changed = match known.strip_prefix(facts.as_slice()) {
+                    _ if !file.has_content() => (*known != facts).then(|| difference(known, &facts)),
+                    None => Some(difference(known, &facts)),
+                    Some(b"") => {
+                        summed = false;
+                        None
+                    }
+                    Some(before) => match file.sum(sum) {
+                        Ok(now) => (now.as_bytes() != before).then(|| "its content was changed".to_owned()),
+                        Err(e) => Some(format!("cannot be read: {e}")),
+                    },
+                };
+                changes.extend(changed.map(|what| Change { path: path.to_vec(), what }));
                 listed.advance()
             }
             _ => {
@@ -64,7 +130,7 @@ pub(crate) fn compare(root: impl AsFd, listing: impl Read) -> io::Result<Vec<Cha
         changes.push(Change { path, what: "is missing".to_owned() });
         listed.advance()?;
     }
-    Ok(changes)
+    Ok(Compared { changes, summed })
 }
 
 /// The order of the walk.
@@ -90,7 +156,9 @@ fn difference(known: &[u8], found: &[u8]) -> String {
             });
         }
     }
-    if known.get(FACTS.len()) != found.get(FACTS.len()) {
+    // Of a file the sum of its content may stand there.
+    let (before, now) = (known.get(FACTS.len()), found.get(FACTS.len()));
+    if before != now && now.is_some_and(|target| !target.is_empty()) {
         said.push("other target".to_owned());
     }
     format!("has {}", said.join(", "))
@@ -114,12 +182,36 @@ impl<R: BufRead> Listed<R> {
     }
 }
 
+/// A file that a walk comes to.
+struct Found<'a> {
+    path: &'a [u8],
+    directory: &'a OwnedFd,
+    name: &'a [u8],
+    stat: &'a Stat,
+}
+
+impl Found<'_> {
+    fn facts(&self) -> Result<Vec<u8>, Errno> {
+        facts(self.directory, self.name, self.stat)
+    }
+
+    fn has_content(&self) -> bool {
+        FileType::from_raw_mode(self.stat.st_mode) == FileType::RegularFile && self.stat.st_size > 0
+    }
+
+    fn sum(&self, sum: Sum) -> io::Result<String> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(self.directory, self.name, flags, Mode::empty())?;
+        Ok(sum(&file.into())?.to_string())
+    }
+}
+
 /// Tells of everything in the tree, itself included, in order.
-fn walk(root: impl AsFd, mut tell: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()> {
+fn walk(root: impl AsFd, mut tell: impl FnMut(&Found<'_>) -> io::Result<()>) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let top = openat(root.as_fd(), ".", flags, Mode::empty())?;
     let stat = statat(&top, ".", AtFlags::SYMLINK_NOFOLLOW)?;
-    tell(b".", &facts(&top, b".", &stat)?)?;
+    tell(&Found { path: b".", directory: &top, name: b".", stat: &stat })?;
     let sorted = |directory: &OwnedFd| Names::of(directory, |_| Ok(true)).map(Names::last_first);
     let names = sorted(&top)?;
     let mut levels: Vec<(OwnedFd, Names, usize)> = vec![(top, names, 1)];
@@ -133,7 +225,7 @@ fn walk(root: impl AsFd, mut tell: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -
         let stat = statat(&*directory, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
         path.push(b'/');
         path.extend_from_slice(&name);
-        tell(&path, &facts(directory, &name, &stat)?)?;
+        tell(&Found { path: &path, directory, name: &name, stat: &stat })?;
         // What its owner may not list looks the same to everybody.
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && stat.st_mode & 0o500 == 0o500 {
             let below = openat(&*directory, name.as_slice(), flags, Mode::empty())?;
@@ -144,7 +236,7 @@ fn walk(root: impl AsFd, mut tell: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -
     Ok(())
 }
 
-/// All that is known of a file without its content, as words.
+/// All that is known of a file without its content, as words. The last is empty for a file with content: its sum may follow.
 fn facts(directory: &OwnedFd, name: &[u8], stat: &Stat) -> Result<Vec<u8>, Errno> {
     let kind = FileType::from_raw_mode(stat.st_mode);
     // Sizes of directories depend on the file system's history.
@@ -226,15 +318,15 @@ mod tests {
         std::os::unix::fs::symlink("z", root.join("link")).unwrap();
         let open = || OwnedFd::from(std::fs::File::open(&root).unwrap());
         let mut listing = Vec::new();
-        write(open(), &mut listing).unwrap();
-        assert_eq!(compare(open(), &listing[..]).unwrap(), []);
+        write(open(), &mut listing, None).unwrap();
+        assert_eq!(compare(open(), &listing[..], sum).unwrap(), Compared { changes: vec![], summed: false });
         let time = std::fs::metadata(root.join("a")).unwrap().modified().unwrap();
         after(&root);
         // Of the directory only what else is changed.
         if let Ok(directory) = std::fs::File::open(root.join("a")) {
             directory.set_modified(time).unwrap();
         }
-        let changes = compare(open(), &listing[..]).unwrap();
+        let Compared { changes, .. } = compare(open(), &listing[..], sum).unwrap();
         changes.iter().map(|c| format!("{} {}", String::from_utf8_lossy(&c.path), c.what)).collect()
     }
 
@@ -260,6 +352,49 @@ mod tests {
             linked.iter().any(|c| c.starts_with("./link has ") && c.contains("other target")),
             "{linked:?}"
         );
+    }
+
+    fn sum(file: &File) -> io::Result<Digest> {
+        let (mut file, mut content) = (file, Vec::new());
+        file.read_to_end(&mut content)?;
+        Ok(Digest::of(Algorithm::Sha256, &content))
+    }
+
+    #[test]
+    fn contents_are_compared_where_their_sums_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        std::fs::create_dir(root.join("a")).unwrap();
+        for (name, content) in [("a/one", "one"), ("a/two", "two"), ("empty", "")] {
+            std::fs::write(root.join(name), content).unwrap();
+        }
+        std::os::unix::fs::symlink("a/one", root.join("link")).unwrap();
+        let open = || OwnedFd::from(File::open(root).unwrap());
+        let mut listing = Vec::new();
+        std::fs::hard_link(root.join("a/two"), root.join("a/too")).unwrap();
+        File::create(root.join("a/hole")).unwrap().set_len(1 << 40).unwrap();
+        let taken = write(open(), &mut listing, None).unwrap();
+        // Both names of a file have its bytes together, and holes have none.
+        assert!(taken.files == 8 && (4..=6).contains(&taken.bytes), "{taken:?}");
+        std::fs::remove_file(root.join("a/hole")).unwrap();
+        listing.clear();
+        write(open(), &mut listing, Some(sum)).unwrap();
+        assert_eq!(compare(open(), &listing[..], sum).unwrap(), Compared { changes: vec![], summed: true });
+        // As long as before, and with the time put back.
+        let one = root.join("a/one");
+        let time = std::fs::metadata(&one).unwrap().modified().unwrap();
+        std::fs::write(&one, "eno").unwrap();
+        File::options().write(true).open(&one).unwrap().set_modified(time).unwrap();
+        let changes = |listing: &[u8]| compare(open(), listing, sum).unwrap().changes;
+        let changed = Change { path: b"./a/one".to_vec(), what: "its content was changed".into() };
+        assert_eq!(changes(&listing), [changed]);
+        for (content, size) in [("longer", 6), ("", 0)] {
+            std::fs::write(&one, content).unwrap();
+            let found = changes(&listing);
+            assert!(found.len() == 1, "{found:?}");
+            let what = &found[0].what;
+            assert!(what.contains(&format!("size {size} and not 3")) && !what.contains("target"), "{what}");
+        }
     }
 
     #[test]

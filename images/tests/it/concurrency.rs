@@ -397,6 +397,7 @@ pub(crate) fn helpers(
         forms: false,
         stop: None,
         confine: None,
+        unpack_in: None,
     }
 }
 

@@ -241,6 +241,35 @@ fn what_is_one_goes_with_its_image_and_is_made_again_where_it_is_damaged() {
     }
 }
 
+/// Containers run on a copy of the lowest layers: what is changed in that is no layer's damage.
+#[test]
+fn a_changed_content_of_what_is_one_is_found_and_mended() {
+    let bench = Bench::of(LayerForm::Directory);
+    let layers = (0..4).map(|n| Tar::new().file(&format!("{n}"), format!("of {n}").as_bytes()).end());
+    ImageBuilder::new(layers.collect()).write(&bench.layout());
+    let prepared = ensure(&bench, &store(&bench, 2));
+    let (digest, merged) = (prepared.digest.clone(), prepared.layers[1].clone());
+    drop(prepared);
+    let store = store(&bench, 2);
+    let report = store.verify(&[]).unwrap();
+    assert_eq!((report.problems(), report.without_content), (vec![], vec![]));
+    // As long as it was, and with the time put back.
+    let file = merged.join("1");
+    let time = std::fs::metadata(&file).unwrap().modified().unwrap();
+    std::fs::write(&file, "evil").unwrap();
+    std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+    let report = store.verify(&[]).unwrap();
+    let problems = report.problems();
+    assert!(problems.len() == 1 && problems[0].ends_with(": /1 its content was changed"), "{problems:?}");
+    assert_eq!(report.damaged[0].images, [digest.clone()]);
+    let damaged: Vec<Digest> = report.damaged.iter().map(|damage| damage.digest.clone()).collect();
+    let origin = store.origin(&digest).unwrap();
+    let source = open_source(&origin, &Registries::default(), &Credentials::anonymous()).unwrap();
+    store.repair(&origin, &damaged, source.as_ref(), &()).unwrap();
+    assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "of 1");
+}
+
 #[test]
 fn another_kernel_has_its_own_share_of_layers_as_one() {
     let bench = Bench::of(LayerForm::Erofs);

@@ -265,6 +265,7 @@ pub(crate) fn helpers(
         forms: false,
         stop: None,
         confine: None,
+        unpack_in: None,
     }
 }
 

@@ -251,31 +251,44 @@ fn helpers_give_logins() {
     let layout = bench.layout();
     image().write(&layout);
     registry.push_as_user(&layout.display().to_string(), "private:1");
-    // Helpers are found by name in PATH, and the test may not change its own PATH: a path-like name is refused, so
-    // one is put where PATH looks.
-    let name = format!("berth-test-{}", std::process::id());
-    let helper = std::path::Path::new("/usr/local/bin").join(format!("docker-credential-{name}"));
-    struct Remove(std::path::PathBuf);
-    impl Drop for Remove {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
+    // Helpers are found by name in PATH, which the test may not change for itself: a process of its own has one with the helper.
+    let programs = bench.path().join("bin");
+    std::fs::create_dir(&programs).unwrap();
+    let helper = programs.join("docker-credential-berth-test");
     let script = format!(
         "#!/bin/sh\nread -r server\n[ \"$1 $server\" = \"get {}\" ] || {{ echo credentials not found; exit 1; }}\necho '{{\"ServerURL\":\"\",\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n",
         registry.address
     );
-    if std::fs::write(&helper, script).is_err() {
-        // Only root can put a program there; the parsing of answers has unit tests.
-        return;
-    }
-    let _remove = Remove(helper.clone());
+    std::fs::write(&helper, script).unwrap();
     std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let by_host = registry.docker_config(&serde_json::json!({"credHelpers": {&registry.address: name}}));
-    resolve_text(&registry.name("private:1"), &by_host, true).unwrap();
-    let by_store =
-        registry.docker_config(&serde_json::json!({"credsStore": name, "auths": {&registry.address: {}}}));
-    resolve_text(&registry.name("private:1"), &by_store, true).unwrap();
+    let usual = std::env::var("PATH").unwrap();
+    let import = |config: &serde_json::Value, path: &str| {
+        let home = bench.path().join("docker");
+        std::fs::create_dir_all(&home).unwrap();
+        std::fs::write(home.join("config.json"), config.to_string()).unwrap();
+        let mut command = std::process::Command::new(crate::concurrency::program());
+        command
+            .args(["--insecure", "--store"])
+            .arg(bench.path().join("store"))
+            .arg(registry.name("private:1"));
+        command.env("DOCKER_CONFIG", &home).env("HOME", bench.path()).env("PATH", path);
+        command.env_remove("REGISTRY_AUTH_FILE").env_remove("XDG_RUNTIME_DIR").output().unwrap()
+    };
+    let with_helper = format!("{}:{usual}", programs.display());
+    for config in [
+        serde_json::json!({"credHelpers": {&registry.address: "berth-test"}}),
+        serde_json::json!({"credsStore": "berth-test", "auths": {&registry.address: {}}}),
+    ] {
+        let output = import(&config, &with_helper);
+        assert!(output.status.success(), "{config}: {}", String::from_utf8_lossy(&output.stderr));
+        // Nothing else gave the login.
+        let output = import(&config, &usual);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && said.contains("docker-credential-berth-test"),
+            "{config}: {said}"
+        );
+    }
 }
 
 #[test]

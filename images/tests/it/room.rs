@@ -72,6 +72,49 @@ fn the_image_not_used_for_longest_goes_first_and_needed_ones_stay() {
 }
 
 #[test]
+fn what_comes_to_be_needed_while_images_go_stays() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let [one, two, three] =
+        [("one", 100), ("two", 200), ("three", 300)].map(|(name, used)| image(&bench, name, used));
+    // A job is submitted when the first one has gone.
+    let asked = std::cell::RefCell::new(Vec::new());
+    let stays = |digest: &Digest| {
+        asked.borrow_mut().push(digest.clone());
+        *digest == two
+    };
+    let none = BTreeSet::new();
+    let made = store.make_room_but(&most(1), Wanted::default(), &none, &stays).unwrap().unwrap();
+    assert_eq!(made.images.iter().map(|i| &i.digest).collect::<Vec<_>>(), [&one, &three]);
+    assert_eq!(left(&store), BTreeSet::from([two.clone()]));
+    assert_eq!(asked.into_inner()[..3], [one, two, three]);
+}
+
+/// A blob of some hundred bytes may have a file of a terabyte: it takes no room, and nobody else's images go for it.
+#[test]
+fn holes_of_one_users_files_cost_others_no_images() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let theirs = image(&bench, "theirs", 100);
+    let sparse: &[(&str, &[u8])] = &[
+        ("GNU.sparse.major", b"1"),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"giant"),
+        ("GNU.sparse.realsize", b"1000000000"),
+    ];
+    let map = [b"1\n999999999\n1\n".as_slice(), &[0; 512 - 14], b"x"].concat();
+    let giant = Tar::new().pax(sparse).entry("giant", b'0', 0o644, "", &map).end();
+    let giant = bench.import(vec![giant]).unwrap().digest;
+    let (rules, nothing) = (most(9), Wanted::default());
+    assert!(!store.lacks_room(&rules, nothing).unwrap());
+    assert_eq!(store.make_room(&rules, nothing, &BTreeSet::new()).unwrap(), None);
+    assert_eq!(left(&store), BTreeSet::from([theirs, giant.clone()]));
+    assert!(store.df().unwrap().bytes < 4 * MIB);
+    // What comes free with it is as little.
+    assert!(store.remove(&giant).unwrap().bytes < MIB);
+}
+
+#[test]
 fn nothing_goes_for_what_would_not_fit_even_then() {
     let bench = Bench::new();
     let store = bench.store();

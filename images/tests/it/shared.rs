@@ -397,6 +397,33 @@ fn a_fetcher_goes_where_it_is_confined_before_it_is_the_users_and_an_image_that_
     assert_eq!(counts(), (3, 0));
 }
 
+/// What it has in memory is bounded nowhere else: each import has an unpacker of its own.
+#[test]
+fn an_unpacker_goes_where_it_is_confined_and_an_image_that_is_there_needs_none_as_root() {
+    use std::os::unix::fs::PermissionsExt;
+    let shared = Shared::new();
+    let image = shared.layout("good", vec![Tar::new().file("a", b"x").end()]);
+    let list = shared.bench.path().join("list");
+    std::fs::write(&list, "").unwrap();
+    std::fs::set_permissions(&list, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let places = Arc::new(Places { lists: vec![list.clone()], ..Places::default() });
+    let confine: Arc<dyn Confine> = places.clone();
+    let alice =
+        Helpers { unpack_in: Some(confine), ..shared.user(Some(54_001), &Registries::default(), vec![]) };
+    let counts = || (places.taken.load(Ordering::SeqCst), places.held.load(Ordering::SeqCst));
+    drop(alice.ensure(&shared.store, &image, &()).unwrap());
+    assert_eq!((std::fs::read_to_string(&list).unwrap().as_str(), counts()), ("0", (1, 0)));
+    drop(alice.ensure(&shared.store, &image, &()).unwrap());
+    assert_eq!(counts(), (1, 0), "it is there");
+    // Nothing is unpacked outside of where it is to be.
+    std::fs::remove_file(&list).unwrap();
+    let other = shared.layout("other", vec![Tar::new().file("b", b"y").end()]);
+    let error = alice.ensure(&shared.store, &other, &()).unwrap_err().to_string();
+    assert!(error.contains("control group of what brings an image"), "{error}");
+    assert!(shared.store.prepared(&other.digest).unwrap().is_none());
+    assert_eq!(counts(), (2, 0));
+}
+
 /// A source of one user's that does not go on, in the place where a layer that others want is made, or an image.
 #[test]
 fn nobody_waits_for_what_another_users_registry_does_not_bring_as_root() {

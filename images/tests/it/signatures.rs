@@ -583,6 +583,7 @@ fn helpers_of(registries: Registries, signers: Option<Signers>) -> Helpers {
         forms: false,
         stop: None,
         confine: None,
+        unpack_in: None,
         through: Default::default(),
         program: program(),
         fetch: vec!["internal-fetch".into()],

@@ -402,7 +402,11 @@ mod tests {
         config.partitions = vec![PartitionConfig { name: "secret".into(), ..PartitionConfig::default() }];
         config.max_jobs = 3;
         config.operators = vec!["bob".into()];
-        config.accounts = vec![AccountConfig { name: "physics".into(), coordinators: vec!["cy".into()] }];
+        config.accounts = vec![AccountConfig {
+            name: "physics".into(),
+            coordinators: vec!["cy".into()],
+            users: vec!["dan".into()],
+        }];
         assert_eq!(config.for_agents(), some());
     }
 }

@@ -1433,6 +1433,8 @@ pub struct ImageRule {
     pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "3")]
     pub deny: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "450")]
+    pub otherwise: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImagesConfig {
@@ -1485,6 +1487,8 @@ pub struct AccountConfig {
     pub name: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "2")]
     pub coordinators: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "451")]
+    pub users: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Config {

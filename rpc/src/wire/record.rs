@@ -51,7 +51,7 @@ structs! {
     PartitionInfo { config, nodes, total }
     GresConfig { name, kind, files, cdi, count, cores, shards, mps, flags }
     NodeConfig { name, memory_reserved, gres }
-    AccountConfig { name, coordinators }
+    AccountConfig { name, coordinators, users }
     ContainerConfig { mount_home, remap_root, entrypoint, keep_days, hooks_dirs }
     ProgramsConfig {
         prolog, prolog_seconds, epilog, epilog_seconds, task_prolog, task_prolog_seconds, task_epilog, task_epilog_seconds,
@@ -67,7 +67,7 @@ structs! {
     MirrorConfig { registry, urls, grants }
     QuotaConfig { users, size }
     SignatureRule { images, policy, keys, signed_as }
-    ImageRule { accounts, allow, deny }
+    ImageRule { accounts, otherwise, allow, deny }
     ImagesConfig {
         insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, peers, gateways, forms_agreed, max_size, keep_days,
         user_quota, quotas,

@@ -2,7 +2,7 @@
 
 use berth_model::bytes::ByteStr;
 use berth_model::carry::MOST_CARRIED;
-use berth_model::config::{Config, GresConfig, ImagesConfig, PartitionConfig, PartitionState};
+use berth_model::config::{AccountConfig, Config, GresConfig, ImagesConfig, PartitionConfig, PartitionState};
 use berth_model::devices::GPU;
 use berth_model::gpus::GpusConfig;
 use berth_model::hardware::{GresDevice, Hardware, Vendor};
@@ -55,6 +55,8 @@ pub struct CoreConfig {
     pub nodes: Vec<NodeRules>,
     /// Nodes that fetch images for all others.
     pub gateways: BTreeSet<NodeName>,
+    /// What is said of accounts.
+    pub accounts: Vec<AccountConfig>,
     /// Which images jobs may have.
     pub images: ImagesConfig,
     /// What becomes of jobs that leave their GPUs idle; absent: nothing.
@@ -231,6 +233,7 @@ impl CoreConfig {
                     gateways.into_iter().map(NodeName).collect()
                 }
             },
+            accounts: config.accounts.clone(),
             images: config.images.clone(),
             srun_prolog: !config.programs.srun_prolog.is_empty(),
             // The program's own time, and some for its client to come and to say so.

@@ -330,7 +330,8 @@ mod tests {
 
     #[test]
     fn roles_go_with_names_until_others_are_given_and_strangers_are_refused() {
-        let account = AccountConfig { name: "physics".into(), coordinators: vec!["daemon".into()] };
+        let coordinators = vec!["daemon".into()];
+        let account = AccountConfig { name: "physics".into(), coordinators, ..AccountConfig::default() };
         let config = Config { accounts: vec![account], ..Config::default() };
         let daemon = || vec!["daemon".to_string()];
         let administered = Config { administrators: daemon(), ..config.clone() };

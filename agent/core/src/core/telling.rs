@@ -129,9 +129,10 @@ impl AgentCore {
         });
     }
 
-    /// What was asked on a connection that is gone is not answered any more.
+    /// What was asked on a connection that is gone is not answered any more, and of what was answered nobody tells what comes to be
+    /// needed.
     pub(super) fn give_up_asking(&mut self) {
-        for ask in std::mem::take(&mut self.asked) {
+        for ask in std::mem::take(&mut self.asked).into_iter().chain(self.answered.take()) {
             self.out.push(AgentEffect::ImagesNeeded { ask, digests: None });
         }
     }

@@ -113,10 +113,17 @@ fn what_jobs_need_is_known_only_while_the_controller_answers() {
     assert_eq!(answers(&mut node), []);
     let needed = |ask| ToAgent::ImagesNeeded { ask, digests: vec!["a".into()] };
     node.say(needed(1));
-    // Once, and nothing that was not asked.
-    node.say(needed(1));
+    // Nothing that was not asked.
     node.say(needed(2));
     assert_eq!(answers(&mut node), [(1, Some(vec!["a".to_string()]))]);
+    // What comes to be needed meanwhile, until something else is asked.
+    node.say(ToAgent::ImagesNeeded { ask: 1, digests: vec!["b".into()] });
+    assert_eq!(answers(&mut node), [(1, Some(vec!["b".to_string()]))]);
+    ask(&mut node, 2);
+    node.say(needed(1));
+    assert_eq!(answers(&mut node), []);
+    node.say(needed(2));
+    assert_eq!(answers(&mut node), [(2, Some(vec!["a".to_string()]))]);
     // The link breaks before the answer, and none is there when it is asked again.
     ask(&mut node, 3);
     node.event(AgentEvent::Disconnected);
@@ -125,6 +132,18 @@ fn what_jobs_need_is_known_only_while_the_controller_answers() {
     ask(&mut node, 5);
     node.say(needed(3));
     assert_eq!(answers(&mut node), [(3, None), (4, None), (5, None)]);
+}
+
+#[test]
+fn what_may_go_stays_when_the_controller_is_gone_that_would_tell_of_jobs() {
+    let mut node = Node::new(vec![]);
+    node.event(AgentEvent::AskNeeded { ask: 1, digests: vec!["a".into()] });
+    node.say(ToAgent::ImagesNeeded { ask: 1, digests: vec![] });
+    assert_eq!(answers(&mut node), [(1, Some(vec![]))]);
+    node.event(AgentEvent::Disconnected);
+    assert_eq!(answers(&mut node), [(1, None)]);
+    node.event(AgentEvent::Connected);
+    assert_eq!(answers(&mut node), []);
 }
 
 /// What is begun ahead, and what is given up, since the last call.

@@ -92,8 +92,8 @@ fn summary(report: &VerifyReport) -> String {
     });
     if !report.without_content.is_empty() {
         text.push_str(&format!(
-            "of {} layers not all contents could be compared: their archives have files that take the place of others, or a \
-             directory in them is closed to its owner\n",
+            "of {} layers not all contents could be compared: their archives have files that take the place of others, \
+             what is in them is closed to its owner, or an earlier version made them one of several\n",
             report.without_content.len()
         ));
     }

@@ -102,8 +102,7 @@ impl Cluster {
             }
             FromAgent::ImagesHeld { session, ask, digests } => {
                 if self.heard(node, connection, session) {
-                    let digests = self.images_needed(digests);
-                    self.send(node, ToAgent::ImagesNeeded { ask, digests });
+                    self.images_held(node, ask, digests);
                 }
             }
             FromAgent::Peers { session, said } => {
@@ -177,6 +176,7 @@ impl Cluster {
             && let Some(n) = self.node_mut(node)
         {
             n.link = None;
+            self.going.remove(node);
             let told = self.exchange.gone(node, self.clock);
             self.tell_peers(told);
             self.no_answer_from(node);
@@ -210,6 +210,7 @@ impl Cluster {
             let why = format!("the agent of {name} registered again");
             self.out.effects.push(Effect::Disconnect { connection: old.connection, why });
         }
+        self.going.remove(name);
         let rebooted = self.nodes.get(name).is_some_and(|n| n.row.boot_id != hello.boot_id);
         if let Some(n) = self.node_mut(name) {
             n.link = None;

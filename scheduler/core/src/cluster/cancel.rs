@@ -366,6 +366,7 @@ impl Cluster {
                         *requeue = true;
                     }
                     cluster.bring_back(id);
+                    cluster.keep_images_of(id);
                     Ok(())
                 }
                 Phase::Running(_) => {
@@ -380,6 +381,7 @@ impl Cluster {
                     cluster.active += 1;
                     cluster.next_attempt(id);
                     cluster.bring_back(id);
+                    cluster.keep_images_of(id);
                     Ok(())
                 }
             }

@@ -458,6 +458,9 @@ impl Cluster {
                 takes_steps(record)?;
             }
         }
+        for (_, spec) in &parts {
+            self.keep_image_of_step(spec);
+        }
         if self.waits_already(first, first_spec, request, actor) {
             return Ok(());
         }

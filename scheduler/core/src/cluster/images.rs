@@ -5,7 +5,9 @@ use super::exchange::{MOST_SOURCE, MOST_TEXT};
 use crate::rows::{Phase, StepRow};
 use crate::spec::Spec;
 use crate::store::Write;
+use berth_model::admission::Asked;
 use berth_model::ids::{JobId, NodeName, StepId, StepKey};
+use berth_model::link::ToAgent;
 use berth_model::request::{Refusal, RefusalCode};
 use berth_model::spec::{ContainerSpec, ImageRef, JobKind, JobSpec, ResolvedImage, StepSpec};
 use std::collections::BTreeSet;
@@ -13,6 +15,14 @@ use std::sync::Arc;
 
 /// Most indexes that an image is reached by.
 const MOST_INDEXES: usize = 16;
+
+/// Images that a node may be removing: no job needed them when it asked.
+#[derive(Debug)]
+pub(super) struct Going {
+    /// Number of its question.
+    ask: u64,
+    digests: BTreeSet<String>,
+}
 
 /// Whether a name may mean this: it is on record for as long as the job is.
 pub(super) fn may_be_kept(found: &ResolvedImage) -> bool {
@@ -22,9 +32,56 @@ pub(super) fn may_be_kept(found: &ResolvedImage) -> bool {
 }
 
 impl Cluster {
+    /// A node asks which of its images jobs need, before it removes others. Until it asks again it hears of each one of the others that
+    /// comes to be needed. Nothing held says that nothing goes any more.
+    pub(super) fn images_held(&mut self, node: &NodeName, ask: u64, held: Vec<String>) {
+        let needed = self.images_needed(held.clone());
+        let stay: BTreeSet<&String> = needed.iter().collect();
+        let digests: BTreeSet<String> = held.into_iter().filter(|digest| !stay.contains(digest)).collect();
+        self.going.remove(node);
+        if !digests.is_empty() {
+            self.going.insert(node.clone(), Going { ask, digests });
+        }
+        self.send(node, ToAgent::ImagesNeeded { ask, digests: needed });
+    }
+
+    /// Tells the nodes that may be removing one of these images that a job needs it.
+    fn keep_images(&mut self, digests: &[String]) {
+        let mut told = Vec::new();
+        for (node, going) in &mut self.going {
+            let kept = digests.iter().filter(|digest| going.digests.remove(digest.as_str()));
+            let kept: Vec<String> = kept.cloned().collect();
+            if !kept.is_empty() {
+                told.push((node.clone(), ToAgent::ImagesNeeded { ask: going.ask, digests: kept }));
+            }
+        }
+        for (node, word) in told {
+            self.send(&node, word);
+        }
+    }
+
+    /// The same of what a job needs that waits now, or goes back to the queue.
+    pub(super) fn keep_images_of(&mut self, job: JobId) {
+        if self.going.is_empty() {
+            return;
+        }
+        let Some(job) = self.job(job) else { return };
+        let first = job.spec.first_step.iter().filter_map(|step| digest(&step.container));
+        let all = digest(&job.spec.spec.container).into_iter().chain(first);
+        let all: Vec<String> = all.map(str::to_owned).collect();
+        self.keep_images(&all);
+    }
+
+    /// The same of what a step needs that begins, or waits for room in its job.
+    pub(super) fn keep_image_of_step(&mut self, spec: &StepSpec) {
+        if let Some(digest) = digest(&spec.container).filter(|_| !self.going.is_empty()) {
+            self.keep_images(&[digest.to_owned()]);
+        }
+    }
+
     /// Those of these images that jobs need which wait, are held, run, or go back to the queue. A job that is over needs none:
     /// if it is requeued by hand, its image is fetched again by the digest that it was pinned to.
-    pub(super) fn images_needed(&self, held: Vec<String>) -> Vec<String> {
+    fn images_needed(&self, held: Vec<String>) -> Vec<String> {
         let mut needed: BTreeSet<&str> = BTreeSet::new();
         for job in self.jobs.values() {
             let over = match &job.row.phase {
@@ -39,6 +96,11 @@ impl Cluster {
             needed.extend(job.spec.first_step.iter().filter_map(|step| digest(&step.container)));
             let steps = job.steps.values().filter(|step| step.result.is_none());
             needed.extend(steps.filter_map(|step| digest(&step.spec.as_ref()?.container)));
+        }
+        // Of a step that waits for room in its job nothing else tells.
+        for (job, waiting) in &self.waiting {
+            let parts = waiting.iter().flat_map(|step| step.parts(*job));
+            needed.extend(parts.filter_map(|(_, spec)| digest(&spec.container)));
         }
         held.into_iter().filter(|digest| needed.contains(digest.as_str())).collect()
     }
@@ -89,7 +151,8 @@ impl Cluster {
     /// nowhere; the node that found it refuses it, with the reason.
     fn keep_in(&mut self, job: JobId, step: Option<StepId>, typed: &str, found: &ResolvedImage) {
         let Some(record) = self.job(job) else { return };
-        if self.config.images.admits(typed, found, record.spec.spec.account.as_deref()).is_err() {
+        let asked = Asked::Job(record.spec.spec.account.as_deref());
+        if self.config.images.admits(typed, found, asked).is_err() {
             return;
         }
         let mut row = record.spec.row();
@@ -111,6 +174,9 @@ impl Cluster {
         };
         if !changed {
             return;
+        }
+        if let ResolvedImage::Manifest { digest, .. } = found {
+            self.keep_images(std::slice::from_ref(digest));
         }
         self.out.first.push(Write::PutSpec(Arc::new(row.clone())));
         let of = row.job;
@@ -150,7 +216,7 @@ impl Cluster {
                 None => return Ok(()),
             },
         };
-        let judged = self.config.images.admits(named, resolved, job.account.as_deref());
+        let judged = self.config.images.admits(named, resolved, Asked::Job(job.account.as_deref()));
         judged.map_err(|why| Refusal::new(RefusalCode::Denied, format!("Access/permission denied: {why}")))
     }
 }

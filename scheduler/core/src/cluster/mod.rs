@@ -95,6 +95,8 @@ pub struct Cluster {
     ahead: BTreeSet<(NodeName, JobId, Attempt)>,
     /// Something changed since it was last looked what waiting jobs will run on, and whether it will be looked again.
     looking: ahead::Looking,
+    /// Images that nodes may be removing for lack of room.
+    going: BTreeMap<NodeName, images::Going>,
     /// Images that travel between nodes.
     exchange: Exchange,
     /// Keys of nobody by which machines have something of nodes.
@@ -174,6 +176,7 @@ impl Cluster {
             dirty: BTreeSet::new(),
             ahead: BTreeSet::new(),
             looking: ahead::Looking::default(),
+            going: BTreeMap::new(),
             exchange: Exchange::default(),
             strange: strange::Strange::default(),
             removals: trail::Removals::default(),

@@ -86,6 +86,21 @@ impl Cluster {
         !actor.accounts.is_empty() && self.whole(id).into_iter().all(of)
     }
 
+    /// Refuses a job under an account that is for others: what rules say of an account holds for its users, and whoever they are not
+    /// has none of it. Whoever has a say over everybody's jobs may name any.
+    pub(super) fn check_account(&self, actor: &Actor, account: Option<&str>) -> Result<(), Refusal> {
+        let Some(named) = account else { return Ok(()) };
+        let said = self.config.accounts.iter().find(|said| said.name.eq_ignore_ascii_case(named));
+        if actor.is_operator() || said.is_none_or(|said| said.takes(&actor.identity.user)) {
+            return Ok(());
+        }
+        Err(denied(format!(
+            "Invalid account or account/partition combination specified: account {named} is for the users that its [[account]] in \
+             berth.toml names, and {} is none of them: submit under another one (--account), or ask an administrator of the cluster",
+            actor.identity.user
+        )))
+    }
+
     /// The job, if the caller has a say over it: its owner, its account's coordinators, operators and administrators.
     pub(super) fn managed(&self, actor: &Actor, id: JobId) -> Result<&Arc<Job>, Refusal> {
         let job = self.jobs.get(&id).ok_or_else(|| unknown(&id.to_string()))?;

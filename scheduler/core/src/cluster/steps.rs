@@ -341,6 +341,7 @@ impl Cluster {
             return Ok(());
         }
         self.check_step_images(&record.spec.spec, &spec)?;
+        self.keep_image_of_step(&spec);
         if self.waits_already(job, &spec, request, actor) {
             return Ok(());
         }

@@ -138,6 +138,7 @@ impl Cluster {
         }
         self.check_lost_after(spec)?;
         texts::check_job(spec)?;
+        self.check_account(actor, spec.account.as_deref())?;
         if let Some(step) = first_step {
             texts::check_step(step)?;
             if step.enter.is_some() {
@@ -361,6 +362,7 @@ impl Cluster {
             phase: Phase::Pending,
         };
         self.adopt(Job::new(spec, row));
+        self.keep_images_of(id);
         id
     }
 

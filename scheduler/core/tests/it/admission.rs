@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use berth_model::admission::ImageRule;
-use berth_model::config::{Config, ImagesConfig};
+use berth_model::config::{AccountConfig, Config, ImagesConfig};
 use berth_model::ids::*;
 use berth_model::launch::{ImagePull, StepPhase};
 use berth_model::link::FromAgent;
@@ -99,6 +99,67 @@ fn steps_are_judged_with_the_account_of_their_job() {
     let enter = Some(EnterSpec { step: key.step, node: Some(NodeName::from("n1")) });
     let spec = Box::new(StepSpec { enter, ..step("4") });
     w.request(actor(1000), Request::CreateStep { job: id, spec }).unwrap();
+}
+
+#[test]
+fn a_rule_for_all_others_holds_for_jobs_without_an_account() {
+    let rules = vec![
+        ImageRule { accounts: list(&["physics"]), allow: list(&["ghcr.io"]), ..ImageRule::default() },
+        ImageRule { otherwise: true, allow: list(&["docker.io"]), ..ImageRule::default() },
+    ];
+    let mut w = world(ImagesConfig { rules, ..ImagesConfig::default() });
+    let mut ask = |account: Option<&str>| {
+        let name = format!("{account:?}");
+        w.submit(JobSpec {
+            container: image("docker://ghcr.io/x"),
+            account: account.map(str::to_owned),
+            ..job(JobKind::Batch, &name)
+        })
+    };
+    for account in [None, Some("chem")] {
+        let why = refused(ask(account));
+        assert!(why.contains("images.rule[2].allow names only docker.io"), "{why}");
+    }
+    ask(Some("physics")).unwrap();
+}
+
+/// What a rule gives an account is its users' alone: nobody has it by naming the account.
+#[test]
+fn an_account_with_users_takes_jobs_of_these_alone() {
+    let users = vec![berth_samples::identity(1000).user];
+    let account = AccountConfig { name: "physics".into(), users, ..AccountConfig::default() };
+    let coordinated = AccountConfig {
+        name: "bio".into(),
+        coordinators: vec![berth_samples::identity(1001).user],
+        users: vec!["somebody".into()],
+    };
+    let mut w = World::new(&Config { accounts: vec![account, coordinated], ..Config::default() });
+    w.node("n1", hardware(4, 1, 4000, 2));
+    let mut ask = |uid: u32, account: &str, test_only: bool| {
+        let name = format!("{uid} {account} {test_only}");
+        let spec = JobSpec { account: Some(account.into()), ..job(JobKind::Batch, &name) };
+        let body = Request::Submit { spec: Box::new(spec), payload: script(), first_step: None, test_only };
+        w.request(actor(uid), body)
+    };
+    for (uid, account, takes) in [
+        (1000, "physics", true),
+        (1000, "Physics", true),
+        (1001, "physics", false),
+        (1001, "PHYSICS", false),
+        (1001, "bio", true),
+        (1000, "bio", false),
+        (1001, "chem", true),
+    ] {
+        for test_only in [true, false] {
+            let asked = ask(uid, account, test_only);
+            assert_eq!(asked.is_ok(), takes, "{uid} {account}: {asked:?}");
+            if let Err(refusal) = asked {
+                assert_eq!(refusal.code, RefusalCode::Denied);
+                let says = ["Invalid account", account, "[[account]]", "--account"];
+                assert!(says.iter().all(|says| refusal.message.contains(says)), "{refusal:?}");
+            }
+        }
+    }
 }
 
 /// Names inside containers are looked up by nodes, and the first word of one is every later run's image.
