@@ -5,7 +5,9 @@ use crate::pb;
 use berth_model::config::Config;
 use berth_model::direct::Admission;
 use berth_model::launch::{StepPhase, Usage};
-use berth_model::link::{EndCause, FromAgent, GpuFault, GpusBusy, SignalTarget, Start, ToAgent, Trouble};
+use berth_model::link::{
+    EndCause, FromAgent, GpuFault, GpusBusy, Highest, SignalTarget, Start, ToAgent, Trouble,
+};
 use berth_model::login::Login;
 use berth_model::request::Peer;
 use berth_model::state::Cause;
@@ -22,6 +24,7 @@ structs! {
     Trouble { cause, run, why }
     GpuFault { index, why }
     GpusBusy { job, attempt, percent }
+    Highest { job, attempt, step }
     Login { registry, secret }
 }
 
@@ -128,6 +131,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 asked,
                 unknown,
                 features,
+                highest,
             } => Kind::Hello(pb::Hello {
                 node: node.put(),
                 boot_id: boot_id.clone(),
@@ -141,6 +145,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 asked: asked.put(),
                 unknown: unknown.clone(),
                 features: features.clone(),
+                highest: highest.put(),
             }),
             FromAgent::Step { session, key, phase } => {
                 Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
@@ -215,6 +220,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 asked,
                 unknown,
                 features,
+                highest,
             }) => FromAgent::Hello {
                 node: Field::get(node)?,
                 boot_id,
@@ -228,6 +234,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 asked: Field::get(asked)?,
                 unknown,
                 features,
+                highest: highest.map(<Highest as Field<pb::Highest>>::get).transpose()?.unwrap_or_default(),
             },
             Kind::Step(pb::StepReport { session, key, phase }) => FromAgent::Step {
                 session: Field::get(session)?,

@@ -16,7 +16,7 @@ use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::time::{Span, Time};
 use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Version of all rows that this build writes; rows of a later version are refused.
@@ -63,6 +63,9 @@ pub struct Restored {
     /// Nodes of the backup that have not yet come to rest; while there is one, no job starts. With them those of which nothing is awaited any more, for as
     /// long as the others are there.
     pub awaited: BTreeMap<NodeName, Awaited>,
+    /// Nodes of the backup that are not waited for any more, and have told nothing: one that comes after all may have followed a later term.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unheard: BTreeSet<NodeName>,
 }
 
 /// What is awaited of a node after a restore.

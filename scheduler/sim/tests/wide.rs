@@ -8,7 +8,7 @@ use berth_model::config::Config;
 use berth_model::hardware::{Core, Hardware};
 use berth_model::ids::{NodeName, Session, StepKey, Term};
 use berth_model::launch::{StepExit, StepLaunch, Usage};
-use berth_model::link::ToAgent;
+use berth_model::link::{Highest, ToAgent};
 use berth_model::request::{Actor, Payload, Request, Response};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState};
@@ -145,6 +145,7 @@ impl Room {
                 unhealthy: None,
                 unknown: Vec::new(),
                 features: berth_model::feature::Feature::known(),
+                highest: Highest::default(),
             };
             AgentCore::new(config, Vec::new(), Vec::new(), Time(BEGIN))
         };

@@ -5,6 +5,7 @@ mod images;
 mod leases;
 mod machine;
 mod node;
+mod numbers;
 mod programs;
 mod starts;
 mod steps;

@@ -66,6 +66,7 @@ pub fn config() -> AgentConfig {
         unhealthy: None,
         unknown: vec![],
         features: vec![],
+        highest: Highest::default(),
     }
 }
 

@@ -4,15 +4,16 @@
 use super::Cluster;
 use super::timers::Timer;
 use crate::event::Effect;
-use crate::job::Progress;
+use crate::job::{Job, Progress};
 use crate::parts::Parts;
 use crate::rows::{AuditRow, Awaited, MetaRow, Phase, ROW_VERSION, Restored, StepNode, StepRow};
 use crate::store::{Stored, Write};
 use berth_model::distribution::Distribution;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::launch::StepExit;
-use berth_model::link::EndCause;
+use berth_model::link::{EndCause, Highest};
 use berth_model::time::{Span, Time};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How far the ids of jobs go on above those of the backup.
@@ -21,8 +22,10 @@ const JOBS: u32 = 10_000;
 const ATTEMPTS: u32 = 100;
 /// The same for numbers of steps.
 const STEPS: u32 = 1_000;
-/// By how much a node may raise the term by what it reports: no more can have been given out.
-const MOST: u64 = 1_000_000;
+/// By how much a node may raise the term by what it reports: more than controllers can have begun, or restores have gone on by, which is a million each.
+const MOST: u64 = 1 << 22;
+/// By how much it may raise the numbers of runs and steps.
+const FAR: u32 = 1_000_000;
 /// For how long after the first start of a controller nothing starts. Agents that have lost their controller try again within seven seconds.
 pub(super) const COMING: Span = Span::from_secs(30);
 
@@ -62,6 +65,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
             made: clock,
             not_before: Some(Time::default()),
             awaited: stored.nodes.iter().map(|n| (n.name.clone(), Awaited::Word)).collect(),
+            unheard: BTreeSet::new(),
         }),
     });
     tokens.chain([entry, counters]).collect()
@@ -132,31 +136,92 @@ impl Cluster {
         self.restored.awaited.get(node) == Some(&Awaited::Word)
     }
 
-    /// An agent of the backup follows a later term than ours: we go on under a higher one. Whether that is so.
+    /// Whether the node has not come since a restore, be it waited for or not: what it followed and had before we do not know. One that has come, and follows a
+    /// later term than ours, has another controller by now.
+    pub(super) fn has_not_come(&self, node: &NodeName) -> bool {
+        let Restored { before, awaited, unheard, .. } = &self.restored;
+        let told = matches!(awaited.get(node), Some(Awaited::Rest | Awaited::Beyond(_)));
+        let comes = awaited.contains_key(node) || unheard.contains(node) || !self.nodes.contains_key(node);
+        *before != JobId::default() && comes && !told
+    }
+
+    /// An agent that comes for the first time since the restore follows a later term than ours: we go on under a higher one. Whether that is so.
     pub(super) fn supersede(&mut self, node: &NodeName, term: Term) -> bool {
-        let so = self.restored.awaited.contains_key(node) && term.0 - self.term.0 <= MOST;
+        let so = self.has_not_come(node) && term.0 - self.term.0 <= MOST;
         if so {
             self.out.effects.push(Effect::Supersede(term));
         }
         so
     }
 
-    /// Ids of jobs go on above what a node reports on its first word. The highest of those that cannot have been given out: of them an administrator
-    /// has to say whether the node is right.
-    pub(super) fn pass_over<'a>(
+    /// Numbers go on above what a node reports on its first word, be it of what it has or of what is over there. The highest of the jobs that cannot have been
+    /// given out: of them an administrator has to say whether the node is right. `late`: it comes when it is not waited for any more.
+    pub(super) fn pass_over(
         &mut self,
         node: &NodeName,
-        jobs: impl Iterator<Item = &'a JobId>,
+        jobs: impl Iterator<Item = JobId>,
+        highest: Highest,
+        late: bool,
     ) -> Option<JobId> {
-        if !self.first_word(node) {
+        let first = self.first_word(node);
+        if !first && !late {
             return None;
         }
         let beyond = self.beyond();
-        let (near, far): (Vec<JobId>, Vec<JobId>) = jobs.copied().partition(|id| u64::from(id.0) < beyond);
-        if let Some(id) = near.into_iter().max() {
-            self.go_on_above(id);
+        let told = jobs.chain([highest.job]);
+        let (near, far): (Vec<JobId>, Vec<JobId>) = told.partition(|id| u64::from(id.0) < beyond);
+        let id = near.into_iter().max().unwrap_or_default();
+        if !first {
+            // What has been given out since is nobody else's any more.
+            self.next_above(id);
+            return None;
         }
+        self.go_on_above(id);
+        self.number_above(highest);
         far.into_iter().max()
+    }
+
+    /// Runs and steps are numbered above these, unless nobody can have come so far.
+    fn number_above(&mut self, highest: Highest) {
+        let above = |bound: u32, told: u32| {
+            let near = told >= bound && told - bound < FAR;
+            if near { told + 1 } else { bound }
+        };
+        let Restored { attempts, steps, .. } = self.restored;
+        let (runs, numbers) = (above(attempts, highest.attempt.0), above(steps, highest.step));
+        if (runs, numbers) != (attempts, steps) {
+            (self.restored.attempts, self.restored.steps) = (runs, numbers);
+            self.out.meta = true;
+            self.number_anew();
+        }
+    }
+
+    /// What waits is numbered above what may have run under its id.
+    pub(super) fn number_anew(&mut self) {
+        let anew = |job: &Job| {
+            Some(self.restored.attempt(job.row.job, job.row.attempt)).filter(|to| *to != job.row.attempt)
+        };
+        let waiting = self.jobs.values().filter(|job| job.is_pending());
+        let anew: Vec<(JobId, Attempt)> = waiting.filter_map(|job| Some((job.row.job, anew(job)?))).collect();
+        for (id, attempt) in anew {
+            if let Some(job) = self.job_mut(id) {
+                job.row.attempt = attempt;
+            }
+        }
+    }
+
+    /// A node says that a run is over of which we think that it is there: one of this number was there before the restore, and the node begins none again. It
+    /// counts as lost, and what runs again has another number.
+    pub(super) fn was_there_before(&mut self, node: &NodeName, id: JobId, attempt: Attempt) {
+        let there = |job: &Arc<Job>| {
+            job.row.attempt == attempt && matches!(&job.row.phase, Phase::Running(run) if run.on(node))
+        };
+        if self.job(id).is_some_and(there) {
+            self.note_own(format!(
+                "{node} knows run {attempt} of job {id} as over: another one had that number before"
+            ));
+            self.lose_run(node, id, attempt);
+        }
     }
 
     /// A node has a run of a job that waits: it was started after the backup. The job's next run is another one.
@@ -254,8 +319,9 @@ impl Cluster {
 
     /// A node is not waited for any more: it has come back, or an administrator says that it is down.
     pub(super) fn await_no_more(&mut self, node: &NodeName) {
-        if self.restored.awaited.remove(node).is_none() {
-            return;
+        let Some(state) = self.restored.awaited.remove(node) else { return };
+        if state == Awaited::Word && self.nodes.contains_key(node) {
+            self.restored.unheard.insert(node.clone());
         }
         self.unknown.remove(node);
         self.out.meta = true;

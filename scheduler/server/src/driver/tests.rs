@@ -5,6 +5,7 @@ use crate::identity;
 use berth_model::Term;
 use berth_model::config::Config;
 use berth_model::hardware::{Core, Hardware};
+use berth_model::link::Highest;
 use berth_model::request::Payload;
 use berth_model::spec::{JobKind, JobSpec, TimeLimit};
 use tempfile::TempDir;
@@ -34,6 +35,7 @@ fn hello(version: &str) -> FromAgent {
         asked: Time(1),
         unknown: vec![],
         features: vec![],
+        highest: Highest::default(),
     }
 }
 
