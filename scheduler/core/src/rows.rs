@@ -41,6 +41,18 @@ pub struct MetaRow {
     /// The store came from a backup once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
+    /// Steps of cluster time on the word of the wall clock alone, since the first run that may have a limit from before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaps: Vec<Leap>,
+}
+
+/// A step of cluster time on the word of the wall clock alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leap {
+    /// What it was after it, when a controller began.
+    pub at: Time,
+    /// By how much.
+    pub by: Span,
 }
 
 /// What a restored backup cannot know, and what is done about it: bounds above everything that can have been given out since

@@ -9,7 +9,14 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn counters(next_job: u32) -> Write {
-    Write::PutMeta(MetaRow { version: ROW_VERSION, next_job, clock: Time(9), next_audit: 0, restored: None })
+    Write::PutMeta(MetaRow {
+        version: ROW_VERSION,
+        next_job,
+        clock: Time(9),
+        next_audit: 0,
+        restored: None,
+        leaps: vec![],
+    })
 }
 
 #[test]

@@ -88,23 +88,24 @@ impl Cluster {
         u64::from(self.next_job).saturating_add(most).min(u64::from(u32::MAX - 1))
     }
 
-    /// Ids of jobs go on above this one, and what has one below may be another's, which is lost.
+    /// Ids of jobs go on above this one. What has one up to it, be it given out since the restore, may have the id of another that is lost.
     pub(super) fn go_on_above(&mut self, id: JobId) {
-        if self.next_above(id) {
-            self.restored.before = JobId(self.next_job);
+        let before = self.next_above(id);
+        if before > self.restored.before {
+            self.restored.before = before;
+            self.out.meta = true;
             self.number_anew();
         }
     }
 
-    /// The next job has an id above this one. Whether it would not have had.
-    pub(super) fn next_above(&mut self, id: JobId) -> bool {
+    /// The next job has an id above this one: that which comes next to it.
+    pub(super) fn next_above(&mut self, id: JobId) -> JobId {
         let next = id.0.saturating_add(1).min(u32::MAX - 1);
-        let so = next > self.next_job;
-        if so {
+        if next > self.next_job {
             self.next_job = next;
             self.out.meta = true;
         }
-        so
+        JobId(next)
     }
 
     /// The agent of a machine has come that shows a certificate of the cluster's and is not in its books. While nothing starts anyway, it is waited for

@@ -58,6 +58,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
         next_job,
         clock,
         next_audit: number + 1,
+        leaps: meta.map(|m| m.leaps.clone()).unwrap_or_default(),
         restored: Some(Restored {
             before: JobId(next_job),
             attempts: attempt.saturating_add(ATTEMPTS),
