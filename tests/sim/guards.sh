@@ -261,7 +261,7 @@ if wanted restored-hold; then
 fi
 
 if wanted restored-numbers; then
-    change $c/cluster/restored.rs 'let told = jobs.chain([highest.job]);' 'let told = jobs.chain([JobId(highest.job.0 / 1000)]);'
+    change $c/cluster/numbers.rs 'let told = jobs.chain([highest.job]);' 'let told = jobs.chain([JobId(highest.job.0 / 1000)]);'
     seen restored-numbers $b
 fi
 

@@ -214,7 +214,7 @@ pub(crate) struct Restores {
     /// How many there were, for the number that is random elsewhere.
     done: u64,
     /// Whether so many numbers were given out since the backup that nodes alone can tell of them.
-    close: bool,
+    pub(crate) close: bool,
     /// The term of the controller that was lost last.
     pub(crate) term: Term,
     /// Runs that began of jobs that no backup has: of no other job.
@@ -292,7 +292,7 @@ impl World {
             faults: false,
             calm: false,
             backup: None,
-            restores: Restores { done: seed % 2, close: seed % 3 == 1, ..Restores::default() },
+            restores: Restores { done: seed / 2 % 2, close: seed % 3 == 1, ..Restores::default() },
             restored: None,
             held_until: Time(0),
             looked: None,

@@ -22,6 +22,7 @@ mod leaps;
 mod leases;
 mod members;
 mod names;
+mod numbers;
 mod pass;
 mod programs;
 mod queue;

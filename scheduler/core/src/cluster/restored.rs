@@ -4,14 +4,14 @@
 use super::Cluster;
 use super::timers::Timer;
 use crate::event::Effect;
-use crate::job::{Job, Progress};
+use crate::job::Progress;
 use crate::parts::Parts;
 use crate::rows::{AuditRow, Awaited, MetaRow, Phase, ROW_VERSION, Restored, StepNode, StepRow};
 use crate::store::{Stored, Write};
 use berth_model::distribution::Distribution;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::launch::StepExit;
-use berth_model::link::{EndCause, Highest};
+use berth_model::link::EndCause;
 use berth_model::time::{Span, Time};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,8 +24,6 @@ const ATTEMPTS: u32 = 100;
 const STEPS: u32 = 1_000;
 /// By how much a node may raise the term by what it reports: more than controllers can have begun, or restores have gone on by, which is a million each.
 const MOST: u64 = 1 << 22;
-/// By how much it may raise the numbers of runs and steps.
-const FAR: u32 = 1_000_000;
 /// For how long after the first start of a controller nothing starts. Agents that have lost their controller try again within seven seconds.
 pub(super) const COMING: Span = Span::from_secs(30);
 
@@ -153,76 +151,6 @@ impl Cluster {
             self.out.effects.push(Effect::Supersede(term));
         }
         so
-    }
-
-    /// Numbers go on above what a node reports on its first word, be it of what it has or of what is over there. The highest of the jobs that cannot have been
-    /// given out: of them an administrator has to say whether the node is right. `late`: it comes when it is not waited for any more.
-    pub(super) fn pass_over(
-        &mut self,
-        node: &NodeName,
-        jobs: impl Iterator<Item = JobId>,
-        highest: Highest,
-        late: bool,
-    ) -> Option<JobId> {
-        let first = self.first_word(node);
-        if !first && !late {
-            return None;
-        }
-        let beyond = self.beyond();
-        let told = jobs.chain([highest.job]);
-        let (near, far): (Vec<JobId>, Vec<JobId>) = told.partition(|id| u64::from(id.0) < beyond);
-        let id = near.into_iter().max().unwrap_or_default();
-        if !first {
-            // What has been given out since is nobody else's any more.
-            self.next_above(id);
-            return None;
-        }
-        self.go_on_above(id);
-        self.number_above(highest);
-        far.into_iter().max()
-    }
-
-    /// Runs and steps are numbered above these, unless nobody can have come so far.
-    fn number_above(&mut self, highest: Highest) {
-        let above = |bound: u32, told: u32| {
-            let near = told >= bound && told - bound < FAR;
-            if near { told + 1 } else { bound }
-        };
-        let Restored { attempts, steps, .. } = self.restored;
-        let (runs, numbers) = (above(attempts, highest.attempt.0), above(steps, highest.step));
-        if (runs, numbers) != (attempts, steps) {
-            (self.restored.attempts, self.restored.steps) = (runs, numbers);
-            self.out.meta = true;
-            self.number_anew();
-        }
-    }
-
-    /// What waits is numbered above what may have run under its id.
-    pub(super) fn number_anew(&mut self) {
-        let anew = |job: &Job| {
-            Some(self.restored.attempt(job.row.job, job.row.attempt)).filter(|to| *to != job.row.attempt)
-        };
-        let waiting = self.jobs.values().filter(|job| job.is_pending());
-        let anew: Vec<(JobId, Attempt)> = waiting.filter_map(|job| Some((job.row.job, anew(job)?))).collect();
-        for (id, attempt) in anew {
-            if let Some(job) = self.job_mut(id) {
-                job.row.attempt = attempt;
-            }
-        }
-    }
-
-    /// A node says that a run is over of which we think that it is there: one of this number was there before the restore, and the node begins none again. It
-    /// counts as lost, and what runs again has another number.
-    pub(super) fn was_there_before(&mut self, node: &NodeName, id: JobId, attempt: Attempt) {
-        let there = |job: &Arc<Job>| {
-            job.row.attempt == attempt && matches!(&job.row.phase, Phase::Running(run) if run.on(node))
-        };
-        if self.job(id).is_some_and(there) {
-            self.note_own(format!(
-                "{node} knows run {attempt} of job {id} as over: another one had that number before"
-            ));
-            self.lose_run(node, id, attempt);
-        }
     }
 
     /// A node has a run of a job that waits: it was started after the backup. The job's next run is another one.
