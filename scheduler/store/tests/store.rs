@@ -771,3 +771,22 @@ fn a_full_disk_keeps_exits_durable() {
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("small disk survived"), "{text}");
 }
+
+#[test]
+fn a_database_that_does_not_say_in_which_boot_it_was_written_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    store.set_clock(Mark { time: Time(9), clock: Some(BootClock { boot: "a".into(), shows: Time(1) }) });
+    commit(&mut store, &[counters(2)]).unwrap();
+    drop(store);
+    // As one of an earlier version.
+    let raw = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
+    assert_eq!(raw.execute("DELETE FROM meta WHERE key = 'boot'", []).unwrap(), 1);
+    drop(raw);
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    assert_eq!(*store.mark(), Mark { time: Time(9), clock: None });
+    // What is committed without another time leaves it as it is.
+    commit(&mut store, &[counters(3)]).unwrap();
+    drop(store);
+    assert_eq!(SqliteStore::open(dir.path()).unwrap().mark().time, Time(9));
+}
