@@ -394,6 +394,13 @@ impl Driver {
                     tracing::error!("cannot keep the controller's term {term}: {e}");
                 }
             }
+            AgentEffect::RememberHighest(highest) => {
+                if let Err(e) = write_json(&self.node.paths.highest(), &highest) {
+                    tracing::error!(
+                        "cannot keep the numbers of jobs, for a controller that is restored: {e}"
+                    );
+                }
+            }
             AgentEffect::MakeJob { job, attempt, launch } => self.make_job(job, attempt, &launch),
             AgentEffect::RunProlog { job, attempt } => self.run_prolog(job, attempt),
             AgentEffect::PrepareImage { key, launch, login } => self.prepare_image(key, launch, login),

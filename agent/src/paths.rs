@@ -72,6 +72,10 @@ impl Paths {
     pub fn term(&self) -> PathBuf {
         self.private().join("agent-term.json")
     }
+    /// The highest numbers that were given out, as far as is known here.
+    pub fn highest(&self) -> PathBuf {
+        self.private().join("agent-highest.json")
+    }
     /// GPUs that runs left unfit for others.
     pub fn gpus_left(&self) -> PathBuf {
         self.private().join("gpus-left.json")

@@ -44,6 +44,40 @@ pub struct GpuFault {
     pub why: String,
 }
 
+/// The highest numbers that have been given out as far as an agent knows, whatever became of what had them: a controller that was made of a
+/// backup knows of none that were given out since. Zero where it knows of none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Highest {
+    /// Of a job.
+    pub job: JobId,
+    /// Of a run, whichever job's.
+    pub attempt: Attempt,
+    /// Of a step, whichever run's.
+    pub step: u32,
+}
+
+impl Highest {
+    /// With a run that was given out.
+    #[must_use]
+    pub fn with_run(self, job: JobId, attempt: Attempt) -> Highest {
+        Highest { job: self.job.max(job), attempt: self.attempt.max(attempt), ..self }
+    }
+
+    /// With a step that was given out, and its run.
+    #[must_use]
+    pub fn with(self, key: StepKey) -> Highest {
+        let step = if let StepId::Number(number) = key.step { self.step.max(number) } else { self.step };
+        Highest { step, ..self.with_run(key.job, key.attempt) }
+    }
+
+    /// With all that another one knows.
+    #[must_use]
+    pub fn and(self, other: Highest) -> Highest {
+        let with = self.with_run(other.job, other.attempt);
+        Highest { step: self.step.max(other.step), ..with }
+    }
+}
+
 /// From an agent to the controller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -74,6 +108,8 @@ pub enum FromAgent {
         unknown: Vec<String>,
         /// What it knows of what jobs may ask for ([`crate::feature`]): nothing, where an agent is too early to say so.
         features: Vec<String>,
+        /// The highest numbers that it knows to have been given out; nothing, where an agent is too early to say so.
+        highest: Highest,
     },
     /// A step got further. `Exited` is repeated until acknowledged.
     Step {

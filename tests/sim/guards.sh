@@ -114,8 +114,8 @@ if wanted start-once; then
 fi
 
 if wanted never-again; then
-    change $a/core/running.rs 'if run.ending || run.finished.contains(&key.step) {' 'if run.ending {'
-    change $a/core/running.rs 'if newer || self.over.has(run_key) {' 'if newer {'
+    change $a/core/running.rs 'if run.finished.contains(&key.step) {' 'if run.finished.len() > 1000 {'
+    change $a/core/running.rs 'if self.over.has(run_key) {' 'if newer && self.over.has(run_key) {'
     seen never-again
 fi
 
@@ -151,8 +151,13 @@ if wanted full-store; then
 fi
 
 if wanted clock-mark; then
-    change $c/pace.rs 'Pace { now: mark.0.max(wall.0), boot: boot.0 }' 'Pace { now: mark.0.min(wall.0).max(wall.0), boot: boot.0 }'
+    change $c/pace.rs 'pace.now = sure.0.max(wall.0);' 'pace.now = wall.0;'
     seen clock-mark
+fi
+
+if wanted clock-leap; then
+    change $c/cluster/timers.rs 'Some(run.limit? + self.leapt_since(run.started))' 'run.limit.filter(|_| self.leapt_since(run.started) >= Span(0))'
+    seen clock-leap
 fi
 
 if wanted last-rows; then
@@ -253,6 +258,11 @@ fi
 if wanted restored-hold; then
     change $c/cluster/restored.rs '        self.may_yet_come() || self.restored.awaited.values().any(|state| *state != Awaited::Gone)' '        self.restored.awaited.len() > 1000'
     seen restored-hold $b
+fi
+
+if wanted restored-numbers; then
+    change $c/cluster/numbers.rs 'let told = jobs.chain([highest.job]);' 'let told = jobs.chain([JobId(highest.job.0 / 1000)]);'
+    seen restored-numbers $b
 fi
 
 [ $failures -eq 0 ] || die "$failures guards are not missed"

@@ -8,6 +8,7 @@ mod attaching;
 mod bad_input;
 mod binding;
 mod carried;
+mod clocks;
 mod cluster;
 mod commands;
 mod components;

@@ -114,6 +114,28 @@ each_user! {
         sandbox.wait_state(next, "COMPLETED", 60);
     }
 
+    fn numbers_of_jobs_that_are_over_are_not_given_again(who) {
+        let mut sandbox = Sandbox::start(who);
+        let first = sandbox.sbatch(&["--output=/dev/null"], "#!/bin/sh\ntrue\n");
+        sandbox.wait_state(first, "COMPLETED", 60);
+        let kept = sandbox.state().join("private/agent-highest.json");
+        let numbers: serde_json::Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+        assert!(numbers["job"].as_u64().unwrap() >= first, "{numbers}");
+        let file = backup(&sandbox);
+        sandbox.down();
+        // As if so many had run there since, and the machine had booted.
+        std::fs::write(&kept, r#"{"job": 50000, "attempt": 0, "step": 0}"#).unwrap();
+        restore(&sandbox, &file).arg("--replace").ok();
+        sandbox.up();
+        let known = || {
+            let next = sandbox.sbatch(&["--output=/dev/null"], "#!/bin/sh\ntrue\n");
+            (next > 50_000).then_some(next)
+        };
+        // One that is sent before the node has come has a number of its own, and runs under another attempt.
+        let next = wait(60, known).unwrap();
+        sandbox.wait_state(next, "COMPLETED", 60);
+    }
+
     fn a_node_that_does_not_come_back_is_declared_down(who) {
         let mut sandbox = Sandbox::start(who);
         let node = sandbox.node();
@@ -137,6 +159,8 @@ each_user! {
         assert!(goes_on.is_some(), "{}", sandbox.cmd("berth").arg("status").ok().text());
         alone.signal(Signal::SIGTERM);
         alone.finish();
+        // It comes after all, and followed another controller of the same backup meanwhile, which had a later term.
+        std::fs::write(sandbox.state().join("private/agent-term.json"), "3000000").unwrap();
         sandbox.up();
         sandbox.cmd("scontrol").args(["update", &format!("NodeName={node}"), "State=RESUME"]).ok();
         sandbox.wait_state(job, "COMPLETED", 60);

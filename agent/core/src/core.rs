@@ -3,6 +3,7 @@
 mod due;
 mod ending;
 mod machine;
+mod numbers;
 mod running;
 mod starting;
 mod telling;
@@ -14,7 +15,7 @@ use crate::state::{Over, Prolog, Reboot, Run, RunKey, Step, made_up};
 use berth_model::config::START_TIMEOUT;
 use berth_model::ids::{Session, StepKey, Term};
 use berth_model::launch::{StepExit, StepPhase};
-use berth_model::link::{FromAgent, Start, ToAgent};
+use berth_model::link::{FromAgent, Highest, Start, ToAgent};
 use berth_model::programs::TASK_PROLOG_SECONDS;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
@@ -43,6 +44,9 @@ pub struct AgentCore {
     runs: BTreeMap<RunKey, Run>,
     steps: BTreeMap<StepKey, Step>,
     over: Over,
+    /// The highest numbers that were given out as far as is known here, and those that are kept for the next agent.
+    highest: Highest,
+    kept: Highest,
     /// When the node's health is checked next; while it is being checked, never.
     next_check: Option<Time>,
     unhealthy: Option<String>,
@@ -77,6 +81,10 @@ impl AgentCore {
         let past =
             |job: &AdoptedJob| Some(((job.job, job.attempt), job.until.filter(|until| *until <= now)?));
         let past: BTreeMap<RunKey, Time> = jobs.iter().filter_map(past).collect();
+        let kept = config.highest;
+        // Of an agent of an earlier version nothing is kept but this.
+        let there = jobs.iter().fold(kept, |highest, job| highest.with_run(job.job, job.attempt));
+        let highest = adopted.iter().fold(there, |highest, step| highest.with(step.launch.key));
         let mut core = AgentCore {
             term: config.term,
             reboot: None,
@@ -92,6 +100,8 @@ impl AgentCore {
             runs: jobs.into_iter().map(found).collect(),
             steps: BTreeMap::new(),
             over: Over::default(),
+            highest,
+            kept,
             ahead: BTreeSet::new(),
             asked: BTreeSet::new(),
             answered: None,

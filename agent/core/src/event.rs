@@ -6,7 +6,7 @@ use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
-use berth_model::link::{EndCause, FromAgent, GpuFault, ToAgent};
+use berth_model::link::{EndCause, FromAgent, GpuFault, Highest, ToAgent};
 use berth_model::login::Login;
 use berth_model::spec::{ResolvedImage, WarnSignal};
 use berth_model::time::{Span, Time};
@@ -43,6 +43,8 @@ pub struct AgentConfig {
     pub unknown: Vec<String>,
     /// What this version knows of what jobs may ask for.
     pub features: Vec<String>,
+    /// The highest numbers that were given out as far as is known here, as kept by [`AgentEffect::RememberHighest`].
+    pub highest: Highest,
 }
 
 /// When a node's health is checked.
@@ -259,6 +261,9 @@ pub enum AgentEffect {
     Send(FromAgent),
     /// Keep the term across restarts of the agent, before any later effect.
     RememberTerm(Term),
+    /// Keep these across restarts of the agent and boots of the machine. They are not lower than what was given out, and may be higher by a few, so
+    /// that this does not come with each start.
+    RememberHighest(Highest),
     /// The first step of a run of a job: make the job's parts (directories, cgroups, listener), unless its GPUs do not work any more
     /// ([`AgentEvent::Unfit`]). A failure is reported as the exit of the steps that are spawned, with a `launch_error`.
     MakeJob {

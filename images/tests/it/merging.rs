@@ -261,7 +261,7 @@ fn a_changed_content_of_what_is_one_is_found_and_mended() {
     let report = store.verify(&[]).unwrap();
     let problems = report.problems();
     assert!(problems.len() == 1 && problems[0].ends_with(": /1 its content was changed"), "{problems:?}");
-    assert_eq!(report.damaged[0].images, [digest.clone()]);
+    assert_eq!(report.damaged[0].images, std::slice::from_ref(&digest));
     let damaged: Vec<Digest> = report.damaged.iter().map(|damage| damage.digest.clone()).collect();
     let origin = store.origin(&digest).unwrap();
     let source = open_source(&origin, &Registries::default(), &Credentials::anonymous()).unwrap();

@@ -3166,6 +3166,15 @@ pub struct HeldJob {
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Highest {
+    #[prost(uint32, tag = "1")]
+    pub job: u32,
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    #[prost(uint32, tag = "3")]
+    pub step: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hello {
     #[prost(string, tag = "1")]
@@ -3194,6 +3203,9 @@ pub struct Hello {
     /// What it knows of what jobs may ask for; earlier agents do not say.
     #[prost(string, repeated, tag = "120")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The highest numbers that it knows to have been given out; earlier agents do not say.
+    #[prost(message, optional, tag = "460")]
+    pub highest: ::core::option::Option<Highest>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepReport {

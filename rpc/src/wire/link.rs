@@ -6,7 +6,9 @@ use berth_model::carry::{CarriedPart, Carry, Hand, Registration, StartPart};
 use berth_model::config::Config;
 use berth_model::direct::Admission;
 use berth_model::launch::{StepPhase, Usage};
-use berth_model::link::{EndCause, FromAgent, GpuFault, GpusBusy, SignalTarget, Start, ToAgent, Trouble};
+use berth_model::link::{
+    EndCause, FromAgent, GpuFault, GpusBusy, Highest, SignalTarget, Start, ToAgent, Trouble,
+};
 use berth_model::login::Login;
 use berth_model::request::Peer;
 use berth_model::state::Cause;
@@ -23,6 +25,7 @@ structs! {
     Trouble { cause, run, why }
     GpuFault { index, why }
     GpusBusy { job, attempt, percent }
+    Highest { job, attempt, step }
     Login { registry, secret }
     StartPart { node, node_index, share, job_share, lease }
     CarriedPart { part, to }
@@ -134,6 +137,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 asked,
                 unknown,
                 features,
+                highest,
             } => Kind::Hello(pb::Hello {
                 node: node.put(),
                 boot_id: boot_id.clone(),
@@ -147,6 +151,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 asked: asked.put(),
                 unknown: unknown.clone(),
                 features: features.clone(),
+                highest: highest.put(),
             }),
             FromAgent::Step { session, key, phase } => {
                 Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
@@ -221,6 +226,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 asked,
                 unknown,
                 features,
+                highest,
             }) => FromAgent::Hello {
                 node: Field::get(node)?,
                 boot_id,
@@ -234,6 +240,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 asked: Field::get(asked)?,
                 unknown,
                 features,
+                highest: highest.map(<Highest as Field<pb::Highest>>::get).transpose()?.unwrap_or_default(),
             },
             Kind::Step(pb::StepReport { session, key, phase }) => FromAgent::Step {
                 session: Field::get(session)?,

@@ -1,7 +1,8 @@
 //! From a job, a step and a node to the Start that its agent gets.
 
+use crate::cluster::leapt_since;
 use crate::job::Job;
-use crate::rows::{Allocation, ROW_VERSION, Run, StepNode, StepRow};
+use crate::rows::{Allocation, Leap, ROW_VERSION, Run, StepNode, StepRow};
 use crate::store::PayloadKey;
 use crate::tasks::Tasks;
 use berth_model::carry::StartPart;
@@ -22,6 +23,8 @@ pub(crate) struct Common<'a> {
     pub(crate) term: Term,
     pub(crate) kill_wait: Span,
     pub(crate) now: Time,
+    /// Steps of time on the word of the wall clock alone: what is left of a limit is counted without them.
+    pub(crate) leaps: &'a [Leap],
     /// See [`crate::CoreConfig::told_within`].
     pub(crate) told_within: Span,
     /// When the agent last asked, by its own clock.
@@ -30,6 +33,13 @@ pub(crate) struct Common<'a> {
     pub(crate) het: Option<HetFacts>,
     /// See [`StepLaunch::master`].
     pub(crate) master: Option<String>,
+}
+
+impl Common<'_> {
+    /// What is left until then of what began at a time.
+    fn left(&self, began: Time, end: Time) -> Span {
+        (end + leapt_since(self.leaps, began)).since(self.now)
+    }
 }
 
 /// Where the tasks of a step and of its job are: the same in the Starts of all its nodes, and as long as they are many.
@@ -140,8 +150,8 @@ pub(crate) fn start(
     let start = Start {
         term: common.term,
         launch,
-        job_time_left: run.limit.map(|end| end.since(common.now)),
-        step_time_left: step_end.map(|end| end.since(common.now)),
+        job_time_left: run.limit.map(|end| common.left(run.started, end)),
+        step_time_left: step_end.map(|end| common.left(step.started, end)),
         warn: spec.warn_signal,
         lease,
         login: None,

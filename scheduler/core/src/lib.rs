@@ -31,11 +31,11 @@ pub use cluster::{Cluster, RestoreError, go_on_from};
 pub use config::{ConfigError, CoreConfig, FenceRules, NodeRules, PartitionRules, TreeRules};
 pub use event::{AfterCommit, Effect, Event, LoginOf, Outcome, RequestId};
 pub use job::{View, job_info};
-pub use pace::Pace;
+pub use pace::{BootClock, Mark, Pace};
 pub use parts::Parts;
 pub use rows::{
-    Allocation, AuditRow, Awaited, Hold, JobResult, JobRow, MemberRow, MetaRow, NodeRow, NodeSize, Phase,
-    ROW_VERSION, Restored, Run, SpecRow, StepNode, StepResult, StepRow, TokenRow,
+    Allocation, AuditRow, Awaited, Hold, JobResult, JobRow, Leap, MemberRow, MetaRow, NodeRow, NodeSize,
+    Phase, ROW_VERSION, Restored, Run, SpecRow, StepNode, StepResult, StepRow, TokenRow,
 };
 pub use snapshot::Snapshot;
 pub use store::{CommitError, Committed, PayloadKey, Store, Stored, Write, commit, fill_payload};

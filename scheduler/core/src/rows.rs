@@ -16,7 +16,7 @@ use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::time::{Span, Time};
 use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Version of all rows that this build writes; rows of a later version are refused.
@@ -41,6 +41,18 @@ pub struct MetaRow {
     /// The store came from a backup once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
+    /// Steps of cluster time on the word of the wall clock alone, since the first run that may have a limit from before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaps: Vec<Leap>,
+}
+
+/// A step of cluster time on the word of the wall clock alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leap {
+    /// What it was after it, when a controller began.
+    pub at: Time,
+    /// By how much.
+    pub by: Span,
 }
 
 /// What a restored backup cannot know, and what is done about it: bounds above everything that can have been given out since
@@ -63,6 +75,9 @@ pub struct Restored {
     /// Nodes of the backup that have not yet come to rest; while there is one, no job starts. With them those of which nothing is awaited any more, for as
     /// long as the others are there.
     pub awaited: BTreeMap<NodeName, Awaited>,
+    /// Nodes of the backup that are not waited for any more, and have told nothing: one that comes after all may have followed a later term.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unheard: BTreeSet<NodeName>,
 }
 
 /// What is awaited of a node after a restore.

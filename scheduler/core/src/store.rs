@@ -155,6 +155,11 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Whether no job has anything on a node.
+    pub fn is_idle(&self) -> bool {
+        !self.jobs.iter().any(|job| matches!(job.phase, Phase::Running(_) | Phase::Ending { .. }))
+    }
+
     /// Brings rows up to date with what was written beside them: parts of steps, and nodes that jobs have left.
     pub fn bring_up_to_date(
         &mut self,

@@ -12,8 +12,8 @@ use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::{JobId, NodeName, Session, Span, Term, Time};
 use berth_sched_core::{
-    AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, LoginOf, PayloadKey, Phase,
-    RequestId, Stored, Write, commit,
+    AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, Leap, LoginOf, PayloadKey,
+    Phase, RequestId, Stored, Write, commit,
 };
 use berth_store::{Room, SqliteStore, StoreError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_millis(200);
 /// How often old records are looked for.
 const PURGE: Duration = Duration::from_secs(60);
+/// For how long nothing is written before it is written down what time it is.
+const NOTE: Duration = Duration::from_secs(600);
 /// Records forgotten at a time.
 const PURGE_CHUNK: u32 = 200;
 
@@ -100,6 +102,8 @@ pub(crate) struct Driver {
     config: CoreConfig,
     store: SqliteStore,
     clock: ClusterClock,
+    /// By how much time went on with the start, on the word of the wall clock alone.
+    leap: Leap,
     cluster: Cluster,
     inputs: Receiver<Input>,
     shared: Arc<Shared>,
@@ -123,6 +127,8 @@ pub(crate) struct Driver {
     /// Silent nodes that could not be powered off, and why.
     unfenced: BTreeMap<NodeName, String>,
     purged: Instant,
+    /// When it was last written down, or tried to, what time it is.
+    noted: Instant,
     stop: bool,
     /// Events that the core is to panic over.
     #[cfg(test)]
@@ -143,21 +149,24 @@ impl Driver {
     pub(crate) fn start(
         config: CoreConfig,
         mut store: SqliteStore,
-        mut clock: ClusterClock,
         keep_records_days: u32,
         power_off: PowerOff,
         private: PathBuf,
     ) -> Result<Started, ControllerError> {
         let stored = store.load()?;
         let interactive = interactive_jobs(&stored);
-        let cluster = Cluster::restore(config.clone(), store.term(), stored, clock.now())
+        let (mut clock, leap) = ClusterClock::start(store.mark(), stored.is_idle())
+            .map_err(|error| ControllerError::System { what: "CLOCK_BOOTTIME", error })?;
+        let mut cluster = Cluster::restore(config.clone(), store.term(), stored, clock.now())
             .map_err(|error| ControllerError::Restore { path: store.path().to_path_buf(), error })?;
+        cluster.has_leapt(leap);
         let shared = Arc::new(Shared::new(cluster.snapshot()));
         let (sender, inputs) = channel();
         let mut driver = Driver {
             config,
             store,
             clock,
+            leap,
             cluster,
             inputs,
             shared: Arc::clone(&shared),
@@ -176,11 +185,13 @@ impl Driver {
             fences: Fences::new(power_off, private),
             unfenced: BTreeMap::new(),
             purged: Instant::now(),
+            noted: Instant::now(),
             stop: false,
             #[cfg(test)]
             fault: |_| false,
         };
         driver.tell_of_restore();
+        driver.tell_of_clock();
         Ok(Started { driver, inputs: sender, shared, interactive })
     }
 
@@ -207,7 +218,10 @@ impl Driver {
                     batch.push(first);
                     batch.extend(self.inputs.try_iter().take(MOST - 1));
                 }
-                Err(RecvTimeoutError::Timeout) => self.purge(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.purge();
+                    self.note_time()?;
+                }
                 Err(RecvTimeoutError::Disconnected) => self.stop = true,
             }
             self.turn(batch)?;
@@ -250,6 +264,7 @@ impl Driver {
     /// One round: events, one commit, effects.
     fn turn(&mut self, batch: Vec<Input>) -> Result<(), ControllerError> {
         let now = self.clock.now();
+        self.tell_of_clock();
         let mut group = Group::default();
         if let Some(event) = self.look_at_disk() {
             self.apply(event, None, now, &mut group)?;
@@ -321,7 +336,7 @@ impl Driver {
             self.rest_until = None;
             self.apply(Event::Tick, None, now, &mut group)?;
         }
-        self.finish(group, now)
+        self.finish(group)
     }
 
     /// Gives one event to the core. If that panics, what came before is finished, and the core is built anew.
@@ -369,7 +384,7 @@ impl Driver {
                 self.after_panic(request, trace, tick);
                 // The core cannot tell what it looked like before this event, but the outcomes can.
                 let before = std::mem::take(group);
-                self.commit_only(before, now)?;
+                self.commit_only(before)?;
                 self.rebuild("the scheduler had a fault and starts anew; try again")
             }
         }
@@ -409,12 +424,12 @@ impl Driver {
     }
 
     /// Commits a group whose core is still there, publishes, and lets its effects out.
-    fn finish(&mut self, mut group: Group, now: Time) -> Result<(), ControllerError> {
+    fn finish(&mut self, mut group: Group) -> Result<(), ControllerError> {
         if group.events == 0 {
             return Ok(());
         }
         let snapshot = self.cluster.snapshot();
-        match self.write(&mut group, now) {
+        match self.write(&mut group) {
             Ok(proof) => {
                 // Readers first: who has an answer finds what it says.
                 self.shared.publish(snapshot, &group.changed);
@@ -431,8 +446,8 @@ impl Driver {
     }
 
     /// Commits a group whose core is lost: the answers go out, agents hear when they come back.
-    fn commit_only(&mut self, mut group: Group, now: Time) -> Result<(), ControllerError> {
-        match self.write(&mut group, now) {
+    fn commit_only(&mut self, mut group: Group) -> Result<(), ControllerError> {
+        match self.write(&mut group) {
             Ok(proof) => {
                 for effect in group.locked.into_iter().flat_map(|locked| locked.open(&proof)) {
                     if let Effect::Reply { .. } = effect {
@@ -445,11 +460,36 @@ impl Driver {
         }
     }
 
-    fn write(&mut self, group: &mut Group, now: Time) -> Result<Committed, CommitError> {
-        self.store.set_clock(now);
+    fn write(&mut self, group: &mut Group) -> Result<Committed, CommitError> {
+        self.store.set_clock(self.clock.mark());
         only_last(&mut group.writes);
         group.writes.extend(group.counters.take());
+        if !group.writes.is_empty() {
+            self.noted = Instant::now();
+        }
         commit(&mut self.store, &group.writes)
+    }
+
+    /// Says how cluster time is not that of the machine.
+    fn tell_of_clock(&mut self) {
+        match self.clock.troubles(self.cluster.in_doubt()) {
+            Some(text) => self.shared.alarm("clock", text),
+            None => self.shared.all_clear("clock"),
+        }
+    }
+
+    /// Where nothing is written for long, it is written down what time it is: if the machine goes off now, no more than that has to be taken on trust.
+    fn note_time(&mut self) -> Result<(), ControllerError> {
+        let resting = self.rest_until.is_some_and(|until| Instant::now() < until);
+        if self.noted.elapsed() < NOTE || self.full || resting {
+            return Ok(());
+        }
+        self.noted = Instant::now();
+        let now = self.clock.now();
+        let mut group = Group::default();
+        self.cluster.note_time();
+        self.apply(Event::Tick, None, now, &mut group)?;
+        self.finish(group)
     }
 
     fn commit_failed(&mut self, e: &CommitError) -> Result<(), ControllerError> {
@@ -578,6 +618,7 @@ impl Driver {
         let path = self.store.path().to_path_buf();
         self.cluster = Cluster::restore(self.config.clone(), self.store.term(), stored, now)
             .map_err(|error| ControllerError::Restore { path, error })?;
+        self.cluster.has_leapt(self.leap);
         // A new core believes that there is room.
         self.full = false;
         self.looked = None;
@@ -646,7 +687,8 @@ impl Driver {
         if self.purged.elapsed() < PURGE {
             return;
         }
-        let before = self.clock.now() - keep;
+        // What may not have passed makes nothing older.
+        let before = self.clock.now() - keep - self.cluster.in_doubt();
         match self.store.purge(before, PURGE_CHUNK) {
             Ok(PURGE_CHUNK) => {} // more of them the next time
             Ok(_) => self.purged = Instant::now(),

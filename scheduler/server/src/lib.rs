@@ -27,7 +27,6 @@ mod turns;
 mod watchers;
 mod ways;
 
-use crate::clock::ClusterClock;
 use crate::driver::{Driver, Input, Started};
 use crate::identity::Identities;
 use crate::logins::Logins;
@@ -170,7 +169,6 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let store = SqliteStore::open(&dir.database())?;
     let logins = Logins::open(&dir.login_key())?;
     let reader = store.reader();
-    let clock = ClusterClock::start(store.clock()?).map_err(system("CLOCK_BOOTTIME"))?;
 
     // From here on, this process alone has the directory: a socket that is still there is a dead one's.
     // The public one last: who sees it finds the other.
@@ -180,7 +178,7 @@ async fn serve(options: ControllerOptions, shutdown: Shutdown) -> Result<(), Con
     let listeners = Listeners { clients: dir.bind_public()?, nodes, machines: machines.port() };
     let (power_off, keep_days) = (options.power_off, config.keep_records_days);
     let Started { mut driver, inputs, shared, interactive } =
-        Driver::start(core_config, store, clock, keep_days, power_off, dir.private())?;
+        Driver::start(core_config, store, keep_days, power_off, dir.private())?;
     let since = driver.now();
     let core = std::thread::Builder::new()
         .name("core".to_string())

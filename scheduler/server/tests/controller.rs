@@ -6,7 +6,7 @@ mod common;
 
 use berth_model::hardware::{Core, Hardware};
 use berth_model::launch::{Program, StepExit, StepPhase};
-use berth_model::link::{FromAgent, ToAgent};
+use berth_model::link::{FromAgent, Highest, ToAgent};
 use berth_model::query::{AccountingQuery, JobQuery};
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
@@ -86,6 +86,7 @@ async fn agent(dir: &Path, cores: u32) -> (AgentSender, Told) {
         asked: Time(1),
         unknown: vec![],
         features: vec![],
+        highest: Highest::default(),
     };
     sender.send(&hello).await.unwrap();
     let told: Told = Arc::default();

@@ -5,7 +5,7 @@
 mod common;
 
 use berth_model::hardware::{Core, Hardware};
-use berth_model::link::{FromAgent, ToAgent};
+use berth_model::link::{FromAgent, Highest, ToAgent};
 use berth_model::member::{MemberRole, NewToken};
 use berth_model::request::Response;
 use berth_model::{NodeName, Span, Term, Time};
@@ -76,6 +76,7 @@ async fn follow(uplink: &Uplink, node: &NodeName, seen: &Seen) -> bool {
         asked: Time(3),
         unknown: vec![],
         features: vec![],
+        highest: Highest::default(),
     };
     if sender.send(&hello).await.is_err() {
         return false;

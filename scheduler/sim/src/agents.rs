@@ -113,6 +113,7 @@ impl World {
         match effect {
             AgentEffect::Send(message) => self.says(node, message)?,
             AgentEffect::RememberTerm(term) => m.term = term,
+            AgentEffect::RememberHighest(highest) => m.highest = highest,
             AgentEffect::MakeJob { job, attempt, launch } => {
                 if m.is_full(now) {
                     m.unmade.insert((job, attempt));

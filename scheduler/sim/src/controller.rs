@@ -12,8 +12,8 @@ use berth_model::ids::{NodeName, Session, Term};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::time::{Span, Time};
 use berth_sched_core::{
-    AfterCommit, Cluster, CommitError, CoreConfig, Effect, Event, LoginOf, Outcome, Pace, PayloadKey,
-    StepRow, Write, commit, fill_payload,
+    AfterCommit, BootClock, Cluster, CommitError, CoreConfig, Effect, Event, Leap, LoginOf, Outcome, Pace,
+    PayloadKey, StepRow, Write, commit, fill_payload,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +33,10 @@ pub(crate) struct Controller {
     /// Connections that it closed because of a later one: what was read on them before waits in the core's queue.
     replaced: BTreeSet<u64>,
     clock: Option<Pace>,
+    /// In which boot its machine is.
+    pub(crate) boot: u64,
+    /// How far time went on with the start of its process on the word of the wall clock alone.
+    leap: Option<Leap>,
     /// How far its wall clock is from the truth, in microseconds.
     pub(crate) wall: i64,
     /// Whether the store has no room for new work, and whether the core was told.
@@ -65,6 +69,8 @@ impl Controller {
             open: BTreeSet::new(),
             replaced: BTreeSet::new(),
             clock: None,
+            boot: 1,
+            leap: None,
             wall: 0,
             full: false,
             told_full: false,
@@ -75,6 +81,11 @@ impl Controller {
             introduced: BTreeMap::new(),
             closed: None,
         })
+    }
+
+    /// The boot id of its machine.
+    fn boot_id(&self) -> String {
+        format!("head-{}", self.boot)
     }
 }
 
@@ -138,6 +149,7 @@ impl World {
             return Err("the word of a machine that is in no books changes something".into());
         }
         self.nothing_starts_while_closed(&writes)?;
+        self.limits_are_granted(&writes)?;
         if self.controller.told_full {
             self.truth.nothing_new(&writes)?;
         }
@@ -277,7 +289,8 @@ impl World {
         if now < self.store.clock {
             return Err(format!("cluster time is {}, and {} was on record", now.0, self.store.clock.0));
         }
-        self.store.next_clock = now;
+        let boot = self.controller.boot_id();
+        self.store.next = self.controller.clock.as_ref().map(|pace| pace.mark(&boot)).unwrap_or_default();
         let result = commit(&mut self.store, writes);
         self.store.mood = Mood::Fine;
         if matches!(mood, Mood::Fine | Mood::UnknownWritten) {
@@ -438,6 +451,11 @@ impl World {
         self.count("controller crashes");
         self.drop_core();
         self.controller.clock = None;
+        // In worlds whose wall clock jumps, the machine boots anew now and then, and nothing else says how long that took.
+        if self.chaos.on(Kind::WallClock) && self.controller.life.is_multiple_of(3) {
+            self.count("boots of the controller's machine");
+            self.controller.boot += 1;
+        }
         let long = self.chaos.on(Kind::ControllerOutage) && self.rng.permille(250);
         let after = if long { self.span(20_000_000, 60_000_000) } else { self.span(1000, 8_000_000) };
         if long {
@@ -468,12 +486,18 @@ impl World {
         if life != self.controller.life || self.controller.core.is_some() {
             return Ok(());
         }
+        let stored = self.store.load()?;
         if anew {
             self.controller.term = Term(self.controller.term.0 + 1);
             let wall = Time(self.now.0 + self.controller.wall);
-            self.controller.clock = Some(Pace::start(self.store.clock, self.now, wall));
+            let clock = BootClock { boot: self.controller.boot_id(), shows: self.now };
+            let (pace, by) = Pace::start(&self.store.mark(), &clock, wall, stored.is_idle());
+            if by > Span(0) {
+                self.count("controllers that began at the time of their wall clock");
+            }
+            self.controller.leap = Some(Leap { at: pace.last(), by });
+            self.controller.clock = Some(pace);
         }
-        let stored = self.store.load()?;
         let now = self.cluster_now();
         if now < self.store.clock {
             return Err(format!(
@@ -481,8 +505,11 @@ impl World {
                 now.0, self.store.clock.0
             ));
         }
-        let core = Cluster::restore(self.controller.config.clone(), self.controller.term, stored, now)
+        let mut core = Cluster::restore(self.controller.config.clone(), self.controller.term, stored, now)
             .map_err(|e| e.to_string())?;
+        if let Some(leap) = self.controller.leap {
+            core.has_leapt(leap);
+        }
         core.audit().map_err(|e| format!("after a restart: {e}"))?;
         self.client.check_known(&core, &self.store)?;
         self.controller.core = Some(core);

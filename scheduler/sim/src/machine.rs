@@ -8,6 +8,7 @@ use berth_model::config::Understood;
 use berth_model::hardware::Hardware;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, NodeShare, Program, StepExit, StepLaunch, Usage};
+use berth_model::link::Highest;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,6 +108,8 @@ pub(crate) struct Machine {
     pub(crate) unattended: Span,
     pub(crate) alone_since: Time,
     pub(crate) term: Term,
+    /// The highest numbers that were given out, as its agent keeps them.
+    pub(crate) highest: Highest,
     pub(crate) agent: Option<AgentCore>,
     /// Grows with each start of the agent.
     pub(crate) agent_life: u64,
@@ -158,6 +161,7 @@ impl Machine {
             unattended: Span(0),
             alone_since: booted,
             term: Term(0),
+            highest: Highest::default(),
             agent: None,
             agent_life: 0,
             connection: None,
@@ -239,6 +243,7 @@ impl Machine {
             unfit: None,
             unknown: vec![],
             features: berth_model::feature::Feature::known(),
+            highest: self.highest,
         };
         let adopted = self.spool.values().map(|s| Adopted {
             launch: s.launch.clone(),
@@ -264,7 +269,7 @@ impl Machine {
         self.wake = None;
     }
 
-    /// The machine loses power: nothing survives but the term file.
+    /// The machine loses power: nothing survives but the files of its agent's own.
     pub(crate) fn reboot(&mut self, now: Time) {
         self.boot += 1;
         self.booted = now;

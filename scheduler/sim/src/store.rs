@@ -4,8 +4,8 @@ use berth_model::ids::{JobId, NodeName, StepKey};
 use berth_model::request::Payload;
 use berth_model::time::Time;
 use berth_sched_core::{
-    CommitError, JobRow, MemberRow, MetaRow, NodeRow, PayloadKey, SpecRow, StepRow, Store, Stored, TokenRow,
-    Write,
+    BootClock, CommitError, JobRow, Mark, MemberRow, MetaRow, NodeRow, PayloadKey, SpecRow, StepRow, Store,
+    Stored, TokenRow, Write,
 };
 use berth_store::Content;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,9 @@ pub(crate) struct ModelStore {
     retired: BTreeSet<JobId>,
     /// The highest cluster time on record, and that which the next commit records.
     pub(crate) clock: Time,
-    pub(crate) next_clock: Time,
+    pub(crate) next: Mark,
+    /// By what the highest cluster time on record was read.
+    read_by: Option<BootClock>,
     pub(crate) mood: Mood,
 }
 
@@ -73,7 +75,9 @@ impl Store for ModelStore {
 
 impl ModelStore {
     fn write_all(&mut self, writes: &[Write]) -> Result<(), CommitError> {
-        self.clock = self.clock.max(self.next_clock);
+        if self.clock <= self.next.time {
+            (self.clock, self.read_by) = (self.next.time, self.next.clock.clone());
+        }
         for w in writes {
             match w {
                 Write::PutSpec(row) => drop(self.specs.insert(row.job, write(&**row)?)),
@@ -111,6 +115,11 @@ impl ModelStore {
             }
         }
         Ok(())
+    }
+
+    /// What is on record of time.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark { time: self.clock, clock: self.read_by.clone() }
     }
 
     /// Numbers of the audit log's entries that are missing before its last.

@@ -51,6 +51,8 @@ pub(crate) struct Truth {
     pub(crate) cleared: BTreeMap<(StepKey, NodeName), bool>,
     /// Digests of images that came by their names, by job or array.
     pub(crate) images: BTreeMap<JobId, String>,
+    /// When each run began, as the controller saw it.
+    began: BTreeMap<(JobId, Attempt), Time>,
     /// Nodes from or to which nothing gets through.
     pub(crate) cut_off: BTreeSet<NodeName>,
 }
@@ -179,6 +181,9 @@ impl Truth {
     }
 }
 
+/// What is lost in whole microseconds.
+const SLACK: Span = Span(1_000);
+
 /// How long a step may outlive its limit where an agent attends to it: KillWait, and what a repeated kill takes.
 const GRACE: Span = Span::from_secs(30);
 
@@ -304,6 +309,10 @@ impl World {
         let Some(job) = m.jobs.get(&run) else {
             return Err(format!("step {key} starts on {node}, where its job has nothing"));
         };
+        // Of the lost controller's words none is under way any more to who follows a later one.
+        if self.restores.lost.contains(&run) && m.term > self.restores.term {
+            return Err(format!("step {key} has the number of a run that is lost, which was another's"));
+        }
         if m.prolog && m.prologs.get(&run) != Some(&true) {
             return Err(format!("step {key} starts on {node} before the prolog of its job has ended"));
         }
@@ -379,6 +388,39 @@ impl World {
             )),
             None => Ok(()),
         }
+    }
+
+    /// The controller ends no run at its limit before that time was there: by what it takes for it, which goes faster than the world's by a tenth at most.
+    pub(crate) fn limits_are_granted(&mut self, writes: &[Write]) -> Result<(), String> {
+        use berth_model::link::EndCause;
+        use berth_model::state::Reason;
+        for write in writes {
+            let Write::PutJob(row) = write else { continue };
+            let key = (row.job, row.attempt);
+            let (run, result) = match &row.phase {
+                Phase::Running(_) => {
+                    self.truth.began.entry(key).or_insert(self.now);
+                    continue;
+                }
+                Phase::Ending { run, result, .. } | Phase::Ended { run: Some(run), result } => (run, result),
+                Phase::Pending | Phase::Ended { run: None, .. } => continue,
+            };
+            let own = result.cause == EndCause::TimeLimit && result.reason == Reason::TimeLimit;
+            let (Some(limit), Some(began)) = (run.limit, self.truth.began.get(&key)) else { continue };
+            let (granted, had) = (limit.since(run.started), self.now.since(*began));
+            if own && Span(had.0 + SLACK.0) < least(granted) {
+                return Err(format!(
+                    "job {} is ended at its limit of {} s after {} s",
+                    row.job,
+                    granted.secs(),
+                    had.secs()
+                ));
+            }
+            if own {
+                self.count("jobs ended at their limit by the controller");
+            }
+        }
+        Ok(())
     }
 
     /// A step has just ended: not long after its limit, if somebody was there to end it.

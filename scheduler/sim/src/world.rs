@@ -20,8 +20,8 @@ use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
-use berth_sched_core::{Event, Restored, Write, commit, go_on_from};
-use std::collections::BTreeMap;
+use berth_sched_core::{Event, Restored, Stored, Write, commit, go_on_from};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// When clients and faults begin: every node is registered by then, so that nothing is taken that can never run.
 pub(crate) const FIRST: Span = Span::from_secs(6);
@@ -219,6 +219,19 @@ enum Stage {
     Over,
 }
 
+/// What is to be known of controllers that are made of a backup.
+#[derive(Default)]
+pub(crate) struct Restores {
+    /// How many there were, for the number that is random elsewhere.
+    done: u64,
+    /// Whether so many numbers were given out since the backup that nodes alone can tell of them.
+    pub(crate) close: bool,
+    /// The term of the controller that was lost last.
+    pub(crate) term: Term,
+    /// Runs that began of jobs that no backup has: of no other job.
+    pub(crate) lost: BTreeSet<(JobId, Attempt)>,
+}
+
 pub(crate) struct World {
     pub(crate) options: Options,
     pub(crate) rng: Rng,
@@ -243,6 +256,7 @@ pub(crate) struct World {
     pub(crate) calm: bool,
     /// What a backup has, the term in which it was made, and what was on record.
     backup: Option<(ModelStore, Term, OnRecord)>,
+    pub(crate) restores: Restores,
     /// What a restored controller goes on above: steps below that need have no record.
     pub(crate) restored: Option<Restored>,
     /// When the last thing happens that has to wait for a machine, or for the way to it.
@@ -290,6 +304,7 @@ impl World {
             faults: false,
             calm: false,
             backup: None,
+            restores: Restores { done: seed / 2 % 2, close: seed % 3 == 1, ..Restores::default() },
             restored: None,
             held_until: Time(0),
             looked: None,
@@ -313,6 +328,10 @@ impl World {
             let restored = world.rng.between(made, busy);
             world.plan(Span(made), Happening::Backup);
             world.plan(Span(restored), Happening::GoesBack);
+            if seed.is_multiple_of(2) {
+                // The same backup once more: what the first one made of it had is lost as well.
+                world.plan(Span(restored + (busy - restored) / 2), Happening::GoesBack);
+            }
         }
         world.plan_clients();
         Ok(world)
@@ -527,23 +546,57 @@ impl World {
             self.plan(Span::from_secs(1), Happening::GoesBack);
             return Ok(());
         }
-        let Some((store, term, record)) = self.backup.take() else { return Ok(()) };
+        let Some((store, term, record)) = self.backup.clone() else { return Ok(()) };
         self.crash_controller("and its disk is lost");
         self.count("restored backups");
+        if self.restored.is_some() {
+            self.count("backups restored a second time");
+        }
+        let lost = self.store.load()?;
         self.store = store;
         self.store.mood = Default::default();
         self.truth.record = record;
-        let writes = go_on_from(&self.store.load()?, 0);
-        self.restored = writes.iter().find_map(|write| match write {
-            Write::PutMeta(meta) => meta.restored.clone(),
-            _ => None,
-        });
+        let stored = self.store.load()?;
+        let mut writes = go_on_from(&stored, 0);
+        let next = stored.meta.as_ref().map_or(1, |meta| meta.next_job);
+        for write in &mut writes {
+            if let Write::PutMeta(meta) = write
+                && self.restores.close
+            {
+                meta.next_job = next;
+                meta.restored.iter_mut().for_each(|restored| restored.before = JobId(next));
+            }
+        }
+        self.forget(&writes, &lost, next);
         commit(&mut self.store, &writes).map_err(|e| e.to_string())?;
-        self.controller.term = Term(term.0 + 1000);
+        self.restores.term = self.controller.term;
+        // Another machine, and a number that no other restore has.
+        self.controller.boot += 1;
+        self.controller.term = Term(term.0 + 1000 + self.restores.done % 2 * 900_000);
+        self.restores.done += 1;
         // What names of images were found to mean may be forgotten, and so is what clients were told.
         self.truth.images.clear();
         self.queue.retain(|_, what| !matches!(what, Happening::Client(ClientAct::Answer(..))));
         self.client.forget_lost(&self.store)
+    }
+
+    /// What the lost controller had given out above a backup whose next job would be `next`, be it under way to a node, is on no record.
+    fn forget(&mut self, writes: &[Write], lost: &Stored, next: u32) {
+        let ran = self.truth.ran.keys().map(|(key, _)| (key.job, key.attempt));
+        self.restores.lost.extend(ran.clone().filter(|(job, _)| job.0 >= next));
+        let attempts = lost.jobs.iter().map(|job| job.attempt).chain(ran.map(|(_, attempt)| attempt));
+        let attempts = attempts.max().map_or(0, |attempt| attempt.0 + 1);
+        let before = lost.meta.as_ref().map_or(JobId(0), |meta| JobId(meta.next_job));
+        let made = writes.iter().find_map(|write| match write {
+            Write::PutMeta(meta) => meta.restored.clone(),
+            _ => None,
+        });
+        let earlier = self.restored.take().map_or(JobId(0), |restored| restored.before);
+        self.restored = made.map(|made| Restored {
+            before: made.before.max(before).max(earlier),
+            attempts: made.attempts.max(attempts),
+            ..made
+        });
     }
 
     /// Whether the run may have begun before a restore, of which the records are lost.

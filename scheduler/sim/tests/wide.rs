@@ -10,7 +10,7 @@ use berth_model::exchange::FromPeers;
 use berth_model::hardware::{Core, Hardware};
 use berth_model::ids::{NodeName, Session, StepKey, Term};
 use berth_model::launch::{StepExit, StepLaunch, Usage};
-use berth_model::link::{FromAgent, Start, ToAgent};
+use berth_model::link::{FromAgent, Highest, Start, ToAgent};
 use berth_model::request::{Actor, Payload, Request, Response};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState};
@@ -146,6 +146,7 @@ impl Room {
                 unfit: None,
                 unknown: Vec::new(),
                 features: berth_model::feature::Feature::known(),
+                highest: Highest::default(),
             };
             AgentCore::new(config, Vec::new(), Vec::new(), Time(BEGIN))
         };

@@ -120,16 +120,19 @@ fn facts(path: &Path, connection: &Connection) -> Result<Facts, StoreError> {
 
 /// How far the term goes on above every one that is known: more controllers have not begun since a backup.
 const TERMS: u64 = 1_000;
+/// By how much more, at most: one backup may be restored on two machines, and no node is to take the one's controller for the other's.
+const APART: u64 = 1 << 20;
 
 /// Makes the copy in `dir` fit to be taken over by a controller: term and counters go on above all that was given out since
-/// it was made, of which `beyond` is what is known otherwise.
+/// it was made, of which `beyond` is what is known otherwise. `random` is a number that no other restore has: of two of the same backup one has the
+/// later term, and not both the same.
 ///
 /// # Errors
 /// As of [`SqliteStore::open`] and of its commits.
-pub fn make_fit(dir: &Path, beyond: Facts) -> Result<(), StoreError> {
+pub fn make_fit(dir: &Path, beyond: Facts, random: u64) -> Result<(), StoreError> {
     private_directory(dir)?;
     let mut store = SqliteStore::open(dir)?;
-    let term = store.term().0.max(beyond.term).saturating_add(TERMS);
+    let term = store.term().0.max(beyond.term).saturating_add(TERMS + random % APART);
     store.raise_term(Term(term))?;
     let writes = go_on_from(&store.load()?, beyond.next_job);
     commit(&mut store, &writes)

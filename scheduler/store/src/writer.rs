@@ -10,7 +10,9 @@ use crate::reader::Reader;
 use crate::schema;
 use crate::space::{Ballast, Room};
 use berth_model::{Attempt, JobId, NodeName, StepKey, Term, Time};
-use berth_sched_core::{CommitError, JobRow, Phase, ROW_VERSION, StepNode, Store, Stored, Write};
+use berth_sched_core::{
+    BootClock, CommitError, JobRow, Mark, Phase, ROW_VERSION, StepNode, Store, Stored, Write,
+};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,8 +24,8 @@ pub struct SqliteStore {
     path: PathBuf,
     term: Term,
     ballast: Ballast,
-    /// Cluster time as of the writes to come: the mark below which it must not fall after a restart.
-    clock: Time,
+    /// Cluster time as of the writes to come, below which it must not fall after a restart, and by what it was read.
+    mark: Mark,
     /// The disk was full at the last commit: new work waits until there is room.
     full: bool,
     checkpointer: Checkpointer,
@@ -65,12 +67,13 @@ impl SqliteStore {
             path,
             term: Term(0),
             ballast,
-            clock: Time(0),
+            mark: Mark::default(),
             full: false,
             checkpointer,
             _lock: lock,
         };
         store.term = store.next_term()?;
+        store.mark = store.last_mark()?;
         Ok(store)
     }
 
@@ -121,20 +124,25 @@ impl SqliteStore {
     }
 
     /// Sets the time that the next commit records as reached.
-    pub fn set_clock(&mut self, now: Time) {
-        self.clock = self.clock.max(now);
+    pub fn set_clock(&mut self, mark: Mark) {
+        if self.mark.time <= mark.time {
+            self.mark = mark;
+        }
     }
 
-    /// The highest cluster time on record.
-    ///
-    /// # Errors
-    /// The database's own.
-    pub fn clock(&self) -> Result<Time, StoreError> {
-        self.connection
-            .query_row("SELECT value FROM meta WHERE key = 'clock'", [], |row| row.get(0))
-            .optional()
-            .map(|clock| Time(clock.unwrap_or(0)))
-            .map_err(|e| self.sqlite(&e))
+    /// The highest cluster time on record, or the one that was set since.
+    pub fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    fn last_mark(&self) -> Result<Mark, StoreError> {
+        let read = || -> rusqlite::Result<Mark> {
+            let mut ask = self.connection.prepare("SELECT value FROM meta WHERE key = ?1")?;
+            let time: Option<i64> = ask.query_row(["clock"], |row| row.get(0)).optional()?;
+            let clock: Option<String> = ask.query_row(["boot"], |row| row.get(0)).optional()?;
+            Ok(Mark { time: Time(time.unwrap_or(0)), clock: clock.as_deref().and_then(clock_of) })
+        };
+        read().map_err(|e| self.sqlite(&e))
     }
 
     /// The database's file.
@@ -320,9 +328,12 @@ impl SqliteStore {
         for write in writes {
             put(&transaction, write).map_err(|e| (e, false))?;
         }
+        // Both or none: the one means nothing beside another one's.
         transaction
-            .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('clock', ?1)")
-            .and_then(|mut statement| statement.execute([self.clock.0]))
+            .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('clock', ?1), ('boot', ?2)")
+            .and_then(|mut statement| {
+                statement.execute(params![self.mark.time.0, text_of(self.mark.clock.as_ref())])
+            })
             .map_err(|e| (e, false))?;
         transaction.commit().map_err(|e| {
             // With no room, the frame that makes the commit was not written; any other trouble at this
@@ -470,6 +481,17 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
     };
     tracing::trace!(changed, "write");
     Ok(())
+}
+
+/// A clock since boot, as it is on record: what it shows, and its boot.
+fn text_of(clock: Option<&BootClock>) -> String {
+    clock.map(|clock| format!("{} {}", clock.shows.0, clock.boot)).unwrap_or_default()
+}
+
+/// The same, read; none where none was known.
+fn clock_of(text: &str) -> Option<BootClock> {
+    let (shows, boot) = text.split_once(' ')?;
+    Some(BootClock { boot: boot.to_string(), shows: Time(shows.parse().ok()?) })
 }
 
 /// An entry's number as SQLite has it. There are never so many.

@@ -9,7 +9,14 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn counters(next_job: u32) -> Write {
-    Write::PutMeta(MetaRow { version: ROW_VERSION, next_job, clock: Time(9), next_audit: 0, restored: None })
+    Write::PutMeta(MetaRow {
+        version: ROW_VERSION,
+        next_job,
+        clock: Time(9),
+        next_audit: 0,
+        restored: None,
+        leaps: vec![],
+    })
 }
 
 #[test]
@@ -66,9 +73,9 @@ fn what_is_made_fit_goes_on_above_all_that_is_known() {
     let new = dir.path().join("new");
     std::fs::create_dir(&new).unwrap();
     copy(&dir.path().join("db"), &new.join(DATABASE)).unwrap();
-    make_fit(&new, Facts { term: 500, next_job: 400, schema: 0 }).unwrap();
+    make_fit(&new, Facts { term: 500, next_job: 400, schema: 0 }, 7).unwrap();
     let mut store = SqliteStore::open(&new).unwrap();
-    assert!(store.term() > Term(1500), "{}", store.term());
+    assert!(store.term() > Term(1507) && store.term() < Term(1600), "{}", store.term());
     let meta = store.load().unwrap().meta.unwrap();
     assert_eq!((meta.next_job, meta.restored.unwrap().before.0), (10_400, 10_400));
     let above = Term(store.term().0 + 40);
@@ -76,4 +83,23 @@ fn what_is_made_fit_goes_on_above_all_that_is_known() {
     assert!(store.term() > above);
     drop(store);
     assert!(SqliteStore::open(&new).unwrap().term() > Term(above.0 + 1));
+}
+
+#[test]
+fn two_restores_of_one_backup_have_two_terms() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(&dir.path().join("db")).unwrap();
+    commit(&mut store, &[counters(70)]).unwrap();
+    drop(store);
+    let term = |name: &str, random: u64| {
+        let new = dir.path().join(name);
+        std::fs::create_dir(&new).unwrap();
+        copy(&dir.path().join("db"), &new.join(DATABASE)).unwrap();
+        make_fit(&new, Facts::default(), random).unwrap();
+        SqliteStore::open(&new).unwrap().term()
+    };
+    let (one, other) = (term("one", 3), term("other", 400_000));
+    assert!(one < other, "{one} {other}");
+    // A session is made of a term and a count, in 64 bits together.
+    assert!(term("most", u64::MAX) < Term(1 << 22));
 }

@@ -23,9 +23,9 @@ use berth_model::spec::{BatchScript, Identity, IoSpec, JobKind, JobSpec, Resourc
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::{Attempt, ByteStr, Gid, JobId, NodeName, Span, StepId, StepKey, SubmissionId, Time, Uid};
 use berth_sched_core::{
-    Allocation, AuditRow, CommitError, CoreConfig, JobResult, JobRow, MemberRow, MetaRow, NodeRow,
-    PayloadKey, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepResult, StepRow, Tasks, TokenRow, Write,
-    commit,
+    Allocation, AuditRow, BootClock, CommitError, CoreConfig, JobResult, JobRow, Mark, MemberRow, MetaRow,
+    NodeRow, PayloadKey, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepResult, StepRow, Tasks, TokenRow,
+    Write, commit,
 };
 use berth_store::{DATABASE, DirectoryLock, Room, SqliteStore, StoreError, has_unfinished_jobs};
 use std::io::{BufRead, BufReader, Write as _};
@@ -175,7 +175,14 @@ fn payload(job: u32, size: usize) -> Write {
 }
 
 fn counters(next_job: u32) -> Write {
-    Write::PutMeta(MetaRow { version: ROW_VERSION, next_job, clock: Time(99), next_audit: 7, restored: None })
+    Write::PutMeta(MetaRow {
+        version: ROW_VERSION,
+        next_job,
+        clock: Time(99),
+        next_audit: 7,
+        restored: None,
+        leaps: vec![],
+    })
 }
 
 fn all_jobs(store: &SqliteStore, query: &AccountingQuery) -> Vec<u32> {
@@ -197,7 +204,8 @@ fn rows_survive_and_retired_jobs_stay_for_accounting_only() {
     let mut store = SqliteStore::open(dir.path()).unwrap();
     assert_eq!(store.load().unwrap().jobs.len(), 0);
     let first_term = store.term();
-    store.set_clock(Time(12_345));
+    let mark = Mark { time: Time(12_345), clock: Some(BootClock { boot: "a-b c".into(), shows: Time(77) }) };
+    store.set_clock(mark.clone());
     let writes =
         [spec(1), pending(1), payload(1, 10), spec(2), pending(2), step(2), ended(2, 70), counters(3)];
     commit(&mut store, &writes).unwrap();
@@ -207,7 +215,10 @@ fn rows_survive_and_retired_jobs_stay_for_accounting_only() {
 
     let mut store = SqliteStore::open(dir.path()).unwrap();
     assert!(store.term() > first_term);
-    assert_eq!(store.clock().unwrap(), Time(12_345));
+    assert_eq!(*store.mark(), mark);
+    // It never goes back.
+    store.set_clock(Mark { time: Time(12_344), clock: None });
+    assert_eq!(*store.mark(), mark);
     let stored = store.load().unwrap();
     let ids = |rows: &[JobRow]| rows.iter().map(|r| r.job.0).collect::<Vec<_>>();
     assert_eq!(ids(&stored.jobs), [1, 2]);
@@ -760,4 +771,23 @@ fn a_full_disk_keeps_exits_durable() {
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("small disk survived"), "{text}");
+}
+
+#[test]
+fn a_database_that_does_not_say_in_which_boot_it_was_written_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    store.set_clock(Mark { time: Time(9), clock: Some(BootClock { boot: "a".into(), shows: Time(1) }) });
+    commit(&mut store, &[counters(2)]).unwrap();
+    drop(store);
+    // As one of an earlier version.
+    let raw = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
+    assert_eq!(raw.execute("DELETE FROM meta WHERE key = 'boot'", []).unwrap(), 1);
+    drop(raw);
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    assert_eq!(*store.mark(), Mark { time: Time(9), clock: None });
+    // What is committed without another time leaves it as it is.
+    commit(&mut store, &[counters(3)]).unwrap();
+    drop(store);
+    assert_eq!(SqliteStore::open(dir.path()).unwrap().mark().time, Time(9));
 }

@@ -5,7 +5,7 @@ use crate::event::{AgentEffect, ProcessTarget};
 use crate::state::{Ending, Prolog, Run, RunKey, Step, Unbegun, made_up};
 use berth_model::ids::{StepId, StepKey};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase};
-use berth_model::link::{EndCause, SignalTarget};
+use berth_model::link::{EndCause, Highest, SignalTarget};
 use berth_model::spec::JobKind;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
@@ -74,6 +74,7 @@ impl AgentCore {
 
     pub(super) fn end_job(&mut self, run_key: RunKey, kill_wait: Span, cause: EndCause, now: Time) {
         let Some(run) = self.runs.get_mut(&run_key) else {
+            self.has_seen(Highest::default().with_run(run_key.0, run_key.1));
             self.over.add(run_key, None, now);
             return self.job_gone(run_key, Vec::new(), now);
         };

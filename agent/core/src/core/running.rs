@@ -6,7 +6,7 @@ use crate::state::{Prolog, RunKey, Step, Unbegun, made_up};
 use berth_model::carry::{Carried, Registration};
 use berth_model::ids::StepKey;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
-use berth_model::link::{EndCause, GpuFault, Start};
+use berth_model::link::{EndCause, FromAgent, GpuFault, Highest, Start};
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 
@@ -65,16 +65,27 @@ impl AgentCore {
             .runs
             .range((key.job, key.attempt)..)
             .any(|((job, at), _)| *job == key.job && *at > key.attempt);
-        if newer || self.over.has(run_key) {
+        if newer {
             return;
+        }
+        if self.over.has(run_key) {
+            // It was under way for long; or it is of a controller that was made of a backup, and gives a number out once more. That waits for a word.
+            return self.job_gone(run_key, Vec::new(), now);
         }
         // What was begun for it is what its step waits for.
         self.ahead.remove(&run_key);
         let fresh = !self.runs.contains_key(&run_key);
         let run = self.runs.entry(run_key).or_default();
-        if run.ending || run.finished.contains(&key.step) {
+        if run.ending {
             return;
         }
+        if run.finished.contains(&key.step) {
+            // As above. Who has its exit on record reads past this one.
+            let exit = StepExit { ended_by: Some(EndCause::NodeFailed), ..over(key, now) };
+            return self.send(|session| FromAgent::Step { session, key, phase: StepPhase::Exited(exit) });
+        }
+        self.has_seen(Highest::default().with(key));
+        let Some(run) = self.runs.get_mut(&run_key) else { return };
         let extended = run.goes_on(start.lease);
         // Of a run that was adopted without steps nothing tells the limit but this.
         if run.limit.is_none() {
@@ -214,6 +225,13 @@ impl AgentCore {
             }
         }
     }
+}
+
+/// The exit of a step that is to begin, and that was here and is over.
+fn over(key: StepKey, now: Time) -> StepExit {
+    let status = ExitStatus { code: 0, signal: SIGKILL };
+    let why = format!("step {key} has been on this node before, and is over");
+    made_up(status, Some(why), now)
 }
 
 fn pulled(fetched: Fetched, since: Time, now: Time) -> ImagePull {

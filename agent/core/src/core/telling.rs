@@ -28,6 +28,7 @@ impl AgentCore {
             asked: now,
             unknown: self.config.unknown.clone(),
             features: self.config.features.clone(),
+            highest: self.highest,
         }));
     }
 

@@ -6,6 +6,7 @@ mod images;
 mod leases;
 mod machine;
 mod node;
+mod numbers;
 mod programs;
 mod starts;
 mod steps;

@@ -67,6 +67,7 @@ pub fn config() -> AgentConfig {
         unfit: None,
         unknown: vec![],
         features: vec![],
+        highest: Highest::default(),
     }
 }
 

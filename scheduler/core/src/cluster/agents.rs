@@ -10,7 +10,7 @@ use crate::shrunk;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepPhase};
-use berth_model::link::{EndCause, FromAgent, ToAgent};
+use berth_model::link::{EndCause, FromAgent, Highest, ToAgent};
 use berth_model::state::{Cause, NodeCondition};
 use berth_model::time::{Span, Time};
 use std::collections::BTreeSet;
@@ -29,6 +29,7 @@ struct Hello {
     asked: Time,
     unknown: Vec<String>,
     features: Vec<String>,
+    highest: Highest,
 }
 
 impl Cluster {
@@ -47,6 +48,7 @@ impl Cluster {
                 asked,
                 unknown,
                 features,
+                highest,
             } => {
                 if name != *node {
                     let why = format!("this connection speaks for node {node}, not for {name}");
@@ -64,6 +66,7 @@ impl Cluster {
                     asked,
                     unknown,
                     features,
+                    highest,
                 };
                 self.hello(node, connection, hello);
             }
@@ -92,6 +95,7 @@ impl Cluster {
                         self.step_report(node, key, phase);
                     }
                     self.job_gone(node, job, attempt);
+                    self.was_there_before(node, job, attempt);
                     self.spare_end(job, attempt);
                 }
             }
@@ -205,6 +209,10 @@ impl Cluster {
         if self.nodes.get(name).is_some_and(|n| connection < n.last_connection) {
             return self.turn_away(connection, format!("the agent of {name} has a later connection"));
         }
+        let late = self.has_not_come(name);
+        if self.restored.unheard.remove(name) {
+            self.out.meta = true;
+        }
         let before = self.nodes.get(name).and_then(|n| n.link);
         if let Some(old) = before.filter(|l| l.connection != connection) {
             let why = format!("the agent of {name} registered again");
@@ -261,7 +269,9 @@ impl Cluster {
         self.watch_silence(name);
         let beyond = self.pass_over(
             name,
-            hello.steps.iter().map(|(key, _)| &key.job).chain(hello.jobs.iter().map(|(id, _)| id)),
+            hello.steps.iter().map(|(key, _)| key.job).chain(hello.jobs.iter().map(|(id, _)| *id)),
+            hello.highest,
+            late,
         );
         let fresh = before.is_none_or(|l| l.connection != connection);
         self.compare(name, hello.steps, &hello.jobs, fresh);

@@ -181,6 +181,7 @@ impl Cluster {
             kill_wait: self.config.kill_wait,
             told_within: self.config.told_within,
             now: self.clock,
+            leaps: &self.leaps,
             het: None,
             master: None,
         };

@@ -92,14 +92,24 @@ impl Cluster {
         u64::from(self.next_job).saturating_add(most).min(u64::from(u32::MAX - 1))
     }
 
-    /// Ids of jobs go on above this one.
+    /// Ids of jobs go on above this one. What has one up to it, be it given out since the restore, may have the id of another that is lost.
     pub(super) fn go_on_above(&mut self, id: JobId) {
+        let before = self.next_above(id);
+        if before > self.restored.before {
+            self.restored.before = before;
+            self.out.meta = true;
+            self.number_anew();
+        }
+    }
+
+    /// The next job has an id above this one: that which comes next to it.
+    pub(super) fn next_above(&mut self, id: JobId) -> JobId {
         let next = id.0.saturating_add(1).min(u32::MAX - 1);
         if next > self.next_job {
             self.next_job = next;
-            self.restored.before = JobId(next);
             self.out.meta = true;
         }
+        JobId(next)
     }
 
     /// The agent of a machine has come that shows a certificate of the cluster's and is not in its books. While nothing starts anyway, it is waited for

@@ -103,6 +103,7 @@ impl Cluster {
             kill_wait: self.config.kill_wait,
             told_within: self.config.told_within,
             now: self.clock,
+            leaps: &self.leaps,
             het: self.het_facts(record),
             master: self.master_of(row),
         };

@@ -157,7 +157,7 @@ impl Cluster {
 
     fn finish_step(&mut self, job: JobId, id: StepId) {
         let now = self.clock;
-        let limit = self.job(job).and_then(|j| j.run()).and_then(|r| r.limit);
+        let limit = self.job(job).and_then(|j| j.run()).and_then(|run| self.reached(run));
         let Some(step) = self.step_mut(job, id) else { return };
         let result = judge(step, limit, now);
         step.result = Some(result.clone());

@@ -313,6 +313,7 @@ impl Cluster {
             kill_wait: self.config.kill_wait,
             told_within: self.config.told_within,
             now: self.clock,
+            leaps: &self.leaps,
             asked: None,
             het: None,
             master: None,

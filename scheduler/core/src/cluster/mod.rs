@@ -19,9 +19,11 @@ mod het;
 mod images;
 mod imex;
 mod layout;
+mod leaps;
 mod leases;
 mod members;
 mod names;
+mod numbers;
 mod pass;
 mod programs;
 mod queue;
@@ -44,7 +46,7 @@ use crate::exchange::Exchange;
 use crate::job::Job;
 use crate::launch;
 use crate::node::Node;
-use crate::rows::{MemberRow, MetaRow, Phase, Restored, StepRow, TokenRow};
+use crate::rows::{Leap, MemberRow, MetaRow, Phase, Restored, StepRow, TokenRow};
 use crate::snapshot::Snapshot;
 use crate::spec::Common;
 use crate::store::{PayloadKey, Write};
@@ -55,6 +57,7 @@ use berth_model::request::{Actor, Payload, Refusal, RefusalCode, Request, Respon
 use berth_model::spec::Identity;
 use berth_model::time::Time;
 use imbl::OrdMap;
+pub(crate) use leaps::leapt_since;
 use queue::{ArrayState, QueueKey};
 pub use restore::RestoreError;
 pub use restored::go_on_from;
@@ -125,6 +128,8 @@ pub struct Cluster {
     common: Common,
     active: usize,
     store_full: Option<String>,
+    /// Steps of time on the word of the wall clock alone.
+    leaps: Vec<Leap>,
     /// What holds since a backup was restored.
     restored: Restored,
     /// Machines that came after a restore and are not in the backup: with which keys, and from where. They come again.
@@ -195,6 +200,7 @@ impl Cluster {
             common: Common::default(),
             active: 0,
             store_full: None,
+            leaps: Vec::new(),
             restored: Restored::default(),
             unknown: BTreeMap::new(),
             leaving: BTreeMap::new(),
@@ -457,6 +463,7 @@ impl Cluster {
                 clock: self.clock,
                 next_audit: self.next_audit,
                 restored: Some(self.restored.clone()).filter(|r| *r != Restored::default()),
+                leaps: self.leaps.clone(),
             }));
         }
         Outcome { writes, after_commit: AfterCommit::new(out.effects), changed: out.changed }

@@ -60,6 +60,7 @@ impl Cluster {
             cluster.clock = now.max(meta.clock);
             cluster.next_audit = meta.next_audit.max(1);
             cluster.restored = meta.restored.clone().unwrap_or_default();
+            cluster.leaps.clone_from(&meta.leaps);
         }
         for row in stored.nodes {
             let name = row.name.clone();
@@ -143,6 +144,7 @@ impl Cluster {
             }
             job.steps.insert(row.key.step, Arc::new(row));
         }
+        cluster.forget_leaps();
         cluster.arm_all();
         cluster.restore_leaving();
         cluster.watch_given_up();

@@ -13,6 +13,7 @@ use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::launch::StepExit;
 use berth_model::link::EndCause;
 use berth_model::time::{Span, Time};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How far the ids of jobs go on above those of the backup.
@@ -21,8 +22,8 @@ const JOBS: u32 = 10_000;
 const ATTEMPTS: u32 = 100;
 /// The same for numbers of steps.
 const STEPS: u32 = 1_000;
-/// By how much a node may raise the term by what it reports: no more can have been given out.
-const MOST: u64 = 1_000_000;
+/// By how much a node may raise the term by what it reports: more than controllers can have begun, or restores have gone on by, which is a million each.
+const MOST: u64 = 1 << 22;
 /// For how long nothing starts since the port of a controller listens. Agents that have lost their controller try again within seven seconds.
 pub(super) const COMING: Span = Span::from_secs(30);
 
@@ -55,6 +56,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
         next_job,
         clock,
         next_audit: number + 1,
+        leaps: meta.map(|m| m.leaps.clone()).unwrap_or_default(),
         restored: Some(Restored {
             before: JobId(next_job),
             attempts: attempt.saturating_add(ATTEMPTS),
@@ -62,6 +64,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
             made: clock,
             not_before: Some(Time::default()),
             awaited: stored.nodes.iter().map(|n| (n.name.clone(), Awaited::Word)).collect(),
+            unheard: BTreeSet::new(),
         }),
     });
     tokens.chain([entry, counters]).collect()
@@ -151,31 +154,22 @@ impl Cluster {
         self.restored.awaited.get(node) == Some(&Awaited::Word)
     }
 
-    /// An agent of the backup follows a later term than ours: we go on under a higher one. Whether that is so.
+    /// Whether the node has not come since a restore, be it waited for or not: what it followed and had before we do not know. One that has come, and follows a
+    /// later term than ours, has another controller by now.
+    pub(super) fn has_not_come(&self, node: &NodeName) -> bool {
+        let Restored { before, awaited, unheard, .. } = &self.restored;
+        let told = matches!(awaited.get(node), Some(Awaited::Rest | Awaited::Beyond(_)));
+        let comes = awaited.contains_key(node) || unheard.contains(node) || !self.nodes.contains_key(node);
+        *before != JobId::default() && comes && !told
+    }
+
+    /// An agent that comes for the first time since the restore follows a later term than ours: we go on under a higher one. Whether that is so.
     pub(super) fn supersede(&mut self, node: &NodeName, term: Term) -> bool {
-        let so = self.restored.awaited.contains_key(node) && term.0 - self.term.0 <= MOST;
+        let so = self.has_not_come(node) && term.0 - self.term.0 <= MOST;
         if so {
             self.out.effects.push(Effect::Supersede(term));
         }
         so
-    }
-
-    /// Ids of jobs go on above what a node reports on its first word. The highest of those that cannot have been given out: of them an administrator
-    /// has to say whether the node is right.
-    pub(super) fn pass_over<'a>(
-        &mut self,
-        node: &NodeName,
-        jobs: impl Iterator<Item = &'a JobId>,
-    ) -> Option<JobId> {
-        if !self.first_word(node) {
-            return None;
-        }
-        let beyond = self.beyond();
-        let (near, far): (Vec<JobId>, Vec<JobId>) = jobs.copied().partition(|id| u64::from(id.0) < beyond);
-        if let Some(id) = near.into_iter().max() {
-            self.go_on_above(id);
-        }
-        far.into_iter().max()
     }
 
     /// A node has a run of a job that waits: it was started after the backup. The job's next run is another one.
@@ -273,8 +267,9 @@ impl Cluster {
 
     /// A node is not waited for any more: it has come back, or an administrator says that it is down.
     pub(super) fn await_no_more(&mut self, node: &NodeName) {
-        if self.restored.awaited.remove(node).is_none() {
-            return;
+        let Some(state) = self.restored.awaited.remove(node) else { return };
+        if state == Awaited::Word && self.nodes.contains_key(node) {
+            self.restored.unheard.insert(node.clone());
         }
         self.unknown.remove(node);
         self.out.meta = true;

@@ -4,11 +4,11 @@ use super::Cluster;
 use super::ending::Verdict;
 use crate::event::RequestId;
 use crate::job::Progress;
-use crate::rows::Phase;
+use crate::rows::{Phase, Run};
 use berth_model::ids::{JobId, NodeName, StepId, StepKey};
 use berth_model::link::{EndCause, ToAgent};
 use berth_model::state::{JobState, Reason};
-use berth_model::time::Span;
+use berth_model::time::{Span, Time};
 
 /// How long an answer of an agent may take before the message is sent again.
 pub(super) const REPEAT: Span = Span::from_secs(10);
@@ -101,15 +101,24 @@ impl Cluster {
 
     /// Has the job ended at its limit.
     pub(super) fn arm_limit(&mut self, id: JobId) {
-        if let Some(limit) = self.job(id).and_then(|j| j.run()).and_then(|r| r.limit) {
+        if let Some(limit) = self.job(id).and_then(|j| j.run()).and_then(|run| self.reached(run)) {
             self.timers.insert((limit, Timer::Limit(id)));
         }
+    }
+
+    /// When the limit of a run is reached, whatever of the time since it began was taken on trust.
+    pub(super) fn reached(&self, run: &Run) -> Option<Time> {
+        Some(run.limit? + self.leapt_since(run.started))
     }
 
     fn limit_passed(&mut self, id: JobId) {
         let Some(job) = self.job(id) else { return };
         let Phase::Running(run) = &job.row.phase else { return };
-        if run.limit.is_some_and(|l| l <= self.clock) {
+        let reached = self.reached(run);
+        if let Some(later) = reached.filter(|reached| self.clock < *reached) {
+            // It was armed before it was known what was taken on trust.
+            self.timers.insert((later, Timer::Limit(id)));
+        } else if reached.is_some() {
             let verdict =
                 Verdict { reason: Reason::TimeLimit, ..Verdict::new(JobState::Timeout, EndCause::TimeLimit) };
             self.end_job(id, verdict);

@@ -7,7 +7,7 @@ use berth_model::config::Config;
 use berth_model::hardware::{Core, GresDevice, Hardware};
 use berth_model::ids::*;
 use berth_model::launch::{StepExit, StepPhase, Usage};
-use berth_model::link::{FromAgent, Start, ToAgent};
+use berth_model::link::{FromAgent, Highest, Start, ToAgent};
 use berth_model::record::JobInfo;
 use berth_model::request::*;
 use berth_model::rights::Rank;
@@ -85,6 +85,8 @@ pub struct World {
     /// Nodes that are to be powered off, and what is to be told with the answer.
     pub fences: Vec<(NodeName, Time)>,
     pub agent_term: Term,
+    /// The highest numbers that agents say they know of.
+    pub highest: Highest,
     /// Whether agents ask for renewals, as all do but those of earlier versions.
     pub ask: bool,
     pub sessions: BTreeMap<NodeName, (u64, Session)>,
@@ -180,6 +182,7 @@ impl World {
             superseded: None,
             fences: vec![],
             agent_term: Term(0),
+            highest: Highest::default(),
             ask: true,
             sessions: BTreeMap::new(),
             next: 0,
@@ -292,6 +295,7 @@ impl World {
             asked: self.clock(),
             unknown: vec![],
             features,
+            highest: self.highest,
         };
         self.event(Event::Agent { node, connection, message });
     }
@@ -321,6 +325,7 @@ impl World {
             asked: self.clock(),
             unknown: vec![],
             features: berth_model::feature::Feature::known(),
+            highest: self.highest,
         };
         self.quiet_event(Event::Agent { node, connection, message });
     }

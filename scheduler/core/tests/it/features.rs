@@ -4,7 +4,7 @@ use crate::common::{World, actor, hardware, job, script, step};
 use berth_model::bind::{CpuBind, CpuHow};
 use berth_model::feature::Feature;
 use berth_model::ids::*;
-use berth_model::link::FromAgent;
+use berth_model::link::{FromAgent, Highest};
 use berth_model::request::{Refusal, Request, Response};
 use berth_model::spec::{JobKind, JobSpec, StepSpec};
 use berth_model::state::{JobState, Reason};
@@ -28,6 +28,7 @@ fn comes_knowing(w: &mut World, name: &str, features: &[Feature]) {
         jobs: vec![],
         unknown: vec![],
         features: features.iter().map(|feature| feature.name().to_string()).collect(),
+        highest: Highest::default(),
     };
     w.tell(name, |_| hello);
 }

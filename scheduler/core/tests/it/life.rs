@@ -4,7 +4,7 @@ use crate::common::*;
 use berth_model::config::{Config, PartitionConfig, PartitionState};
 use berth_model::ids::*;
 use berth_model::launch::{Program, StepPhase};
-use berth_model::link::{EndCause, FromAgent, ToAgent};
+use berth_model::link::{EndCause, FromAgent, Highest, ToAgent};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, Reason};
@@ -727,6 +727,7 @@ fn a_hello_said_again_says_nothing_of_a_step_on_its_way() {
         asked: Default::default(),
         unknown: vec![],
         features: vec![],
+        highest: Highest::default(),
     });
     assert_eq!(w.state(id), JobState::Running);
     assert!(w.sent.iter().any(|m| matches!(m, ToAgent::Terminate { key, .. } if *key == batch_key(id, 0))));

@@ -4,7 +4,7 @@ use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
-use berth_model::link::ToAgent;
+use berth_model::link::{Highest, ToAgent};
 use berth_model::member::{KeyId, MemberRole, MemberState};
 use berth_model::request::*;
 use berth_model::spec::*;
@@ -140,12 +140,101 @@ fn a_restored_controller_goes_above_the_term_of_its_agents() {
     back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
     assert_eq!(back.superseded, Some(Term(5000)));
     assert_eq!(awaited(&back), ["n1"]);
-    // Not for a node that is not awaited, and not out of all proportion.
+    // Not out of all proportion.
     (back.superseded, back.agent_term) = (None, Term(u64::MAX));
     back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
-    back.agent_term = Term(5000);
-    back.hello("n9", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
     assert_eq!(back.superseded, None);
+    // Nor for one that has come, and has followed another controller since.
+    back.agent_term = Term(1001);
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(awaited(&back), Vec::<String>::new());
+    back.agent_term = Term(5000);
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(back.superseded, None);
+    // A cluster that was never restored follows nobody.
+    let mut never = World::small();
+    never.agent_term = Term(5000);
+    never.hello("n9", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(never.superseded, None);
+}
+
+#[test]
+fn nodes_that_were_given_up_or_are_in_no_backup_are_followed_when_they_come() {
+    let mut w = World::small();
+    w.node("n2", hardware(4, 1, 4000, 0));
+    let mut back = w.of_backup(w.writes.len());
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    set(&mut back, "n2", NodeStateChange::Down);
+    assert_eq!(back.core.why_held(), None);
+    // That is on record.
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    back.core = Cluster::restore(config, Term(1002), stored_after(&w, &back), back.now).unwrap();
+    for node in ["n2", "n9"] {
+        back.agent_term = Term(5000);
+        back.hello(node, "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+        assert_eq!(back.superseded.take(), Some(Term(5000)), "{node}");
+        // Under the later term it is let in, once.
+        back.agent_term = Term(1002);
+        back.hello(node, "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+        back.agent_term = Term(5000);
+        back.hello(node, "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+        assert_eq!(back.superseded, None, "{node} has another controller");
+    }
+    let restored = stored_after(&w, &back).meta.unwrap().restored.unwrap();
+    assert!(restored.unheard.is_empty(), "{restored:?}");
+}
+
+#[test]
+fn numbers_of_what_is_over_are_passed_over() {
+    let mut w = World::small();
+    w.node("n2", hardware(4, 1, 4000, 0));
+    let waits = w.batch("1", |s| s.hold = true);
+    let mut back = w.of_backup(w.writes.len());
+    back.request(actor(1000), Request::Release(vec![JobSelector::Job(waits)])).unwrap();
+    // Taken while nothing starts: it may have an id that the lost controller had given to another.
+    let early = back.batch("2", |_| {});
+    back.highest = Highest { job: JobId(50_000), attempt: Attempt(140), step: 1_700 };
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    back.highest = Highest { job: JobId(60_000), attempt: Attempt(3), step: 1_200 };
+    back.hello("n2", "boot", hardware(4, 1, 4000, 0), vec![], vec![]);
+    assert_eq!(back.core.why_held(), None);
+    assert_eq!(back.starts(), [batch_key(waits, 141), batch_key(early, 141)]);
+    let new = back.batch("3", |_| {});
+    assert_eq!((new, back.starts()), (JobId(60_001), vec![batch_key(JobId(60_001), 0)]));
+    let restored = stored_after(&w, &back).meta.unwrap().restored.unwrap();
+    assert_eq!((restored.before, restored.attempts, restored.steps), (JobId(60_001), 141, 1_701));
+}
+
+#[test]
+fn the_number_of_a_job_that_is_over_is_judged_by_an_administrator_where_it_cannot_be() {
+    let w = World::small();
+    let mut back = w.of_backup(w.writes.len());
+    back.highest = Highest { job: JobId(u32::MAX - 5), attempt: Attempt(u32::MAX), step: u32::MAX };
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    let why = back.core.why_held().unwrap();
+    assert!(why.contains(&(u32::MAX - 5).to_string()), "{why}");
+    set(&mut back, "n1", NodeStateChange::Down);
+    set(&mut back, "n1", NodeStateChange::Resume);
+    let new = back.batch("1", |_| {});
+    assert!(new.0 < 20_000, "{new}");
+    assert_eq!(back.starts(), [batch_key(new, 0)]);
+    let restored = stored_after(&w, &back).meta.unwrap().restored.unwrap();
+    assert_eq!((restored.attempts, restored.steps), (100, 1_000));
+}
+
+#[test]
+fn a_run_that_its_node_knows_as_over_runs_as_another_one() {
+    let mut w = World::small();
+    let (batch, interactive) = (w.batch("1", |_| {}), w.submit(job(JobKind::Run, "2")).unwrap());
+    assert_eq!(w.starts().len(), 2);
+    w.gone("n1", batch, 0);
+    assert_eq!(w.starts(), [batch_key(batch, 1)]);
+    // Nobody waits for ever.
+    w.gone("n1", interactive, 0);
+    assert_eq!(w.state(interactive), JobState::NodeFail);
+    // What is told of a run that is not there any more changes nothing.
+    w.gone("n1", batch, 0);
+    assert_eq!((w.state(batch), w.starts()), (JobState::Running, vec![]));
 }
 
 #[test]

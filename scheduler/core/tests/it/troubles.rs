@@ -4,7 +4,7 @@ use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
-use berth_model::link::{FromAgent, ToAgent, Trouble};
+use berth_model::link::{FromAgent, Highest, ToAgent, Trouble};
 use berth_model::request::*;
 use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition};
 use berth_sched_core::{Cluster, CoreConfig, Write};
@@ -145,6 +145,7 @@ fn comes_with(w: &mut World, unknown: &[&str]) {
         jobs: vec![],
         unknown,
         features: vec![],
+        highest: Highest::default(),
     });
 }
 

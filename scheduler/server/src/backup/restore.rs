@@ -7,6 +7,7 @@ use crate::state::StateDir;
 use berth_model::Term;
 use berth_store::backup::Facts;
 use berth_store::{DirectoryLock, StoreError};
+use ring::rand::{SecureRandom, SystemRandom};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Deserialize;
 use std::fs::{File, OpenOptions};
@@ -66,7 +67,11 @@ pub fn restore(what: &Restore<'_>) -> Result<Restored, ControllerError> {
     private(&left)?;
     let manifest = unpack(what.file, &stage)?;
     berth_store::backup::check(&stage.join("cluster.db"))?;
-    berth_store::backup::make_fit(&stage, beyond(&root, &db))?;
+    let mut random = [0; 8];
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| trouble(&stage, "the system gives no random numbers; try again"))?;
+    berth_store::backup::make_fit(&stage, beyond(&root, &db), u64::from_le_bytes(random))?;
     let aside = free_name(&root, what.label);
     let plan = left.join(PLAN);
     let text = serde_json::to_vec(&Plan { aside }).map_err(|e| trouble(&plan, e))?;

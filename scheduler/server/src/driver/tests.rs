@@ -5,16 +5,17 @@ use crate::identity;
 use berth_model::Term;
 use berth_model::config::Config;
 use berth_model::hardware::{Core, Hardware};
+use berth_model::link::Highest;
 use berth_model::request::Payload;
 use berth_model::spec::{JobKind, JobSpec, TimeLimit};
+use berth_sched_core::{AuditRow, Mark, MetaRow, ROW_VERSION};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 fn start(dir: &TempDir) -> Started {
     let store = SqliteStore::open(dir.path()).unwrap();
-    let clock = ClusterClock::start(store.clock().unwrap()).unwrap();
     let config = CoreConfig::new(&Config::default()).unwrap();
-    Driver::start(config, store, clock, 0, |_| Ok(()), dir.path().to_path_buf()).unwrap()
+    Driver::start(config, store, 0, |_| Ok(()), dir.path().to_path_buf()).unwrap()
 }
 
 fn hello(version: &str) -> FromAgent {
@@ -35,6 +36,7 @@ fn hello(version: &str) -> FromAgent {
         asked: Time(1),
         unknown: vec![],
         features: vec![],
+        highest: Highest::default(),
     }
 }
 
@@ -155,7 +157,7 @@ fn time_goes_on_from_the_mark() {
     let now = driver.now();
     drop(driver);
     let store = SqliteStore::open(dir.path()).unwrap();
-    let mark = store.clock().unwrap();
+    let mark = store.mark().time;
     assert!(mark <= now && now.since(mark) < Span::from_secs(5), "{mark:?} {now:?}");
 }
 
@@ -180,4 +182,61 @@ fn each_core_is_told_once_that_the_port_listens() {
     driver.turn(Vec::new()).unwrap();
     driver.turn(Vec::new()).unwrap();
     assert_eq!(told(), 2);
+}
+
+#[test]
+fn nothing_is_older_by_what_a_start_takes_on_trust() {
+    for trusts in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (clock, _) = ClusterClock::start(&Mark::default(), true).unwrap();
+        let now = clock.mark();
+        let before = Time(now.time.0 - Span::from_mins(2 * 24 * 60).0);
+        let mut store = SqliteStore::open(dir.path()).unwrap();
+        // What was written in another boot, or just now in this one.
+        store.set_clock(if trusts { Mark { time: before, clock: None } } else { now });
+        let entry = AuditRow {
+            version: ROW_VERSION,
+            number: 1,
+            at: before,
+            uid: berth_model::Uid(0),
+            user: "root".into(),
+            role: None,
+            inside: None,
+            what: "did something".into(),
+        };
+        let counters = MetaRow {
+            version: ROW_VERSION,
+            next_job: 1,
+            clock: before,
+            next_audit: 2,
+            restored: None,
+            leaps: vec![],
+        };
+        commit(&mut store, &[Write::AddAudit(Box::new(entry)), Write::PutMeta(counters)]).unwrap();
+        let config = CoreConfig::new(&Config::default()).unwrap();
+        let started = Driver::start(config, store, 1, |_| Ok(()), dir.path().to_path_buf()).unwrap();
+        let Started { mut driver, shared, .. } = started;
+        assert_eq!(shared.alarms().iter().any(|text| text.contains("last time on record")), trusts);
+        driver.purged = Instant::now().checked_sub(PURGE).unwrap();
+        driver.purge();
+        let raw = rusqlite::Connection::open(dir.path().join(berth_store::DATABASE)).unwrap();
+        let left: u32 =
+            raw.query_row("SELECT count(*) FROM audit WHERE number = 1", [], |row| row.get(0)).unwrap();
+        assert_eq!(left, u32::from(trusts), "entries of two days ago, of which one is kept");
+    }
+}
+
+#[test]
+fn what_time_it_is_is_written_down_where_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let Started { mut driver, .. } = start(&dir);
+    driver.note_time().unwrap();
+    assert_eq!(driver.store.load().unwrap().meta, None, "not before it is time");
+    driver.noted = Instant::now().checked_sub(NOTE).unwrap();
+    driver.note_time().unwrap();
+    let mark = driver.clock.mark();
+    assert!(driver.store.load().unwrap().meta.is_some());
+    drop(driver);
+    let kept = SqliteStore::open(dir.path()).unwrap().mark().clone();
+    assert!(kept.time <= mark.time && kept.clock.is_some(), "{kept:?} {mark:?}");
 }
