@@ -172,6 +172,7 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_OVERCOMMIT",
         "SLURM_PRIO_PROCESS",
         "SLURM_PROCID",
+        "SLURM_PROPAGATE",
         "SLURM_RESTART_COUNT",
         "SLURM_SHARDS_ON_NODE",
         "SLURM_STEPID",

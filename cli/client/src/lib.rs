@@ -18,6 +18,7 @@ mod het;
 mod image;
 pub mod kept;
 mod local_names;
+mod login;
 pub mod out;
 mod rsh;
 pub mod site;

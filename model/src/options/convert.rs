@@ -556,6 +556,9 @@ impl SubmitOptions {
                 add("SLURM_DIST_PLANESIZE", size.to_string());
             }
         }
+        if let Some(text) = self.propagate.text().filter(|_| self.command == Command::Salloc) {
+            add(Propagate::CARRIED, text);
+        }
         if self.command == Command::Sbatch {
             add("SLURM_JOB_EXCLUSIVE", if self.exclusive { "NODE" } else { "NO" }.to_string());
             add("SLURM_JOB_OVERSUBSCRIBE", "NO".to_string());

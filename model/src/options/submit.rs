@@ -32,6 +32,21 @@ pub enum Propagate {
     Only(Vec<Resource>),
 }
 
+impl Propagate {
+    /// By which `salloc` tells the steps in its allocation what it was asked for.
+    pub const CARRIED: &'static str = "SLURM_PROPAGATE";
+
+    /// As the option takes it; nothing where nobody said.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Propagate::Inherit => None,
+            Propagate::All => Some("ALL".to_string()),
+            Propagate::None => Some("NONE".to_string()),
+            Propagate::Only(names) => Some(names.iter().map(|r| r.name()).collect::<Vec<_>>().join(",")),
+        }
+    }
+}
+
 /// How `--explain` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Explain {

@@ -408,6 +408,26 @@ fn limits_travel_as_propagate_says() {
     assert!(sbatch("--propagate=FILES").unwrap_err().to_string().contains("FILES"));
 }
 
+#[test]
+fn salloc_tells_its_steps_which_limits_go_with_them() {
+    let carried = |options: &SubmitOptions| {
+        let sent = options.environment(&[], &submitter(), false);
+        sent.iter().find_map(|text| Some(text.display().strip_prefix("SLURM_PROPAGATE=")?.to_string()))
+    };
+    for (given, told) in [
+        ("--propagate", "ALL"),
+        ("--propagate=NONE", "NONE"),
+        ("--propagate=stack,RLIMIT_NOFILE", "STACK,NOFILE"),
+    ] {
+        let options = all(Command::Salloc, given, &[]).unwrap();
+        assert_eq!(carried(&options).as_deref(), Some(told), "{given}");
+        let inside = all(Command::Srun, "true", &[("SLURM_PROPAGATE", told)]).unwrap();
+        assert_eq!(inside.propagate, options.propagate, "{given}");
+    }
+    assert_eq!(carried(&all(Command::Salloc, "", &[]).unwrap()), None);
+    assert_eq!(carried(&sbatch("--propagate").unwrap()), None, "a script's limits go with its steps");
+}
+
 fn image() -> ImageRef {
     ImageRef {
         typed: "/images/root".into(),
