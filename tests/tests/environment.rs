@@ -93,6 +93,26 @@ each_user! {
         assert_eq!(sandbox.srun(["sh", "-c", "echo ${SLURM_PTY_WIN_ROW-none}"]).ok().text(), "none");
     }
 
+    fn a_terminal_may_be_another_than_standard_input(who) {
+        let sandbox = Sandbox::start(who);
+        let line = "stty rows 31 cols 91; srun --pty=7 sh -c 'stty size; tty -s && read x && echo got $x' 7<>/dev/tty < /dev/null > out";
+        let mut srun = sandbox.cmd("script").args(["-qec", line, "/dev/null"]).stdin_open().spawn();
+        srun.wait_for("31 91", 60);
+        srun.write(b"typed\n");
+        srun.wait_for("got typed", 60);
+        assert_eq!(srun.finish().rc, 0);
+        assert_eq!(sandbox.read("out"), "", "it went to the terminal");
+        // What is no terminal is named, before anything is made.
+        let refused = |redirection: &str| {
+            let line = format!("srun --pty=7 true {redirection}");
+            sandbox.cmd("sh").args(["-c", &line]).fails()
+        };
+        refused("").says(&["--pty=7", "no such descriptor is open"]);
+        refused("7</dev/null").says(&["--pty=7", "/dev/null is no terminal"]);
+        refused("7<>out").says(&["--pty=7", "out is no terminal"]);
+        assert_eq!(sandbox.cmd("squeue").args(["-h", "-a"]).ok().text(), "");
+    }
+
     fn export_decides_what_travels(who) {
         let sandbox = Sandbox::start(who);
         let get = |options: &[&str]| {

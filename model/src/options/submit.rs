@@ -187,6 +187,8 @@ pub struct SubmitOptions {
     pub partition: Option<String>,
     pub propagate: Propagate,
     pub pty: bool,
+    /// `--pty=FD`: the descriptor of the terminal to use.
+    pub pty_from: Option<u32>,
     /// `--het-group`: components that the step is in; empty where nobody said.
     pub het_group: Vec<u32>,
     pub pytorch: bool,
@@ -280,6 +282,7 @@ impl SubmitOptions {
             partition: None,
             propagate: Propagate::Inherit,
             pty: false,
+            pty_from: None,
             het_group: Vec::new(),
             pytorch: false,
             x11: None,

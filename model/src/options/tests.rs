@@ -428,6 +428,16 @@ fn salloc_tells_its_steps_which_limits_go_with_them() {
     assert_eq!(carried(&sbatch("--propagate").unwrap()), None, "a script's limits go with its steps");
 }
 
+#[test]
+fn a_terminal_may_be_named_by_its_descriptor() {
+    let of = |line: &str| srun(line).map(|options| (options.pty, options.pty_from)).unwrap();
+    assert_eq!(of("--pty true"), (true, None));
+    assert_eq!(of("--pty=7 true"), (true, Some(7)));
+    assert_eq!(of("--pty=7 --pty true"), (true, None), "the last one counts");
+    let why = srun("--pty=x true").unwrap_err().to_string();
+    assert!(why.contains("--pty") && why.contains('x'), "{why}");
+}
+
 fn image() -> ImageRef {
     ImageRef {
         typed: "/images/root".into(),
