@@ -8,13 +8,14 @@ use crate::receiving::{Held, Receiving};
 use crate::serve::{AgentConnection, Answers, Caller, Service};
 use crate::wire::{Field, Malformed, required};
 use berth_model::link::{FromAgent, ToAgent};
-use berth_model::record::JobInfo;
+use berth_model::record::{JobInfo, NodeInfo};
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::rights::Rank;
 use berth_model::spec::JobSelector;
 use berth_model::{JobId, NodeName};
 use bytes::Bytes;
 use prost::Message;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -266,8 +267,12 @@ impl<S: Service> Shell<S> {
                 })
             }
             Method::ClusterListNodes => {
+                let wanted: BTreeSet<String> = read::<pb::NodeQuery>(body)?.names.into_iter().collect();
                 let nodes = self.service.nodes(reader).await;
-                outgoing(nodes, |nodes| pb::NodePage { nodes: nodes.put() })
+                outgoing(nodes, move |mut nodes: Vec<NodeInfo>| {
+                    nodes.retain(|node| wanted.is_empty() || wanted.contains(&node.name.0));
+                    pb::NodePage { nodes: nodes.put() }
+                })
             }
             Method::ClusterListPartitions => {
                 let partitions = self.service.partitions().await;

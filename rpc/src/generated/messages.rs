@@ -2953,6 +2953,13 @@ pub struct Origin {
     #[prost(bytes = "vec", tag = "3")]
     pub submit_line: ::prost::alloc::vec::Vec<u8>,
 }
+/// Earlier versions say nothing, and are told of all nodes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeQuery {
+    /// Those that are wanted; none: all.
+    #[prost(string, repeated, tag = "480")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodePage {
     #[prost(message, repeated, tag = "1")]
