@@ -288,6 +288,7 @@ impl SubmitOptions {
             x11: None,
             mpi: self.mpi,
             login: None,
+            client_address: None,
             prolog: self.srun_prolog(),
             task_prolog: self.task_prolog.clone(),
             pytorch: self.pytorch,

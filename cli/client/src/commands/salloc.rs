@@ -324,6 +324,7 @@ fn allocation(job: &JobInfo, cluster: &str) -> Vec<(String, String)> {
         ("SLURM_JOBID", job.id.to_string()),
         ("SLURM_JOB_NAME", job.spec.name.clone()),
         ("SLURM_JOB_PARTITION", job.partition.clone()),
+        ("SLURM_JOB_QOS", berth_model::env::QOS.to_string()),
         ("SLURM_JOB_NODELIST", nodes.clone()),
         ("SLURM_NODELIST", nodes),
         ("SLURM_JOB_NUM_NODES", count.clone()),
