@@ -1,6 +1,6 @@
 //! Programs that `srun` runs where it is itself, around a step: the site's and the user's, and those that fail or hang.
 
-use berth_tests::{Hosts, Sandbox, Who, each_user, leftovers, machine, sandbox};
+use berth_tests::{Hosts, Sandbox, Who, each_user, machine, processes, sandbox};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, Permissions};
@@ -189,19 +189,7 @@ fn lost_while_the_prolog_runs(lose: impl Fn(&Hosts, bool)) {
     fs::set_permissions(&before, Permissions::from_mode(0o755)).unwrap();
     let words = ["-N3", "--prolog=./before", "sh", "-c", "echo ran > ran"];
     let step = hosts.cmd("n1", "srun").args(words).limit(120).spawn();
-    // One that stands by has no log of a step's open.
-    let has_log = |pid: &str| {
-        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        open.filter_map(|fd| fs::read_link(fd.path()).ok())
-            .any(|file| file.display().to_string().contains("/1.0.0/"))
-    };
-    let supervised = |name: &str| {
-        let groups = leftovers::control_groups(&hosts.state(name));
-        groups.iter().any(|group| {
-            fs::read_to_string(group.join("supervisors/cgroup.procs"))
-                .is_ok_and(|pids| pids.split_whitespace().any(has_log))
-        })
-    };
+    let supervised = |name: &str| !processes::supervisors(&hosts.state(name), "1.0.0").is_empty();
     for name in ["n1", "n2", "n3"] {
         assert!(sandbox::wait(30, || supervised(name).then_some(())).is_some(), "{name} has no supervisor");
     }
