@@ -197,6 +197,8 @@ fn an_allocation_without_a_command_stays_and_has_steps_as_root() {
     on(&sandbox, "scancel").arg("1").ok();
     sandbox.wait_state(1, "CANCELLED", 20);
     on(&sandbox, "salloc").args(["--no-shell", "true"]).fails().says(&["--no-shell runs no command"]);
+    let options = ["--no-shell", "--get-user-env"];
+    on(&sandbox, "salloc").args(options).fails().says(&["--get-user-env is for the command of salloc"]);
 }
 
 each_user! {

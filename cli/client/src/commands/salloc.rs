@@ -46,6 +46,11 @@ fn run(call: &Invocation<'_>) -> Outcome {
             "--no-shell runs no command: leave out the command, or --no-shell, and start steps with srun --jobid",
         ));
     }
+    if none && all.first().is_some_and(|options| options.typed("get-user-env")) {
+        return Err(Failure::user(
+            "--get-user-env is for the command of salloc, and --no-shell runs none: leave one of them out",
+        ));
+    }
     let argv = if rest.is_empty() { vec![shell()] } else { rest };
     let command = if none { ByteStr::default() } else { argv.first().cloned().unwrap_or_default() };
     let by = submit::submitter(call, "interactive".to_string(), command)?;
