@@ -650,6 +650,7 @@ impl Driver {
             container.image.resolved = Some(resolved);
         }
         launch.master = node.images.peers().reached(launch.master);
+        launch.client_address = node.images.peers().client_reached(launch.client_address);
         let owner = (launch.identity.uid, launch.identity.gid);
         let standby = job.next.take();
         let mut fabric = fabrics::of_step(&launch, node.cgroups.limit_devices())?;

@@ -114,8 +114,11 @@ fn master(launch: &StepLaunch) -> &str {
     }
 }
 
+/// What scripts find as their job's QOS: there are none here, and this is the one that Slurm has without any having been made.
+pub const QOS: &str = "normal";
+
 /// By which every machine reaches itself, whatever its name service says.
-const LOOPBACK: &str = "127.0.0.1";
+pub const LOOPBACK: &str = "127.0.0.1";
 
 /// Variables that are about one job and mean nothing in another: `sbatch` and `salloc` inside a job leave them
 /// out of what they submit.
@@ -172,6 +175,7 @@ pub fn is_job_variable(name: &[u8]) -> bool {
         "SLURM_OVERCOMMIT",
         "SLURM_PRIO_PROCESS",
         "SLURM_PROCID",
+        "SLURM_PROPAGATE",
         "SLURM_RESTART_COUNT",
         "SLURM_SHARDS_ON_NODE",
         "SLURM_STEPID",
@@ -184,13 +188,21 @@ pub fn is_job_variable(name: &[u8]) -> bool {
     // What a job of several components says of each: SLURM_NTASKS_HET_GROUP_0.
     let bare = name.windows(HET_GROUP.len()).position(|w| w == HET_GROUP).map_or(name, |at| &name[..at]);
     let name = if name.starts_with(b"SLURM_") { bare } else { name };
-    PREFIXES.iter().any(|p| name.starts_with(p.as_bytes())) || NAMES.iter().any(|n| n.as_bytes() == name)
+    let listed = |names: &[&str]| names.iter().any(|n| n.as_bytes() == name);
+    PREFIXES.iter().any(|p| name.starts_with(p.as_bytes())) || listed(NAMES) || is_of_client(name)
 }
 
+/// Where a step's client is: the address of its machine, under both of Slurm's names.
+const OF_CLIENT: [&str; 2] = ["SLURM_SRUN_COMM_HOST", "SLURM_LAUNCH_NODE_IPADDR"];
+
 /// Variables that a step sets by what it is itself and that mean nothing in one which is started from inside it, or from the script:
-/// a plane's size where there are no planes, and a terminal's where there is none.
+/// a plane's size where there are no planes, a terminal's where there is none, and where another `srun` was.
 pub fn is_of_one_step(name: &[u8]) -> bool {
-    name == b"SLURM_DIST_PLANESIZE" || name.starts_with(b"SLURM_PTY_")
+    name == b"SLURM_DIST_PLANESIZE" || name.starts_with(b"SLURM_PTY_") || is_of_client(name)
+}
+
+fn is_of_client(name: &[u8]) -> bool {
+    OF_CLIENT.iter().any(|own| own.as_bytes() == name)
 }
 
 struct Env(Vec<(String, ByteStr)>);
@@ -251,6 +263,7 @@ fn job(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURM_SUBMIT_HOST", job.submit_host.as_str());
     env.maybe("SLURM_JOB_ACCOUNT", job.account.as_ref());
     env.set("SLURM_JOB_PARTITION", job.partition.as_str());
+    env.set("SLURM_JOB_QOS", QOS);
     env.set("SLURM_JOB_UID", launch.identity.uid.to_string());
     env.set("SLURM_JOB_GID", launch.identity.gid.to_string());
     env.set("SLURM_JOB_USER", launch.identity.user.as_str());
@@ -324,6 +337,10 @@ fn step(env: &mut Env, launch: &StepLaunch) {
     env.set("SLURM_DISTRIBUTION", format!("{}{sockets}", launch.distribution));
     if let Distribution::Plane(size) = launch.distribution {
         env.set("SLURM_DIST_PLANESIZE", size.to_string());
+    }
+    // Of its ports there is nothing to tell, since srun listens on none.
+    for name in OF_CLIENT {
+        env.maybe(name, launch.client_address.as_ref().filter(|address| !address.is_empty()));
     }
     // As it is when the step begins; of a port there is nothing to tell, since srun listens on none.
     if let Some(size) = launch.pty {
@@ -469,6 +486,7 @@ mod tests {
             x11: None,
             pytorch: false,
             master: None,
+            client_address: None,
             task_prolog: Default::default(),
             task_epilog: Default::default(),
             told_within: None,
@@ -515,12 +533,31 @@ mod tests {
     }
 
     #[test]
+    fn a_step_is_told_where_its_client_is_and_nothing_where_nobody_knows() {
+        let mut launch = minimal();
+        let mut of = |step, address: Option<&str>| {
+            launch.key.step = step;
+            launch.client_address = address.map(str::to_string);
+            let map = map(&launch, 0);
+            ["SLURM_SRUN_COMM_HOST", "SLURM_LAUNCH_NODE_IPADDR"].map(|name| map.get(name).cloned())
+        };
+        let address = Some("10.0.0.9".to_string());
+        assert_eq!(of(StepId::Number(0), Some("10.0.0.9")), [address.clone(), address]);
+        for unknown in [None, Some("")] {
+            assert_eq!(of(StepId::Number(0), unknown), [None, None]);
+        }
+        assert_eq!(of(StepId::Batch, Some("10.0.0.9")), [None, None], "no srun made it");
+        // One that is started from inside of it has a client of its own, or knows of none.
+        assert!(is_of_one_step(b"SLURM_SRUN_COMM_HOST") && is_of_one_step(b"SLURM_LAUNCH_NODE_IPADDR"));
+    }
+
+    #[test]
     fn a_minimal_batch_script_has_slurms_variables() {
         let map = map(&minimal(), 0);
         let expected = "ENVIRONMENT=BATCH HOSTNAME=n1 SLURMD_NODENAME=n1 SLURM_CLUSTER_NAME=golden SLURM_CPUS_ON_NODE=1 \
             SLURM_GTIDS=0 SLURM_JOBID=355 SLURM_JOB_ACCOUNT=physics SLURM_JOB_CPUS_PER_NODE=1 \
             SLURM_JOB_END_TIME=1795217626 SLURM_JOB_GID=1001 SLURM_JOB_ID=355 SLURM_JOB_NAME=envbatch.sh \
-            SLURM_JOB_NODELIST=n1 SLURM_JOB_NUM_NODES=1 SLURM_JOB_PARTITION=debug SLURM_JOB_START_TIME=1795215826 \
+            SLURM_JOB_NODELIST=n1 SLURM_JOB_NUM_NODES=1 SLURM_JOB_PARTITION=debug SLURM_JOB_QOS=normal SLURM_JOB_START_TIME=1795215826 \
             SLURM_JOB_UID=1001 SLURM_JOB_USER=alice SLURM_LOCALID=0 SLURM_MEM_PER_CPU=500 SLURM_NNODES=1 SLURM_NODEID=0 \
             SLURM_NODELIST=n1 SLURM_OOM_KILL_STEP=0 SLURM_PRIO_PROCESS=0 SLURM_PROCID=0 SLURM_STEPID=-5 SLURM_STEP_ID=-5 \
             SLURM_SUBMIT_DIR=/home/alice/work SLURM_SUBMIT_HOST=node0 SLURM_TASKS_PER_NODE=1 SLURM_TASK_PID=19803 \

@@ -221,6 +221,10 @@ pub struct StepLaunch {
     /// nobody asked or nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<String>,
+    /// By which address the machine of its client (`srun`) is reached; empty: as the controller's machine is. Absent where there is no client,
+    /// or nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<String>,
     /// The user's program before each task (`--task-prolog`); empty means none.
     #[serde(default)]
     pub task_prolog: ByteStr,

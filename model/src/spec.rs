@@ -710,6 +710,10 @@ pub struct StepSpec {
     /// `--fabric`; absent: as the job says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fabric: Option<FabricChoice>,
+    /// By which address its client's machine is reached: the controller's word, whatever a client says. Empty: as the controller's machine is;
+    /// absent where nobody knows, and where it has no client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<String>,
     /// Its tasks wait for a program that its client runs before them; absent: they do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prolog: Option<SrunProlog>,

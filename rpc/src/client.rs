@@ -390,7 +390,13 @@ impl Client {
 
     /// All nodes.
     pub fn nodes(&self) -> Call<'_, Vec<NodeInfo>> {
-        self.collect(Method::ClusterListNodes, &pb::Nothing {}, |p: pb::NodePage| Field::get(p.nodes))
+        self.nodes_of(&[])
+    }
+
+    /// The nodes of these names; of none: all. A controller of an earlier version tells of all in any case.
+    pub fn nodes_of(&self, names: &[NodeName]) -> Call<'_, Vec<NodeInfo>> {
+        let query = pb::NodeQuery { names: names.iter().map(|name| name.0.clone()).collect() };
+        self.collect(Method::ClusterListNodes, &query, |p: pb::NodePage| Field::get(p.nodes))
     }
 
     /// All partitions.

@@ -8,13 +8,14 @@ use crate::receiving::{Held, Receiving};
 use crate::serve::{AgentConnection, Answers, Caller, Service};
 use crate::wire::{Field, Malformed, required};
 use berth_model::link::{FromAgent, ToAgent};
-use berth_model::record::JobInfo;
+use berth_model::record::{JobInfo, NodeInfo};
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
 use berth_model::rights::Rank;
 use berth_model::spec::JobSelector;
 use berth_model::{JobId, NodeName};
 use bytes::Bytes;
 use prost::Message;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -195,9 +196,9 @@ impl<S: Service> Shell<S> {
 
     /// The only way to an [`Actor`]: proves who calls and asks the table.
     async fn admit(&self, method: Method, caller: Option<Caller>) -> Result<Actor, Status> {
-        let (peer, believed) = match caller {
-            Some(Caller::Client(peer)) => (peer, true),
-            Some(Caller::Vouched { peer, administrators }) => (peer, administrators),
+        let (peer, believed, machine) = match caller {
+            Some(Caller::Client(peer)) => (peer, true, None),
+            Some(Caller::Vouched { peer, administrators, machine }) => (peer, administrators, Some(machine)),
             Some(Caller::Agent(node)) => {
                 return Err(denied(format!("{}: not for agents (node {node})", method.path())));
             }
@@ -207,6 +208,7 @@ impl<S: Service> Shell<S> {
             None => return Err(denied("a connection without identity".to_string())),
         };
         let mut actor = self.service.identify(peer).await.map_err(|refusal| to_status(&refusal))?;
+        actor.machine = machine;
         let rank = actor.rank;
         // A machine whose word is not enough for that speaks for an ordinary user. Coordinators stay what they are: over their jobs
         // they have no more than the jobs' owners, for whom it could speak, too.
@@ -266,8 +268,12 @@ impl<S: Service> Shell<S> {
                 })
             }
             Method::ClusterListNodes => {
+                let wanted: BTreeSet<String> = read::<pb::NodeQuery>(body)?.names.into_iter().collect();
                 let nodes = self.service.nodes(reader).await;
-                outgoing(nodes, |nodes| pb::NodePage { nodes: nodes.put() })
+                outgoing(nodes, move |mut nodes: Vec<NodeInfo>| {
+                    nodes.retain(|node| wanted.is_empty() || wanted.contains(&node.name.0));
+                    pb::NodePage { nodes: nodes.put() }
+                })
             }
             Method::ClusterListPartitions => {
                 let partitions = self.service.partitions().await;

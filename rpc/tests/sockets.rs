@@ -66,6 +66,10 @@ async fn long_answers_come_in_pages_and_may_fail_in_the_middle() {
     let nodes = client.nodes().await.unwrap();
     assert_eq!(nodes.len(), 300);
     assert_eq!(nodes[299].name, NodeName::from("n299"));
+    let wanted = ["n7", "n299", "n300"].map(NodeName::from);
+    let some: Vec<NodeName> =
+        client.nodes_of(&wanted).await.unwrap().into_iter().map(|node| node.name).collect();
+    assert_eq!(some, wanted[..2], "those that are there, and no others");
     assert!(
         matches!(client.partitions().await, Err(RpcError::Refused(r)) if r.code == RefusalCode::Internal)
     );

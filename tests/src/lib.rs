@@ -12,6 +12,7 @@ pub mod layout;
 pub mod leftovers;
 pub mod machine;
 pub mod own_dev;
+pub mod processes;
 pub mod registry;
 pub mod sandbox;
 pub mod sif;

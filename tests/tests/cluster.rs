@@ -1,6 +1,7 @@
 //! The main job: a cluster comes up with one command, runs steps, batch jobs and arrays, and goes without a trace.
 
-use berth_tests::{Sandbox, Who, each_user, images, sandbox::wait};
+use berth_tests::{Sandbox, Who, each_user, images, machine, sandbox::wait};
+use std::os::unix::ffi::OsStrExt;
 
 each_user! {
     fn up_status_down(who) {
@@ -112,6 +113,41 @@ each_user! {
         assert!(left.is_some(), "the allocation is still in the queue");
     }
 
+    fn salloc_runs_the_shell_of_the_user_where_no_command_is_given(who) {
+        let sandbox = Sandbox::start(who);
+        sandbox.write("shell.sh", "#!/bin/sh\necho shell $0 $# $(srun -n1 sh -c 'echo $SLURM_JOB_ID') $SLURM_JOB_ID\nexit 4\n");
+        let told = sandbox.cmd("salloc").args(["-Q", "-n1"]).env("SHELL", "./shell.sh").run();
+        assert_eq!((told.rc, told.text()), (4, "shell ./shell.sh 0 1 1".to_string()), "{told}");
+        // Where the environment names none, it is the system's.
+        let told = sandbox.cmd("salloc").args(["-Q", "-n1"]).env("SHELL", "").stdin("echo by $0 in $SLURM_JOB_ID").ok();
+        assert_eq!(told.text(), "by /bin/sh in 2");
+    }
+
+    fn salloc_has_the_login_environment_where_that_is_asked_for(who) {
+        let sandbox = Sandbox::start(who.clone());
+        let look = ["salloc", "-Q", "-n1", "sh", "-c", "printenv LOGNAME; printenv OF_MINE; printenv SLURM_JOB_ID"];
+        let ask = |variable: Option<&str>, option: Option<&str>| {
+            let mut cmd = sandbox.cmd("env").args(["-u", "LOGNAME", "OF_MINE=a b"]);
+            cmd = cmd.args(variable);
+            cmd.args(&look[..2]).args(option).args(&look[2..]).ok().text()
+        };
+        assert_eq!(ask(None, None), "a b\n1");
+        assert_eq!(ask(None, Some("--get-user-env")), format!("{}\na b\n2", who.name));
+        assert_eq!(ask(Some("SALLOC_GET_USER_ENV=1"), None), format!("{}\na b\n3", who.name));
+    }
+
+    fn salloc_in_a_directory_whose_name_is_no_text_tells_of_it_in_bytes(who) {
+        let sandbox = Sandbox::start(who.clone());
+        let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
+        let dir = sandbox.work().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        machine::give(&dir, &who);
+        let say = "printf '%s ' \"$SLURM_SUBMIT_DIR\"; srun -n1 sh -c 'printf %s \"$SLURM_SUBMIT_DIR\"'";
+        let told = sandbox.cmd("salloc").args(["-Q", "-n1", "sh", "-c", say]).dir(&dir).ok();
+        let path = dir.as_os_str().as_bytes();
+        assert_eq!(told.stdout, [path, b" ", path].concat(), "{told}");
+    }
+
     fn salloc_rings_and_sends_its_command_what_was_asked_for(who) {
         let sandbox = Sandbox::start(who);
         for (options, rings) in [("--bell", true), ("--no-bell", false), ("", false)] {
@@ -161,6 +197,8 @@ fn an_allocation_without_a_command_stays_and_has_steps_as_root() {
     on(&sandbox, "scancel").arg("1").ok();
     sandbox.wait_state(1, "CANCELLED", 20);
     on(&sandbox, "salloc").args(["--no-shell", "true"]).fails().says(&["--no-shell runs no command"]);
+    let options = ["--no-shell", "--get-user-env"];
+    on(&sandbox, "salloc").args(options).fails().says(&["--get-user-env is for the command of salloc"]);
 }
 
 each_user! {

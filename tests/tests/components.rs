@@ -146,6 +146,14 @@ fn srun_and_salloc_make_components_and_one_world_of_mpi_as_root() {
         .limit(60)
         .ok();
     assert_eq!(sorted(&told.text()), ["0: n2", "1: n3"]);
+    // What is about the step as a whole is not lost for standing in a later part: it is named, and nothing is made.
+    for (option, name) in
+        [("-l", "--label"), ("-K", "--kill-on-bad-exit"), ("--test-only", "--test-only"), ("-o1", "--output")]
+    {
+        let line = ["-n1", "-w", "n2", "hostname", ":", option, "-n1", "-w", "n3", "hostname"];
+        let refused = hosts.cmd("n1", "srun").args(line).limit(60).fails();
+        refused.says(&[name, "part 2", "before the first ':'"]);
+    }
     let script =
         "srun --het-group=0,1 -l hostname | sort; echo $SLURM_HET_SIZE $SLURM_JOB_NODELIST_HET_GROUP_1";
     let line = ["-w", "n1", "-N1", ":", "-w", "n[2-3]", "-N2", "sh", "-c", script];

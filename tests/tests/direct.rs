@@ -3,6 +3,7 @@
 
 use berth_model::direct::StreamWay;
 use berth_model::{Attempt, JobId, StepId, StepKey};
+use berth_tests::processes::{Watched, of_step};
 use berth_tests::sandbox::wait;
 use berth_tests::stolen::{copy, identity, say};
 use berth_tests::{Cmd, Hosts, Running};
@@ -132,10 +133,17 @@ fn a_gibibyte_comes_over_a_direct_stream_and_who_does_not_read_holds_up_nobody_e
     let mut held = hosts.cmd("front", "sh").args(["-c", full]).limit(180).spawn();
     let job = || std::fs::read_to_string(hosts.work().join("held")).ok().filter(|id| id.ends_with('\n'));
     let job = wait(30, job).unwrap();
+    // Nobody on the way takes it in instead: not srun, which waits for the reader, nor the supervisor, which waits for srun, nor who carries it.
+    let daemons = [("n1", "controller"), ("front", "agent"), ("n2", "agent")];
+    let mut all =
+        daemons.map(|(host, daemon)| (format!("the {daemon} of {host}"), hosts.pid(host, daemon))).to_vec();
+    all.extend(of_step(&hosts, &held, "n2", &format!("{}.0.0", job.trim())));
+    let watched = Watched::begin(all);
     let flood = "srun -w n3 head -c 1G /dev/zero | cmp -n 1073741824 - /dev/zero && echo all";
     let told = hosts.cmd("front", "sh").args(["-c", flood]).limit(120).ok();
     assert_eq!(told.text(), "all", "{told}");
     assert!(held.alive());
+    watched.have_not_grown_by(64);
     hosts.cmd("front", "scancel").arg(job.trim()).ok();
     hosts.wait_node("n2", "idle", 30);
     // What it wrote is still for its reader, which is ours to end.

@@ -93,6 +93,26 @@ each_user! {
         assert_eq!(sandbox.srun(["sh", "-c", "echo ${SLURM_PTY_WIN_ROW-none}"]).ok().text(), "none");
     }
 
+    fn a_terminal_may_be_another_than_standard_input(who) {
+        let sandbox = Sandbox::start(who);
+        let line = "stty rows 31 cols 91; srun --pty=7 sh -c 'stty size; tty -s && read x && echo got $x' 7<>/dev/tty < /dev/null > out";
+        let mut srun = sandbox.cmd("script").args(["-qec", line, "/dev/null"]).stdin_open().spawn();
+        srun.wait_for("31 91", 60);
+        srun.write(b"typed\n");
+        srun.wait_for("got typed", 60);
+        assert_eq!(srun.finish().rc, 0);
+        assert_eq!(sandbox.read("out"), "", "it went to the terminal");
+        // What is no terminal is named, before anything is made.
+        let refused = |redirection: &str| {
+            let line = format!("srun --pty=7 true {redirection}");
+            sandbox.cmd("sh").args(["-c", &line]).fails()
+        };
+        refused("").says(&["--pty=7", "no such descriptor is open"]);
+        refused("7</dev/null").says(&["--pty=7", "/dev/null is no terminal"]);
+        refused("7<>out").says(&["--pty=7", "out is no terminal"]);
+        assert_eq!(sandbox.cmd("squeue").args(["-h", "-t", "all", "-o", "%i"]).ok().text().trim(), "1");
+    }
+
     fn export_decides_what_travels(who) {
         let sandbox = Sandbox::start(who);
         let get = |options: &[&str]| {
@@ -148,13 +168,16 @@ fn what_is_known_on_several_nodes_is_as_slurm_has_it_as_root() {
     let places = [("n1", 0, 0, "0,1", 2), ("n1", 0, 1, "0,1", 2), ("n2", 1, 0, "2", 1)];
     let of_tasks = |task: usize| {
         let (node, index, local, all, cpus) = places[task];
+        // Each of these has its srun on n1, which has the controller.
+        let client = if node == "n1" { "127.0.0.1" } else { "10.77.0.1" };
         format!(
             "SLURMD_NODENAME={node} SLURM_CPUS_ON_NODE={cpus} SLURM_DISTRIBUTION=block SLURM_GTIDS={all} SLURM_LOCALID={local} \
              SLURM_NODEID={index} SLURM_PROCID={task} SLURM_TOPOLOGY_ADDR={node} SLURM_TOPOLOGY_ADDR_PATTERN=node \
              SLURM_JOB_CPUS_PER_NODE=2,1 SLURM_JOB_NODELIST=n[1-2] SLURM_JOB_NUM_NODES=2 SLURM_NNODES=2 SLURM_NODELIST=n[1-2] \
              SLURM_NPROCS=3 SLURM_NTASKS=3 SLURM_OOM_KILL_STEP=0 SLURM_PRIO_PROCESS=0 SLURM_STEPID=0 SLURM_STEP_ID=0 \
              SLURM_STEP_NODELIST=n[1-2] SLURM_STEP_NUM_NODES=2 SLURM_STEP_NUM_TASKS=3 SLURM_STEP_TASKS_PER_NODE=2,1 \
-             SLURM_TASKS_PER_NODE=2,1 SLURM_SUBMIT_HOST=n1 SLURM_SUBMIT_DIR={} SLURM_JOB_USER={} SLURM_JOB_UID={} SLURM_JOB_GID={}",
+             SLURM_TASKS_PER_NODE=2,1 SLURM_SUBMIT_HOST=n1 SLURM_JOB_QOS=normal SLURM_SRUN_COMM_HOST={client} \
+             SLURM_LAUNCH_NODE_IPADDR={client} SLURM_SUBMIT_DIR={} SLURM_JOB_USER={} SLURM_JOB_UID={} SLURM_JOB_GID={}",
             hosts.work().display(),
             hosts.user().name,
             hosts.user().uid,
@@ -171,7 +194,7 @@ fn what_is_known_on_several_nodes_is_as_slurm_has_it_as_root() {
         "ENVIRONMENT=BATCH HOSTNAME=n1 SLURMD_NODENAME=n1 SLURM_CPUS_ON_NODE=2 SLURM_GTIDS=0 SLURM_JOB_CPUS_PER_NODE=2,1 \
          SLURM_JOB_EXCLUSIVE=NO SLURM_JOB_NAME=job.sh SLURM_JOB_NODELIST=n[1-2] SLURM_JOB_NUM_NODES=2 SLURM_JOB_OVERSUBSCRIBE=NO \
          SLURM_LOCALID=0 SLURM_NNODES=2 SLURM_NODEID=0 SLURM_NODELIST=n[1-2] SLURM_NPROCS=3 SLURM_NTASKS=3 SLURM_OOM_KILL_STEP=0 \
-         SLURM_PRIO_PROCESS=0 SLURM_PROCID=0 SLURM_STEPID=-5 SLURM_STEP_ID=-5 SLURM_SUBMIT_HOST=n1 SLURM_TASKS_PER_NODE=2,1 \
+         SLURM_PRIO_PROCESS=0 SLURM_PROCID=0 SLURM_STEPID=-5 SLURM_STEP_ID=-5 SLURM_SUBMIT_HOST=n1 SLURM_TASKS_PER_NODE=2,1 SLURM_JOB_QOS=normal \
          SLURM_TOPOLOGY_ADDR=n1 SLURM_TOPOLOGY_ADDR_PATTERN=node",
         "SLURM_CPUS_PER_TASK SLURM_DISTRIBUTION SLURM_STEP_NODELIST SLURM_LABELIO",
     );
@@ -200,7 +223,7 @@ fn what_is_known_on_several_nodes_is_as_slurm_has_it_as_root() {
     expect(
         "alloc",
         "SLURM_JOB_CPUS_PER_NODE=2,1 SLURM_JOB_NAME=interactive SLURM_JOB_NODELIST=n[1-2] SLURM_JOB_NUM_NODES=2 SLURM_NNODES=2 \
-         SLURM_NODELIST=n[1-2] SLURM_NPROCS=3 SLURM_NTASKS=3 SLURM_SUBMIT_HOST=n1 SLURM_TASKS_PER_NODE=2,1",
+         SLURM_NODELIST=n[1-2] SLURM_NPROCS=3 SLURM_NTASKS=3 SLURM_SUBMIT_HOST=n1 SLURM_TASKS_PER_NODE=2,1 SLURM_JOB_QOS=normal",
         "ENVIRONMENT SLURMD_NODENAME SLURM_PROCID SLURM_LOCALID SLURM_NODEID SLURM_GTIDS SLURM_STEP_ID SLURM_TASK_PID SLURM_CPUS_ON_NODE",
     );
     for task in 0..3 {
@@ -211,4 +234,16 @@ fn what_is_known_on_several_nodes_is_as_slurm_has_it_as_root() {
         );
     }
     assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), read("out"));
+    // One on another machine than the controller's; what is submitted from its task has none of it.
+    idle();
+    let place = "echo $SLURMD_NODENAME $SLURM_SRUN_COMM_HOST $SLURM_LAUNCH_NODE_IPADDR";
+    let none = "#!/bin/sh\necho ${SLURM_SRUN_COMM_HOST-none} ${SLURM_LAUNCH_NODE_IPADDR-none}\n";
+    std::fs::write(hosts.work().join("none.sh"), none).unwrap();
+    let script = format!("#!/bin/sh\nsrun sh -c '{place}'\nsrun sbatch --wait -w n1 -o nested none.sh\n");
+    std::fs::write(hosts.work().join("there.sh"), script).unwrap();
+    let options = ["-N1", "-n1", "-t10", "-w", "n2", "-o", "there", "--wait", "there.sh"];
+    hosts.cmd("n1", "sbatch").args(options).limit(90).ok();
+    let there = read("there");
+    assert!(there.starts_with("n2 10.77.0.2 10.77.0.2\n"), "{there}");
+    assert_eq!(read("nested"), "none none\n", "{there}");
 }

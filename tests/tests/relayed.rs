@@ -1,6 +1,7 @@
 //! Streams that go by the controller: whatever breaks on the way, nothing of them is lost and nothing comes twice.
 
 use berth_tests::Hosts;
+use berth_tests::processes::{Watched, of_step};
 use berth_tests::sandbox::wait;
 use std::path::Path;
 
@@ -57,13 +58,6 @@ fn a_hundred_megabytes_each_way_outlive_relay_and_agent_as_root() {
     assert_eq!(std::fs::read_to_string(work.join("said")).unwrap(), "");
 }
 
-/// MiB that a process has in memory.
-fn resident(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
-}
-
 #[test]
 fn who_does_not_read_holds_up_nobody_else_and_fills_no_memory_as_root() {
     let hosts = Hosts::new(&["head", "n1"]);
@@ -77,15 +71,16 @@ fn who_does_not_read_holds_up_nobody_else_and_fills_no_memory_as_root() {
     let job = || std::fs::read_to_string(hosts.work().join("held")).ok().filter(|id| id.ends_with('\n'));
     let job = wait(30, job).unwrap();
     let daemons = [("head", "controller"), ("head", "agent"), ("n1", "agent")];
-    let before = daemons.map(|(host, daemon)| resident(hosts.pid(host, daemon)));
+    let mut all =
+        daemons.map(|(host, daemon)| (format!("the {daemon} of {host}"), hosts.pid(host, daemon))).to_vec();
+    // Who waits for the reader, and who waits for that.
+    all.extend(of_step(&hosts, &held, "n1", &format!("{}.0.0", job.trim())));
+    let watched = Watched::begin(all);
     let flood = format!("{small} head -c 512M /dev/zero | cmp -n 536870912 - /dev/zero && echo all");
     let told = hosts.cmd("head", "sh").args(["-c", &flood]).limit(120).ok();
     assert_eq!(told.text(), "all", "{told}");
     assert!(held.alive());
-    for ((host, daemon), before) in daemons.into_iter().zip(before) {
-        let now = resident(hosts.pid(host, daemon));
-        assert!(now < before + 64, "the {daemon} of {host} had {before} MiB and has {now}");
-    }
+    watched.have_not_grown_by(64);
     hosts.cmd("head", "scancel").arg(job.trim()).ok();
     hosts.wait_node("n1", "idle", 30);
     // What it wrote is still for its reader, which is ours to end.

@@ -1,7 +1,8 @@
 //! Programs that `srun` runs where it is itself, around a step: the site's and the user's, and those that fail or hang.
 
-use berth_tests::{Hosts, Sandbox, Who, each_user, leftovers, machine, sandbox};
-use nix::sys::signal::Signal;
+use berth_tests::{Hosts, Sandbox, Who, each_user, machine, processes, sandbox};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -165,37 +166,39 @@ fn the_tasks_on_all_nodes_wait_for_the_prolog_where_srun_is_as_root() {
     assert_eq!(told, ["0: head n[1-2]", "1: head n[1-2]"], "{output}");
 }
 
-/// Its supervisor had taken srun: nothing else than srun itself would notice.
 #[test]
 fn a_node_that_is_lost_while_the_prolog_runs_is_named_and_the_step_ended_as_root() {
+    lost_while_the_prolog_runs(|hosts, lost| hosts.link("n3", !lost));
+}
+
+/// The connection to it stands all the while, and the machine answers whoever looks whether it does.
+#[test]
+fn a_node_whose_agent_hangs_while_the_prolog_runs_is_named_and_the_step_ended_as_root() {
+    lost_while_the_prolog_runs(|hosts, lost| {
+        let agent = Pid::from_raw(hosts.pid("n3", "agent"));
+        kill(agent, if lost { Signal::SIGSTOP } else { Signal::SIGCONT }).unwrap();
+    });
+}
+
+/// Has n3 be lost, and come back, as a step waits there for what srun runs before it. Its supervisor had taken srun: nothing else than srun itself
+/// would notice.
+fn lost_while_the_prolog_runs(lose: impl Fn(&Hosts, bool)) {
     let hosts = Hosts::cluster(3, "node_timeout_seconds = 5\nkill_wait_seconds = 2\n");
     let before = hosts.work().join("before");
     fs::write(&before, "#!/bin/sh\necho x > begun\nexec sleep 600\n").unwrap();
     fs::set_permissions(&before, Permissions::from_mode(0o755)).unwrap();
     let words = ["-N3", "--prolog=./before", "sh", "-c", "echo ran > ran"];
     let step = hosts.cmd("n1", "srun").args(words).limit(120).spawn();
-    // One that stands by has no log of a step's open.
-    let has_log = |pid: &str| {
-        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        open.filter_map(|fd| fs::read_link(fd.path()).ok())
-            .any(|file| file.display().to_string().contains("/1.0.0/"))
-    };
-    let supervised = |name: &str| {
-        let groups = leftovers::control_groups(&hosts.state(name));
-        groups.iter().any(|group| {
-            fs::read_to_string(group.join("supervisors/cgroup.procs"))
-                .is_ok_and(|pids| pids.split_whitespace().any(has_log))
-        })
-    };
+    let supervised = |name: &str| !processes::supervisors(&hosts.state(name), "1.0.0").is_empty();
     for name in ["n1", "n2", "n3"] {
         assert!(sandbox::wait(30, || supervised(name).then_some(())).is_some(), "{name} has no supervisor");
     }
     assert!(sandbox::wait(30, || hosts.work().join("begun").exists().then_some(())).is_some());
     // The connections come within a second.
     std::thread::sleep(Duration::from_secs(3));
-    hosts.link("n3", false);
+    lose(&hosts, true);
     let told = step.finish();
-    hosts.link("n3", true);
+    lose(&hosts, false);
     assert!(told.rc != 0, "{told}");
     let told = told
         .says(&["n3: the node was lost before the tasks of its part of the step began", "ending the prolog"]);

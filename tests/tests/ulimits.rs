@@ -63,6 +63,13 @@ each_user! {
                 assert_eq!(output.text(), expected, "{options:?} {container:?}");
             }
         }
+        // What salloc is asked goes with the steps of its allocation, unless they say otherwise; no task is told of it.
+        let inside = "srun sh -c \"$LOOK\"; srun --propagate=NONE sh -c \"$LOOK\"; srun sh -c 'echo ${SLURM_PROPAGATE-none}'";
+        for (option, expected) in [("-n1", format!("{files} 4096")), ("--propagate=NOFILE", format!("321 {stack}")), ("--propagate", "321 4096".into())] {
+            let words = ["salloc", "-Q", "-n1", option, "sh", "-c", inside];
+            let output = limited(&sandbox, &["-Sn 321", "-Ss 4096"], &words).env("LOOK", look).ok();
+            assert_eq!(output.text(), format!("{expected}\n{files} {stack}\nnone"), "{option}");
+        }
         sandbox.srun(["--propagate=FILES", "true"]).fails().says(&["FILES", "NOFILE"]);
     }
 

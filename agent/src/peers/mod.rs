@@ -324,6 +324,12 @@ impl Peers {
         host_of_controller(self.uplink.reached(), self.controller.as_deref()?)
     }
 
+    /// As [`Peers::reached`] of the machine of a step's client: on the controller's own machine that is this one.
+    pub(crate) fn client_reached(&self, address: Option<String>) -> Option<String> {
+        let here = address.as_ref().is_some_and(String::is_empty) && self.controller.is_none();
+        if here { Some(berth_model::env::LOOPBACK.to_string()) } else { self.reached(address) }
+    }
+
     /// Whether this node has to do with others.
     pub(crate) fn are_there(&self) -> bool {
         self.address.get().is_some()

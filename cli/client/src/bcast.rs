@@ -136,6 +136,7 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         tasks: nodes,
         nodes,
         max_nodes: None,
+        client_address: None,
         tasks_per_node: Some(1),
         node_list: to.nodes,
         exclude: Vec::new(),

@@ -103,6 +103,7 @@ async fn create(
         tasks: Some(1),
         nodes: None,
         max_nodes: None,
+        client_address: None,
         tasks_per_node: None,
         node_list: Vec::new(),
         exclude: Vec::new(),

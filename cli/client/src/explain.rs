@@ -5,6 +5,7 @@ use crate::error::{Failure, Kind, Outcome};
 use crate::{Invocation, out, submit};
 use berth_model::config::Config;
 use berth_model::distribution::Distribution;
+use berth_model::env::LOOPBACK;
 use berth_model::ids::{Attempt, StepId, StepKey};
 use berth_model::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program, StepLaunch};
 use berth_model::mpi::MpiType;
@@ -306,6 +307,7 @@ impl Asked<'_> {
             x11: None,
             pytorch: false,
             master: None,
+            client_address: Some(LOOPBACK.to_string()),
             task_prolog: Default::default(),
             task_epilog: Default::default(),
             told_within: None,
@@ -335,6 +337,11 @@ impl Asked<'_> {
             );
         }
         let nodes = client.nodes().await?;
+        if launch.attached && nodes.len() > 1 {
+            notes.push(
+                "SLURM_SRUN_COMM_HOST and SLURM_LAUNCH_NODE_IPADDR have the address by which the node knows this machine".into(),
+            );
+        }
         let enforced = nodes.iter().find(|n| n.name == launch.node).is_some_and(|n| n.hardware.enforces);
         let missing = || {
             Failure::user(

@@ -1,5 +1,7 @@
 //! Jobs of several components: reading and submitting them, and a step over several of them.
 
+mod whole;
+
 use crate::commands::srun::{self, LATER, Run};
 use crate::error::{Failure, Kind, Outcome};
 use crate::step::follow;
@@ -100,8 +102,9 @@ pub(crate) fn programs(parts: &mut [Words], last: Vec<ByteStr>) -> Vec<Vec<ByteS
     all
 }
 
-/// Refuses what a step over several components cannot have.
+/// Refuses what a step over several components cannot have, or can have for all of them alone.
 pub(crate) fn refuse_in_several(all: &[SubmitOptions]) -> Result<(), Failure> {
+    whole::refuse_in_later_parts(all)?;
     let used = [
         (
             "--multi-prog",

@@ -288,6 +288,7 @@ impl SubmitOptions {
             x11: None,
             mpi: self.mpi,
             login: None,
+            client_address: None,
             prolog: self.srun_prolog(),
             task_prolog: self.task_prolog.clone(),
             pytorch: self.pytorch,
@@ -555,6 +556,9 @@ impl SubmitOptions {
             if let Distribution::Plane(size) = distribution {
                 add("SLURM_DIST_PLANESIZE", size.to_string());
             }
+        }
+        if let Some(text) = self.propagate.text().filter(|_| self.command == Command::Salloc) {
+            add(Propagate::CARRIED, text);
         }
         if self.command == Command::Sbatch {
             add("SLURM_JOB_EXCLUSIVE", if self.exclusive { "NODE" } else { "NO" }.to_string());

@@ -32,6 +32,21 @@ pub enum Propagate {
     Only(Vec<Resource>),
 }
 
+impl Propagate {
+    /// By which `salloc` tells the steps in its allocation what it was asked for.
+    pub const CARRIED: &'static str = "SLURM_PROPAGATE";
+
+    /// As the option takes it; nothing where nobody said.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Propagate::Inherit => None,
+            Propagate::All => Some("ALL".to_string()),
+            Propagate::None => Some("NONE".to_string()),
+            Propagate::Only(names) => Some(names.iter().map(|r| r.name()).collect::<Vec<_>>().join(",")),
+        }
+    }
+}
+
 /// How `--explain` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Explain {
@@ -172,6 +187,8 @@ pub struct SubmitOptions {
     pub partition: Option<String>,
     pub propagate: Propagate,
     pub pty: bool,
+    /// `--pty=FD`: the descriptor of the terminal to use.
+    pub pty_from: Option<u32>,
     /// `--het-group`: components that the step is in; empty where nobody said.
     pub het_group: Vec<u32>,
     pub pytorch: bool,
@@ -265,6 +282,7 @@ impl SubmitOptions {
             partition: None,
             propagate: Propagate::Inherit,
             pty: false,
+            pty_from: None,
             het_group: Vec::new(),
             pytorch: false,
             x11: None,

@@ -408,6 +408,36 @@ fn limits_travel_as_propagate_says() {
     assert!(sbatch("--propagate=FILES").unwrap_err().to_string().contains("FILES"));
 }
 
+#[test]
+fn salloc_tells_its_steps_which_limits_go_with_them() {
+    let carried = |options: &SubmitOptions| {
+        let sent = options.environment(&[], &submitter(), false);
+        sent.iter().find_map(|text| Some(text.display().strip_prefix("SLURM_PROPAGATE=")?.to_string()))
+    };
+    for (given, told) in [
+        ("--propagate", "ALL"),
+        ("--propagate=NONE", "NONE"),
+        ("--propagate=stack,RLIMIT_NOFILE", "STACK,NOFILE"),
+    ] {
+        let options = all(Command::Salloc, given, &[]).unwrap();
+        assert_eq!(carried(&options).as_deref(), Some(told), "{given}");
+        let inside = all(Command::Srun, "true", &[("SLURM_PROPAGATE", told)]).unwrap();
+        assert_eq!(inside.propagate, options.propagate, "{given}");
+    }
+    assert_eq!(carried(&all(Command::Salloc, "", &[]).unwrap()), None);
+    assert_eq!(carried(&sbatch("--propagate").unwrap()), None, "a script's limits go with its steps");
+}
+
+#[test]
+fn a_terminal_may_be_named_by_its_descriptor() {
+    let of = |line: &str| srun(line).map(|options| (options.pty, options.pty_from)).unwrap();
+    assert_eq!(of("--pty true"), (true, None));
+    assert_eq!(of("--pty=7 true"), (true, Some(7)));
+    assert_eq!(of("--pty=7 --pty true"), (true, None), "the last one counts");
+    let why = srun("--pty=x true").unwrap_err().to_string();
+    assert!(why.contains("--pty") && why.contains('x'), "{why}");
+}
+
 fn image() -> ImageRef {
     ImageRef {
         typed: "/images/root".into(),

@@ -701,6 +701,9 @@ pub struct StepSpec {
     pub prolog: ::core::option::Option<i32>,
     #[prost(uint32, optional, tag = "221")]
     pub max_nodes: ::core::option::Option<u32>,
+    /// By which address its client's machine is reached, in the controller's words; empty: as the controller's machine is.
+    #[prost(string, optional, tag = "480")]
+    pub client_address: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct X11Spec {
@@ -1019,6 +1022,9 @@ pub struct StepLaunch {
     /// By which address the step's first node is reached, where its tasks are to know; empty: as the controller's machine is.
     #[prost(string, optional, tag = "340")]
     pub master: ::core::option::Option<::prost::alloc::string::String>,
+    /// Likewise the machine of its client.
+    #[prost(string, optional, tag = "480")]
+    pub client_address: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -2964,6 +2970,13 @@ pub struct Origin {
     pub command: ::prost::alloc::vec::Vec<u8>,
     #[prost(bytes = "vec", tag = "3")]
     pub submit_line: ::prost::alloc::vec::Vec<u8>,
+}
+/// Earlier versions say nothing, and are told of all nodes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeQuery {
+    /// Those that are wanted; none: all.
+    #[prost(string, repeated, tag = "480")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodePage {

@@ -102,7 +102,7 @@ structs! {
         wait_after_first_exit, time_limit, attached, enter,
         x11, login, task_prolog, task_epilog, node_list, exclude, relative, distribution,
         pytorch, mpi, cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric, devices, gpu_bind,
-        prolog, max_nodes,
+        prolog, max_nodes, client_address,
     }
     SealedLogin { registry, sealed }
     RankProgram { ranks, argv }
@@ -121,7 +121,7 @@ structs! {
         container, limits, umask, pty, layout, cpus_per_task, share, kill_on_bad_exit, wait_after_first_exit,
         attached, kill_wait, enter, x11, task_prolog, task_epilog, distribution, pytorch, mpi,
         cpu_bind, mem_bind, programs, receive, sockets, overcommit, fabric, gpu_bind,
-        told_within, master,
+        told_within, master, client_address,
     }
     Usage { user_us, system_us, max_rss, rss_of_all, gpu }
     GpuUsage { busy_us, watched_us, peak, max_memory, memory_of_all }

@@ -127,6 +127,7 @@ pub(crate) fn start(
         node,
         pytorch: own.is_some_and(|s| s.pytorch),
         master: common.master.clone(),
+        client_address: own.and_then(|s| s.client_address.clone()),
         task_prolog: own.map(|s| s.task_prolog.clone()).unwrap_or_default(),
         task_epilog: own.map(|s| s.task_epilog.clone()).unwrap_or_default(),
         cpu_bind: own.and_then(|s| s.cpu_bind.clone()),

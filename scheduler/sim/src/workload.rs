@@ -74,6 +74,7 @@ pub(crate) fn actor(uid: u32) -> Actor {
         rank: if uid == 0 { Rank::Administrator } else { Rank::User },
         accounts: Vec::new(),
         inside: None,
+        machine: None,
     }
 }
 
@@ -622,6 +623,7 @@ impl World {
             enter: None,
             login: None,
             x11: None,
+            client_address: None,
             pytorch: false,
             task_prolog: Default::default(),
             task_epilog: Default::default(),

@@ -7,6 +7,7 @@ use crate::spool::LaunchFile;
 use berth_model::ByteStr;
 use berth_model::env::{Devices, TaskPlace, gpus, step_variables, task_variables};
 use berth_model::launch::StepLaunch;
+use berth_model::options::Propagate;
 use berth_model::x11;
 
 /// Variables that belong to the submitter's own session and mean nothing in a job.
@@ -18,6 +19,8 @@ const NEVER: &[&[u8]] = &[
     x11::COOKIE.as_bytes(),
     x11::CARRIED.as_bytes(),
     x11::WANTED.as_bytes(),
+    // It is about steps of salloc's command: inside of a step all of its limits go with those that it starts.
+    Propagate::CARRIED.as_bytes(),
 ];
 
 /// By what an MPI that knows no Slurm starts processes on other nodes: Open MPI's `mpirun` before version 5, and PRRTE's since then.

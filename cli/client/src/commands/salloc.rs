@@ -8,7 +8,7 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::submit::{self, Granted, Read};
-use crate::{Command, Invocation, block_on, fmt, het, out, x11};
+use crate::{Command, Invocation, block_on, fmt, het, login, out, users, x11};
 use berth_model::options::{self, Command as Submit};
 use berth_model::record::JobInfo;
 use berth_model::request::{Payload, RefusalCode, Response};
@@ -46,6 +46,11 @@ fn run(call: &Invocation<'_>) -> Outcome {
             "--no-shell runs no command: leave out the command, or --no-shell, and start steps with srun --jobid",
         ));
     }
+    if none && all.first().is_some_and(|options| options.typed("get-user-env")) {
+        return Err(Failure::user(
+            "--get-user-env is for the command of salloc, and --no-shell runs none: leave one of them out",
+        ));
+    }
     let argv = if rest.is_empty() { vec![shell()] } else { rest };
     let command = if none { ByteStr::default() } else { argv.first().cloned().unwrap_or_default() };
     let by = submit::submitter(call, "interactive".to_string(), command)?;
@@ -74,6 +79,11 @@ fn run(call: &Invocation<'_>) -> Outcome {
             let command = Submit::Salloc;
             return Asked { command, call, format, job, step, payload: &payload }.outside(&client).await;
         }
+        // What is missing is better known before anything is allocated.
+        let at_login = match options.get_user_env && !options.no_shell {
+            true => login::environment(&users::own_identity()?).await?,
+            false => Vec::new(),
+        };
         let submitted = het::seal(&components, Payload::default(), call, &client).await?;
         let response = submit::submit_het(Submit::Salloc, &client, &submitted, false).await;
         let response = response.map_err(|e| submit::refused(Submit::Salloc.failed(), e))?;
@@ -140,7 +150,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         }
         let cluster = client.config().await.map(|c| c.cluster).unwrap_or_default();
         let submitted = options.environment(&submit::environment(), &by, false);
-        let mut env = allocation(&info, &cluster, &by.cwd);
+        let mut env = allocation(&info, &cluster);
         env.extend(het::variables(&info, groups));
         if let Some(nodes) = options.x11 {
             env.push((berth_model::x11::WANTED.to_string(), nodes.to_string()));
@@ -151,6 +161,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         let spawned = tokio::process::Command::new(argv[0].as_os())
             .args(argv[1..].iter().map(ByteStr::as_os))
             .env_clear()
+            .envs(at_login.iter().filter_map(variable))
             .envs(submitted.iter().filter_map(variable))
             .envs(env)
             .current_dir(leader.spec.work_dir.as_path())
@@ -305,8 +316,8 @@ impl Stop {
     }
 }
 
-/// The variables by which commands know the allocation.
-fn allocation(job: &JobInfo, cluster: &str, submit_dir: &ByteStr) -> Vec<(String, String)> {
+/// The variables by which commands know the allocation. The directory of the submission, which need not be text, stands in what was submitted.
+fn allocation(job: &JobInfo, cluster: &str) -> Vec<(String, String)> {
     let resources = &job.spec.resources;
     let nodes = fmt::hosts(&job.layout.nodes);
     let count = job.layout.nodes.len().to_string();
@@ -318,6 +329,7 @@ fn allocation(job: &JobInfo, cluster: &str, submit_dir: &ByteStr) -> Vec<(String
         ("SLURM_JOBID", job.id.to_string()),
         ("SLURM_JOB_NAME", job.spec.name.clone()),
         ("SLURM_JOB_PARTITION", job.partition.clone()),
+        ("SLURM_JOB_QOS", berth_model::env::QOS.to_string()),
         ("SLURM_JOB_NODELIST", nodes.clone()),
         ("SLURM_NODELIST", nodes),
         ("SLURM_JOB_NUM_NODES", count.clone()),
@@ -325,7 +337,6 @@ fn allocation(job: &JobInfo, cluster: &str, submit_dir: &ByteStr) -> Vec<(String
         ("SLURM_JOB_CPUS_PER_NODE", berth_model::runs::print(&job.layout.cpus)),
         ("SLURM_TASKS_PER_NODE", berth_model::runs::print(&tasks)),
         ("SLURM_CLUSTER_NAME", cluster.to_string()),
-        ("SLURM_SUBMIT_DIR", submit_dir.display().into_owned()),
         ("SLURM_SUBMIT_HOST", job.spec.submit_host.clone()),
         ("SLURM_JOB_UID", job.identity.uid.to_string()),
         ("SLURM_JOB_GID", job.identity.gid.to_string()),
@@ -378,7 +389,7 @@ mod tests {
         let mut job = samples::job(12, "interactive");
         job.spec.resources.tasks = Some(3);
         job.layout = samples::layout(&["n1"], 3);
-        let env = allocation(&job, "berth", &"/home/alice".into());
+        let env = allocation(&job, "berth");
         let get = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!(get("SLURM_JOB_ID"), Some("12"));
         assert_eq!(get("SLURM_TASKS_PER_NODE"), Some("3"));
@@ -386,5 +397,6 @@ mod tests {
         assert_eq!(get("SLURM_MEM_PER_CPU"), Some("500"));
         assert_eq!(get("SLURM_JOB_END_TIME"), Some("1795216446"));
         assert_eq!(get("SLURM_CPUS_PER_TASK"), None);
+        assert_eq!(get("SLURM_SUBMIT_DIR"), None, "here it could only be text");
     }
 }

@@ -53,6 +53,9 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let argv = parts.last_mut().map(|part| std::mem::take(&mut part.rest)).unwrap_or_default();
     let of_parts = het::programs(&mut parts, argv.clone());
     let mut all = het::resolve(Submit::Srun, parts, Vec::new())?;
+    if let Some(descriptor) = all.first().and_then(|options| options.pty_from) {
+        terminal::take(descriptor)?;
+    }
     if all.len() > 1 || all.first().is_some_and(|options| options.het_group.len() > 1) {
         return several(call, all, of_parts);
     }

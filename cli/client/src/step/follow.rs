@@ -28,7 +28,7 @@ use berth_model::state::ExitStatus;
 use berth_model::time::Span;
 use berth_rpc::Client;
 use berth_stream::{ALL_TASKS, Attach, Frame, Resume};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -158,6 +158,8 @@ struct Follower {
     /// When to ask for nodes that have not said anything yet, and the pause after that.
     look: Option<Instant>,
     pause: Duration,
+    /// The question about them that is not answered yet.
+    question: Option<hung::Question>,
     /// Messages of the step, so that none is told twice.
     heard: String,
     /// A task ended the whole step, with this exit code (`MPI_Abort`).
@@ -222,6 +224,7 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
         gather: None,
         look: Some(Instant::now() + hung::LOOK),
         pause: hung::LOOK,
+        question: None,
         heard: String::new(),
         aborted: None,
         exchange,
@@ -304,7 +307,8 @@ async fn follow_tasks(mut step: Step, mut records: Records, around: Option<&Arou
             }
             () = until(me.gather) => me.tell(false),
             () = until(me.wait) => me.waited().await,
-            () = until(me.look) => me.look_for_silent().await,
+            () = until(me.look) => me.look_for_silent(),
+            silent = hung::answer(&mut me.question), if me.question.is_some() => me.give_up_silent(&silent).await,
             () = until(me.give_up) => me.give_up_beginnings().await,
             () = until(me.deadline) => {
                 me.deadline = None;
@@ -417,7 +421,7 @@ impl Follower {
     /// controller at once.
     async fn give_up_beginnings(&mut self) {
         self.give_up = None;
-        if !self.nodes.never_met().is_empty() || !self.nodes.unheard().is_empty() {
+        if !self.nodes.never_met().is_empty() || self.nodes.any_out_of_reach() {
             self.step.cancel(None).await;
         }
     }
@@ -523,10 +527,11 @@ impl Follower {
             }
             Event::Closed => {
                 self.nodes.closed(at);
-                if self.nodes.is_unheard(at) && self.look.is_none() {
-                    // It was there: whether it still is has to be asked after anew.
+                if self.nodes.is_unheard(at) && self.question.is_none() {
+                    // It was there: whether it still is is asked soon.
                     self.pause = hung::LOOK;
-                    self.look = Some(Instant::now() + self.pause);
+                    let soon = Instant::now() + self.pause;
+                    self.look = Some(self.look.map_or(soon, |look| look.min(soon)));
                 }
             }
             Event::OutputGone => {
@@ -622,19 +627,25 @@ impl Follower {
         }
     }
 
-    /// Gives up nodes that never answered, or were lost before their tasks ran, and with them the step: the others are ended, and the node is
-    /// told when it is back.
-    async fn look_for_silent(&mut self) {
+    /// Asks the controller after nodes whose tasks do not run yet. There is an end of that when all run.
+    fn look_for_silent(&mut self) {
+        self.look = None;
         let unheard = self.nodes.unheard();
-        self.pause = (self.pause * 2).min(hung::LONGEST);
-        self.look = (!unheard.is_empty()).then(|| Instant::now() + self.pause);
-        if unheard.is_empty() {
-            return;
+        if !unheard.is_empty() {
+            let names = unheard.iter().map(|at| NodeName::from(self.nodes.name(*at))).collect();
+            self.question = Some(hung::ask(&self.step.client, names));
         }
-        let names: Vec<&str> = unheard.iter().map(|at| self.nodes.name(*at)).collect();
-        let silent = hung::silent(&self.step.client, &names).await;
-        let silent: Vec<usize> =
-            unheard.into_iter().filter(|at| silent.contains(&NodeName::from(self.nodes.name(*at)))).collect();
+    }
+
+    /// Gives up nodes that never answered, or were lost before their tasks ran, and with them the step: the others are ended, and the node is
+    /// told when it is back. What a node said meanwhile counts. As long as there are others whose tasks do not run, they are asked after again.
+    async fn give_up_silent(&mut self, silent: &BTreeSet<NodeName>) {
+        self.question = None;
+        self.pause = (self.pause * 2).min(hung::LONGEST);
+        let unheard = self.nodes.unheard();
+        let (silent, others): (Vec<usize>, Vec<usize>) =
+            unheard.into_iter().partition(|at| silent.contains(&NodeName::from(self.nodes.name(*at))));
+        self.look = (!others.is_empty()).then(|| Instant::now() + self.pause);
         for at in &silent {
             let exit = hung::given_up(self.nodes.was_met(*at));
             self.complain_of_launch(*at, exit.launch_error.as_deref().unwrap_or_default());

@@ -9,19 +9,41 @@ use berth_model::time::Time;
 use berth_rpc::Client;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// When the controller is first asked about nodes that have not said anything yet. The pauses double from there.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// The longest of them.
 pub(super) const LONGEST: Duration = Duration::from_secs(30);
-/// How long it may take to answer: signals wait meanwhile.
-const ANSWER: Duration = Duration::from_secs(1);
+/// How long it may take to answer. Nothing waits for it; it is asked again.
+const ANSWER: Duration = Duration::from_secs(20);
 
-/// Those of these nodes that the controller does not hear of either, or that are down. None where it does not answer.
-pub(super) async fn silent(client: &Client, names: &[&str]) -> BTreeSet<NodeName> {
-    let Ok(Ok(nodes)) = tokio::time::timeout(ANSWER, client.nodes()).await else { return BTreeSet::new() };
+/// A question about nodes that is on its way, beside everything else.
+pub(super) type Question = JoinHandle<BTreeSet<NodeName>>;
+
+/// Asks which of these nodes the controller does not hear of either, or which are down.
+pub(super) fn ask(client: &Client, names: Vec<NodeName>) -> Question {
+    let client = client.clone();
+    tokio::spawn(async move { silent(&client, names).await })
+}
+
+/// None where it does not answer: silence of the controller says nothing of nodes.
+async fn silent(client: &Client, names: Vec<NodeName>) -> BTreeSet<NodeName> {
+    let Ok(Ok(nodes)) = tokio::time::timeout(ANSWER, client.nodes_of(&names)).await else {
+        return BTreeSet::new();
+    };
+    let names: BTreeSet<NodeName> = names.into_iter().collect();
     let silent = nodes.into_iter().filter(|node| node.condition.not_responding || node.condition.down);
-    silent.map(|node| node.name).filter(|name| names.contains(&name.0.as_str())).collect()
+    // A controller of an earlier version tells of all nodes.
+    silent.map(|node| node.name).filter(|name| names.contains(name)).collect()
+}
+
+/// The answer to a question; never where none was asked.
+pub(super) async fn answer(question: &mut Option<Question>) -> BTreeSet<NodeName> {
+    match question {
+        Some(question) => question.await.unwrap_or_default(),
+        None => std::future::pending().await,
+    }
 }
 
 /// The end of a part that never began. `met`: there was a connection to it once.

@@ -462,16 +462,24 @@ impl Nodes {
         parts.filter(|(_, p)| !p.met && p.ended.is_none()).map(|(at, _)| self.name(at)).collect()
     }
 
-    /// Whether a node's tasks do not run yet, as far as we know, and there is no connection to it: nothing would tell us if it were gone.
+    /// Whether a node's tasks do not run yet, as far as we know. A connection to it says nothing of that: it may stand for ever on a machine
+    /// that hangs.
     pub fn is_unheard(&self, at: usize) -> bool {
-        self.parts
-            .get(at)
-            .is_some_and(|part| part.ended.is_none() && !part.started && matches!(part.link, Link::Trying(_)))
+        self.parts.get(at).is_some_and(|part| {
+            let may_speak = matches!(part.link, Link::Trying(_) | Link::Open(_));
+            part.ended.is_none() && !part.started && may_speak
+        })
     }
 
     /// The nodes of which that is so.
     pub fn unheard(&self) -> Vec<usize> {
         (0..self.parts.len()).filter(|at| self.is_unheard(*at)).collect()
+    }
+
+    /// Whether there is such a node to which there is no connection: it hears nothing of us.
+    pub fn any_out_of_reach(&self) -> bool {
+        let trying = |at: usize| matches!(self.parts.get(at), Some(Part { link: Link::Trying(_), .. }));
+        (0..self.parts.len()).any(|at| trying(at) && self.is_unheard(at))
     }
 
     /// Whether there was a connection to a node once.

@@ -57,26 +57,15 @@ const EXCUSED: &[(&str, Excuse)] = &[
     ("SLURM_GPU_FREQ", Refused("gpu-freq")),
     ("SLURM_JOB_DEPENDENCY", Refused("dependency")),
     ("SLURM_JOB_LICENSES", Refused("licenses")),
-    ("SLURM_JOB_QOS", Refused("qos")),
     ("SLURM_JOB_RESERVATION", Refused("reservation")),
     ("SLURM_JOB_SEGMENT_SIZE", Refused("segment")),
     ("SLURM_JOB_SLUID", Nothing("jobs have no such identifier")),
-    (
-        "SLURM_LAUNCH_NODE_IPADDR",
-        Nothing(
-            "srun comes to the nodes, and they never to it: nobody knows an address of its machine that holds there",
-        ),
-    ),
     ("SLURM_NETWORK", Refused("network")),
     ("SLURM_NTASKS_PER_CORE", Refused("ntasks-per-core")),
     ("SLURM_NTASKS_PER_SOCKET", Refused("ntasks-per-socket")),
     ("SLURM_PROFILE", Refused("profile")),
     ("SLURM_PTY_PORT", Nothing("srun listens on no port: a window's size goes by the step's stream")),
     ("SLURM_RUNTIME", Refused("runtime")),
-    (
-        "SLURM_SRUN_COMM_HOST",
-        Nothing("srun listens on no port, and its machine need have no address for the nodes"),
-    ),
     ("SLURM_SRUN_COMM_PORT", Nothing("srun listens on no port")),
     ("SLURM_STEP_LAUNCHER_PORT", Nothing("srun listens on no port")),
     ("SLURM_THREADS_PER_CORE", Refused("threads-per-core")),
@@ -120,6 +109,7 @@ fn set_for(step: StepId) -> BTreeSet<String> {
     rich.distribution = Distribution::Plane(2);
     rich.pty = Some(TermSize { rows: 24, cols: 80 });
     rich.pytorch = true;
+    rich.client_address = Some("10.0.0.1".into());
     let mut by_node = plain.clone();
     by_node.job.mem_per_cpu = None;
     let mut by_gpu = by_node.clone();

@@ -185,9 +185,17 @@ pub(super) static ROWS: &[OptionRow] = &[
             Ok(())
         }),
     row("pty", Commands::R)
-        .help("Give task 0 a terminal of its own, connected to srun's.")
-        .set(|o, _| {
+        .may_take("FD")
+        .help(
+            "Give task 0 a terminal of its own, connected to srun's: that of standard input, or the one on which srun has descriptor \
+             FD open (3<>/dev/pts/7).",
+        )
+        .set(|o, g| {
             o.pty = true;
+            o.pty_from = match g.value {
+                None => None,
+                Some(_) => Some(count::number(g.text()?).map_err(|e| Bad::Number(e.why))?),
+            };
             Ok(())
         }),
     row("prolog", Commands::R)

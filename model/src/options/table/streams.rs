@@ -58,7 +58,10 @@ pub(super) static ROWS: &[OptionRow] = &[
         }),
     row("get-user-env", Commands::AB)
         .env(&["SBATCH_GET_USER_ENV", "SALLOC_GET_USER_ENV"])
-        .help("Start from the environment that the user gets at login on the node.")
+        .help(
+            "Start from the environment that the user gets at login on the node; the command of salloc, from that on the machine \
+             where it runs. What is submitted stands over it.",
+        )
         .set(|o, _| {
             o.get_user_env = true;
             Ok(())
@@ -103,11 +106,13 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("propagate", Commands::ABR)
         .may_take("ALL|NONE|LIMIT,...")
         .choices(&["ALL", "NONE"])
+        .env(&[Propagate::CARRIED])
         .help(
             "Soft resource limits (ulimit) that go with the job: ALL (also without a value), NONE, or names such as \
              NOFILE,STACK. What is asked for by this option a node must be able to give. Without the option limits \
              are lowered where a node allows less, and AS, CPU, MEMLOCK, NOFILE and RSS of a login shell stay behind; \
-             inside a job all of its limits go with its steps.",
+             inside a job all of its limits go with its steps. Of salloc it says what goes with the steps that srun starts in the \
+             allocation.",
         )
         .set(|o, g| {
             o.propagate = match g.value {

@@ -270,12 +270,12 @@ impl Cluster {
         }
         let result = match body {
             Request::Submit { spec, payload, first_step, test_only } => {
-                let first_step = first_step.map(|step| self.with_prolog(*step));
+                let first_step = first_step.map(|step| self.as_asked(&actor, *step));
                 self.submit(&actor, *spec, payload, first_step, test_only)
             }
             Request::SubmitHet { components, test_only } => self.submit_het(&actor, components, test_only),
             Request::CreateHetStep { parts } => {
-                let parts = parts.into_iter().map(|(job, step)| (job, self.with_prolog(step))).collect();
+                let parts = parts.into_iter().map(|(job, step)| (job, self.as_asked(&actor, step))).collect();
                 if let Err(refusal) = self.create_het_step(request, &actor, parts) {
                     self.reply(request, Err(refusal));
                 }
@@ -283,7 +283,7 @@ impl Cluster {
             }
             Request::CreateStep { job, spec } => {
                 // Answered when the step has its resources, perhaps much later.
-                if let Err(refusal) = self.create_step(request, &actor, job, self.with_prolog(*spec)) {
+                if let Err(refusal) = self.create_step(request, &actor, job, self.as_asked(&actor, *spec)) {
                     self.reply(request, Err(refusal));
                 }
                 return;

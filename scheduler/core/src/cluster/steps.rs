@@ -306,8 +306,14 @@ fn exact(spec: &StepSpec) -> bool {
 
 impl Cluster {
     /// The step as it is asked for here: its tasks wait for the site's program of `srun` where there is one, and for none where they
-    /// have no client.
-    pub(super) fn with_prolog(&self, mut spec: StepSpec) -> StepSpec {
+    /// have no client; and they are told where that is.
+    pub(super) fn as_asked(&self, actor: &Actor, mut spec: StepSpec) -> StepSpec {
+        spec.client_address = match &actor.machine {
+            _ if !spec.attached => None,
+            // On the controller's own machine, of which every node knows an address.
+            None => Some(String::new()),
+            Some(machine) => self.address_of(machine),
+        };
         spec.prolog = match spec.prolog.filter(|_| spec.attached) {
             Some(SrunProlog::Site) => self.config.srun_prolog.then_some(SrunProlog::Own),
             settled => settled,

@@ -176,6 +176,41 @@ fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
 }
 
 #[test]
+fn a_step_is_told_the_address_of_its_clients_machine_as_the_controller_knows_it() {
+    let mut w = empty();
+    w.root(token_with(0, |token| token.uses = 3)).unwrap();
+    let from = |name: &str, of: u8, address: &str| match enrol(0, of, name) {
+        Request::Enrol { token, hash, key, name, .. } => {
+            Request::Enrol { token, hash, key, name, from: address.into() }
+        }
+        other => other,
+    };
+    w.joined(from("n2", 2, "10.0.0.2"));
+    w.joined(from("front", 3, "10.0.0.3"));
+    w.joined(from("far", 4, "fe80::4"));
+    w.node("n1", hardware(2, 1, 4000, 0));
+    let job = w.batch("a", |spec| spec.resources.exclusive = true);
+    let mut steps = 0;
+    let mut told = |machine: Option<&str>, attached: bool| {
+        steps += 1;
+        // What a client says of itself counts for nothing.
+        let client_address = Some("192.0.2.1".to_string());
+        let spec = StepSpec { overlap: true, attached, client_address, ..step(&format!("step {steps}")) };
+        w.sent.clear();
+        let client = Actor { machine: machine.map(NodeName::from), ..actor(1000) };
+        w.request(client, Request::CreateStep { job, spec: Box::new(spec) }).unwrap();
+        let start = w.sent.iter().find_map(|m| if let ToAgent::Start(s) = m { Some(s) } else { None });
+        start.unwrap().launch.client_address.clone()
+    };
+    let some = |address: &str| Some(address.to_string());
+    assert_eq!(told(None, true), some(""), "the controller's own machine");
+    assert_eq!(told(Some("n2"), true), some("10.0.0.2"));
+    assert_eq!(told(Some("front"), true), some("10.0.0.3"), "a login node");
+    assert_eq!(told(Some("far"), true), None, "it means another one on each machine");
+    assert_eq!(told(Some("n2"), false), None, "it has no client");
+}
+
+#[test]
 fn a_machine_joins_with_a_token_and_is_known_by_its_key() {
     let mut w = empty();
     assert_eq!(w.root(token(0)), Ok(Response::Done));

@@ -172,23 +172,37 @@ fn a_node_that_takes_nothing_of_a_display_is_given_up_and_holds_nothing_up() {
 }
 
 #[test]
-fn a_node_that_is_lost_before_its_tasks_run_is_looked_for_again() {
+fn a_node_is_asked_after_until_its_tasks_run_whatever_connection_there_is() {
     in_runtime(async {
         let (mut nodes, [lost, _well], _held) = two(true);
-        assert!(nodes.unheard().is_empty() && nodes.never_met().is_empty());
+        assert_eq!(nodes.unheard(), [0, 1], "a machine that hangs keeps its connections");
+        assert!(!nodes.any_out_of_reach() && nodes.never_met().is_empty());
         drop(lost);
         nodes.closed(0);
-        assert_eq!(nodes.unheard(), [0]);
-        assert!(nodes.was_met(0) && nodes.never_met().is_empty());
+        assert_eq!(nodes.unheard(), [0, 1]);
+        assert!(nodes.any_out_of_reach() && nodes.was_met(0) && nodes.never_met().is_empty());
         let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
         nodes.opened(0, ours.into_split().1, Some(0));
-        assert!(!nodes.is_unheard(0), "it is back");
+        assert!(!nodes.any_out_of_reach(), "it is back");
         nodes.started(0);
+        assert_eq!(nodes.unheard(), [1]);
         nodes.closed(0);
-        assert!(nodes.unheard().is_empty(), "its tasks run, whatever becomes of the connection");
+        assert_eq!(nodes.unheard(), [1], "its tasks run, whatever becomes of the connection");
+        assert!(!nodes.any_out_of_reach());
+        nodes.refused(1, "no".into());
+        assert!(nodes.unheard().is_empty(), "it has answered");
+    });
+}
+
+#[test]
+fn nobody_asks_after_a_part_that_is_over() {
+    in_runtime(async {
+        let (mut nodes, _theirs, _held) = two(true);
         nodes.closed(1);
-        nodes.ended(1, crate::step::hung::given_up(true));
-        assert!(nodes.unheard().is_empty(), "it is over");
+        for at in [0, 1] {
+            nodes.ended(at, crate::step::hung::given_up(true));
+        }
+        assert!(nodes.unheard().is_empty() && !nodes.any_out_of_reach());
     });
 }
 
