@@ -27,11 +27,11 @@ use crate::sessions::{self, Sessions};
 use crate::standby::Slots;
 use crate::used::Used;
 use crate::zygote::Zygote;
-use crate::{adopt, dial, gres, mine, programs};
+use crate::{adopt, dial, gres, mine, programs, term};
 use berth_agent_core::{AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, HealthPlan, SupervisorEvent};
 use berth_model::config::{Config, Understood};
 use berth_model::hardware::Hardware;
-use berth_model::ids::{JobId, NodeName, StepKey, Term};
+use berth_model::ids::{JobId, NodeName, StepKey};
 use berth_model::programs::CheckedNodes;
 use berth_model::time::Span;
 use berth_rpc::Uplink;
@@ -163,6 +163,10 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let paths = Paths::new(&options.state_dir);
     make_directories(&paths)?;
     let _lock = lock(&paths)?;
+    let term = term::remembered(&paths).map_err(doing(format!(
+        "an earlier controller cannot be told from the present one; if none runs any more, remove {} and start again",
+        paths.term().display()
+    )))?;
     let short_lived = [(paths.spool(), 0o700), (paths.jobs(), 0o711)];
     if options.system {
         short_lived.iter().for_each(|(dir, mode)| memory::take(dir, *mode));
@@ -273,7 +277,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         agent_start: wall_clock(),
         version: env!("CARGO_PKG_VERSION").to_string(),
         hardware,
-        term: read_json(&paths.term()).unwrap_or(Term(0)),
+        term,
         prolog: around.has(Kind::Prolog),
         unkillable: Span::from_secs(options.config.unkillable_seconds.into()),
         health: around.checks_health().then(|| HealthPlan {
