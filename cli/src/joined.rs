@@ -3,6 +3,8 @@
 //! All of it is in `private/`. `joined.json` says which key counts and is replaced last, so that a machine that is cut off in the
 //! middle of anything has its old key or its new one, whole.
 
+pub mod following;
+
 use berth_client::error::{Failure, Kind};
 use berth_client::site::StateDir;
 use berth_model::NodeName;
