@@ -60,6 +60,33 @@ fn machines_join_with_a_token_and_run_jobs_as_root() {
     hosts.root("head", "srun").arg("true").fails().says(&["root_jobs"]);
 }
 
+/// The token with other bytes in one of its parts. It is a token as to its form: the first character of a part stands for six whole bits.
+fn forged(token: &str, part: usize) -> String {
+    let mut parts: Vec<String> = token.split('.').map(str::to_string).collect();
+    let other = if parts[part].starts_with('A') { "B" } else { "A" };
+    parts[part].replace_range(..1, other);
+    parts.join(".")
+}
+
+/// The shortest time that there is, so that it is waited for.
+#[test]
+fn a_token_whose_time_is_over_admits_nobody_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", "");
+    let [short, long] = [&["--ttl", "1m"][..], &[][..]].map(|options| hosts.token("head", options));
+    let listed = || hosts.root("head", "berth").args(["token", "ls"]).ok().text();
+    let [expires, stays] = [&short, &long].map(|token| token.split('.').nth(1).unwrap().to_string());
+    assert!(listed().contains(&expires) && listed().contains(&stays), "{}", listed());
+    let over = wait(120, || (!listed().contains(&expires)).then_some(()));
+    assert!(over.is_some() && listed().contains(&stays), "{}", listed());
+    let join = |token: &str| hosts.root("n1", "berth").args(["join", "10.77.0.1", token, "--detach"]);
+    join(&short).fails().says(&["this token is not valid", "berth token create"]);
+    let nodes = hosts.root("head", "berth").args(["node", "ls"]).ok().text();
+    assert!(!nodes.lines().any(|line| line.starts_with("n1")), "{nodes}");
+    join(&long).ok();
+    hosts.wait_node("n1", "idle", 60);
+}
+
 #[test]
 fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
     let hosts = Hosts::new(&["head", "n1", "n2"]);
@@ -74,17 +101,14 @@ fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
         .args(["join", "10.77.0.1", &token])
         .fails()
         .says(&["not valid", "berth token create"]);
-    // Of another secret, and of another authority: the machine itself refuses the latter.
+    // Of another secret, which the controller refuses, and of another authority: the machine itself refuses that one, and shows it no secret.
     let other = hosts.token("head", &[]);
-    let mut parts: Vec<String> = other.split('.').map(str::to_string).collect();
-    let swap = |text: &str| text.chars().rev().collect::<String>();
-    let (secret, authority) = (parts[2].clone(), parts[3].clone());
-    parts[2] = swap(&secret);
-    hosts.root("n2", "berth").args(["join", "10.77.0.1", &parts.join(".")]).run();
-    parts[2] = secret;
-    parts[3] = swap(&authority);
-    let lied = hosts.root("n2", "berth").args(["join", "10.77.0.1", &parts.join(".")]).fails();
-    assert!(!lied.err().contains(&other[8..30]), "an error repeats the token: {lied}");
+    for (part, why) in [(2, "this token is not valid"), (3, "does not show the authority of the token")] {
+        let forged = forged(&other, part);
+        let lied = hosts.root("n2", "berth").args(["join", "10.77.0.1", &forged]).fails().says(&[why]);
+        let secret = &forged.split('.').nth(2).unwrap()[1..];
+        assert!(!lied.err().contains(secret), "an error repeats the token: {lied}");
+    }
     // One name is one machine's.
     hosts
         .root("n2", "berth")
