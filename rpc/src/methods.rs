@@ -195,9 +195,9 @@ impl<S: Service> Shell<S> {
 
     /// The only way to an [`Actor`]: proves who calls and asks the table.
     async fn admit(&self, method: Method, caller: Option<Caller>) -> Result<Actor, Status> {
-        let (peer, believed) = match caller {
-            Some(Caller::Client(peer)) => (peer, true),
-            Some(Caller::Vouched { peer, administrators }) => (peer, administrators),
+        let (peer, believed, via) = match caller {
+            Some(Caller::Client(peer)) => (peer, true, None),
+            Some(Caller::Vouched { peer, administrators, by }) => (peer, administrators, Some(by)),
             Some(Caller::Agent(node)) => {
                 return Err(denied(format!("{}: not for agents (node {node})", method.path())));
             }
@@ -207,6 +207,7 @@ impl<S: Service> Shell<S> {
             None => return Err(denied("a connection without identity".to_string())),
         };
         let mut actor = self.service.identify(peer).await.map_err(|refusal| to_status(&refusal))?;
+        actor.via = via;
         let rank = actor.rank;
         // A machine whose word is not enough for that speaks for an ordinary user. Coordinators stay what they are: over their jobs
         // they have no more than the jobs' owners, for whom it could speak, too.

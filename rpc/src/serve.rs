@@ -48,6 +48,8 @@ pub enum Caller {
         peer: Peer,
         /// Whether the machine's word is enough for operators and administrators.
         administrators: bool,
+        /// That machine.
+        by: NodeName,
     },
     /// An agent.
     Agent(NodeName),

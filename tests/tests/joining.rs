@@ -392,6 +392,16 @@ fn login_nodes_speak_for_their_users_and_for_no_root_as_root() {
         .args(["token", "ls"])
         .fails()
         .says(&["only for administrators", "is an operator"]);
+    // The log says from which machine something was asked, where it was not the controller's.
+    let audit = |options: &[&str]| hosts.root("head", "berth").arg("audit").args(options).ok().text();
+    let entries: Vec<Value> = serde_json::from_str(&audit(&["-n", "0", "--json"])).unwrap();
+    let from = |what: &str| {
+        let entry = entries.iter().find(|entry| entry["what"].as_str().is_some_and(|w| w.starts_with(what)));
+        entry.unwrap_or_else(|| panic!("no entry {what}: {entries:?}"))["from"].clone()
+    };
+    assert_eq!((from("set n1 to DRAIN"), from("set n1 to RESUME")), (json!("desk"), Value::Null));
+    let table = audit(&[]);
+    assert!(table.contains(&format!("{user} (from desk)")), "{table}");
     // No jobs run there.
     let listed = hosts.cmd("front", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
     assert!(!listed.contains("front") && !listed.contains("desk"), "{listed}");

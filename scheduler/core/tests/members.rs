@@ -652,6 +652,15 @@ fn root_runs_jobs_until_another_machine_joins_or_as_it_is_written() {
 }
 
 #[test]
+fn what_was_asked_by_way_of_another_machine_is_entered_with_its_name() {
+    let mut w = empty();
+    w.root(token(0)).unwrap();
+    w.request(Actor { via: Some("desk".into()), ..actor(0) }, token(1)).unwrap();
+    let via: Vec<Option<NodeName>> = w.log().into_iter().map(|row| row.via).collect();
+    assert_eq!(via, [None, Some("desk".into())]);
+}
+
+#[test]
 fn what_administrators_do_is_entered_with_the_thing_itself() {
     let mut w = World::small();
     let theirs = w.batch("theirs", |_| {});
