@@ -53,7 +53,7 @@ use tokio::task::JoinSet;
 pub struct AgentOptions {
     /// The state directory; absolute.
     pub state_dir: PathBuf,
-    /// The node's name; absent means the machine's full host name.
+    /// The node's name; absent means what the machine calls itself.
     pub node: Option<NodeName>,
     /// Root acts for users. Without it the agent runs its own user's jobs, unprivileged.
     pub system: bool,
@@ -624,7 +624,8 @@ fn jobs_left(paths: &Paths) -> Vec<JobId> {
     jobs::scan(paths).unwrap_or_default().iter().map(|record| record.job).collect()
 }
 
-/// The machine's full name.
+/// What the machine calls itself, whole. No name service is asked for a domain that is not in it: its answer may change, or not come, and the
+/// name is who the machine is.
 pub fn host_name() -> NodeName {
     NodeName(rustix::system::uname().nodename().to_string_lossy().into_owned())
 }

@@ -110,11 +110,11 @@ fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
         assert!(!lied.err().contains(secret), "an error repeats the token: {lied}");
     }
     // One name is one machine's.
-    hosts
-        .root("n2", "berth")
-        .args(["join", "10.77.0.1", &other, "--name", "n1"])
-        .fails()
-        .says(&["n1", "berth node remove"]);
+    hosts.root("n2", "berth").args(["join", "10.77.0.1", &other, "--name", "n1"]).fails().says(&[
+        "n1",
+        "berth node remove",
+        "berth join --name $(hostname -f)",
+    ]);
     hosts.join("n2", &other);
     hosts.root("n2", "berth").args(["join", "10.77.0.1", &other]).fails().says(&["already", "berth leave"]);
     // Who joins for approval waits for it.
