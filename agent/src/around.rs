@@ -1,17 +1,19 @@
 //! The administrator's programs around a job on the node: the prolog before anything of it, the epilog after its last process. Those
 //! around tasks are checked here and run in the step.
 
+mod alone;
 mod fencing;
 mod hanging;
 
 use crate::jobs::JobRecord;
 use crate::paths::Paths;
+use alone::run_alone;
 use berth_model::config::Config;
 use berth_model::ids::JobId;
 use berth_model::launch::StepLaunch;
 use berth_model::programs::REBOOT;
 use berth_runtime::JobNamespaces;
-use berth_runtime::hooks::{Alone, Attend, Attended, HookFailure, HookPlan, HookRun, run, unchangeable};
+use berth_runtime::hooks::{Attend, Attended, HookFailure, HookPlan, HookRun, run, unchangeable};
 use berth_step::spool::{TaskProgramsPart, boot_id, read_json, write_json};
 pub use fencing::fence;
 use hanging::Of;
@@ -171,11 +173,12 @@ impl Around {
         }
     }
 
-    /// Has the machine rebooted. Where that works, hardly anything comes back.
+    /// Has the machine rebooted. Where that works, hardly anything comes back. In `private` it is noted what runs and what hangs: a program
+    /// that was killed and does not end is not joined by another.
     ///
     /// # Errors
-    /// Program, exit and last line.
-    pub fn reboot(&self, node: &str, system: bool) -> Result<(), String> {
+    /// Program, exit and last line, and what of it does not end.
+    pub fn reboot(&self, node: &str, system: bool, private: &Path) -> Result<(), String> {
         let plan = self.reboot.as_ref().ok_or("programs.reboot names no program")?;
         if !system && plan.path == Path::new(REBOOT) {
             return Err(format!(
@@ -188,16 +191,7 @@ impl Around {
             format!("SLURMD_NODENAME={node}"),
             "SLURM_SCRIPT_CONTEXT=reboot".to_string(),
         ];
-        let how = HookRun {
-            env: &env,
-            keep_stderr: true,
-            keep_stdout: true,
-            timeout: None,
-            owner: Some(self.owner),
-            at_root: true,
-        };
-        run("reboot", std::slice::from_ref(plan), "", how, &mut Alone)
-            .map_err(|failure| format!("{}: {}", failure.path, failure.why))
+        run_alone("reboot", plan, &env, self.owner, (private, "reboot.json", Of::Reboot))
     }
 
     /// What a step is told of those around its tasks.

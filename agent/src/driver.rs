@@ -25,7 +25,7 @@ use crate::stuck::{self, Fetching};
 use crate::threads;
 use crate::used::Used;
 use crate::zygote::Zygote;
-use crate::{enter, fabrics, notes, probe, supervisors};
+use crate::{enter, fabrics, notes, probe, supervisors, term};
 use berth_agent_core::{
     AgentCore, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
 };
@@ -33,7 +33,7 @@ use berth_model::ByteStr;
 use berth_model::config::Understood;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::hardware::Core;
-use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term};
+use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
 use berth_model::login::Login;
@@ -390,7 +390,7 @@ impl Driver {
         match effect {
             AgentEffect::Send(message) => self.send(message),
             AgentEffect::RememberTerm(term) => {
-                if let Err(e) = remember_term(&self.node.paths, term) {
+                if let Err(e) = term::remember(&self.node.paths, term) {
                     tracing::error!("cannot keep the controller's term {term}: {e}");
                 }
             }
@@ -449,7 +449,7 @@ impl Driver {
                 tracing::warn!("rebooting the machine, as the controller has it");
                 let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
                 tokio::task::spawn_blocking(move || {
-                    let result = node.around.reboot(&node.name.0, node.system);
+                    let result = node.around.reboot(&node.name.0, node.system, &node.paths.private());
                     if let Err(why) = &result {
                         tracing::error!("reboot failed: {why}");
                     }
@@ -794,12 +794,6 @@ fn not_started(why: String) -> StepExit {
         usage: Usage::default(),
         ended: wall_clock(),
     }
-}
-
-fn remember_term(paths: &Paths, term: Term) -> io::Result<()> {
-    write_json(&paths.term(), &term)?;
-    // Here the disk matters: an older controller must stay refused after a power cut, too.
-    std::fs::File::open(paths.private())?.sync_all()
 }
 
 /// The wall clock.

@@ -53,6 +53,7 @@ mod standby;
 mod start;
 mod stuck;
 mod supervisors;
+mod term;
 mod threads;
 mod used;
 pub mod visit;

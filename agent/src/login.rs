@@ -12,7 +12,7 @@ use crate::places::Connections;
 use crate::start::{AgentError, Shutdown};
 use berth_model::ids::{Gid, NodeName, Uid};
 use berth_model::request::Peer;
-use berth_rpc::{PeerIdentity, Preface, Question, Uplink, splice};
+use berth_rpc::{PeerIdentity, Preface, Question, Reply, Uplink, splice};
 use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Frame, FrameError};
 use std::io;
@@ -23,19 +23,24 @@ use tokio::net::{UnixListener, UnixStream};
 
 /// How long a caller may take to say what it wants.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
-/// How often the controller is asked whether it is there, and how often while it is not.
-const ASK: Duration = Duration::from_secs(30);
+/// How often the controller is asked for the configuration, and thereby whether it is there; and how often while it is not.
+const ASK: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
 /// How often it is looked whether this machine has another key or certificate.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Serves until `shutdown` is done; calls `ready` once it does. `find` tells who this machine is to nodes.
+/// Takes the configuration, as the controller has it, each time that it is told.
+pub type Told = Box<dyn FnMut(serde_json::Value) + Send>;
+
+/// Serves until `shutdown` is done; calls `ready` once it does. `find` tells who this machine is to nodes. What the controller configures is
+/// `told` while everything goes on: a new start would cut the connections of those who work here.
 ///
 /// # Errors
 /// The socket cannot be made.
 pub async fn run(
     (state_dir, node, find): (&Path, NodeName, FindIdentity),
     uplink: Uplink,
+    told: Told,
     shutdown: Shutdown,
     ready: fn(),
 ) -> Result<(), AgentError> {
@@ -54,7 +59,7 @@ pub async fn run(
     tokio::select! {
         () = serve(listener, &uplink, direct) => {}
         () = me.keep(state_dir, node, find) => {}
-        () = watch(&uplink, &connected) => {}
+        () = watch(&uplink, &connected, told) => {}
         () = shutdown => {}
     }
     // What is not there is fine.
@@ -65,11 +70,18 @@ pub async fn run(
     Ok(())
 }
 
-/// Notes whether the controller answers, for as long as it is polled.
-async fn watch(uplink: &Uplink, connected: &Path) {
+/// Notes whether the controller answers, and passes on what it configures, for as long as it is polled.
+async fn watch(uplink: &Uplink, connected: &Path, mut told: Told) {
     let mut said = None;
     loop {
-        let answer = uplink.ask(Question::Settings).await.map(drop).map_err(|e| e.to_string());
+        let answer = match uplink.ask(Question::Settings).await {
+            Ok(Reply::Settings(settings)) => {
+                told(settings);
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(e) => Err(e.to_string()),
+        };
         if said.as_ref() != Some(&answer) {
             let noted = match &answer {
                 Ok(()) => std::fs::write(connected, ""),

@@ -27,11 +27,11 @@ use crate::sessions::{self, Sessions};
 use crate::standby::Slots;
 use crate::used::Used;
 use crate::zygote::Zygote;
-use crate::{adopt, dial, gres, mine, programs};
+use crate::{adopt, dial, gres, mine, programs, term};
 use berth_agent_core::{AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, HealthPlan, SupervisorEvent};
 use berth_model::config::{Config, Understood};
 use berth_model::hardware::Hardware;
-use berth_model::ids::{JobId, NodeName, StepKey, Term};
+use berth_model::ids::{JobId, NodeName, StepKey};
 use berth_model::link::Highest;
 use berth_model::programs::CheckedNodes;
 use berth_model::time::Span;
@@ -54,7 +54,7 @@ use tokio::task::JoinSet;
 pub struct AgentOptions {
     /// The state directory; absolute.
     pub state_dir: PathBuf,
-    /// The node's name; absent means the machine's full host name.
+    /// The node's name; absent means what the machine calls itself.
     pub node: Option<NodeName>,
     /// Root acts for users. Without it the agent runs its own user's jobs, unprivileged.
     pub system: bool,
@@ -164,6 +164,10 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let paths = Paths::new(&options.state_dir);
     make_directories(&paths)?;
     let _lock = lock(&paths)?;
+    let term = term::remembered(&paths).map_err(doing(format!(
+        "an earlier controller cannot be told from the present one; if none runs any more, remove {} and start again",
+        paths.term().display()
+    )))?;
     let short_lived = [(paths.spool(), 0o700), (paths.jobs(), 0o711)];
     if options.system {
         short_lived.iter().for_each(|(dir, mode)| memory::take(dir, *mode));
@@ -274,7 +278,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         agent_start: wall_clock(),
         version: env!("CARGO_PKG_VERSION").to_string(),
         hardware,
-        term: read_json(&paths.term()).unwrap_or(Term(0)),
+        term,
         prolog: around.has(Kind::Prolog),
         unkillable: Span::from_secs(options.config.unkillable_seconds.into()),
         health: around.checks_health().then(|| HealthPlan {
@@ -638,7 +642,8 @@ fn kept_highest(paths: &Paths) -> Highest {
     })
 }
 
-/// The machine's full name.
+/// What the machine calls itself, whole. No name service is asked for a domain that is not in it: its answer may change, or not come, and the
+/// name is who the machine is.
 pub fn host_name() -> NodeName {
     NodeName(rustix::system::uname().nodename().to_string_lossy().into_owned())
 }

@@ -1,7 +1,10 @@
 //! What this machine is of a cluster whose controller is elsewhere: its name, its key and certificate, the way there.
 //!
 //! All of it is in `private/`. `joined.json` says which key counts and is replaced last, so that a machine that is cut off in the
-//! middle of anything has its old key or its new one, whole.
+//! middle of anything has its old key or its new one, whole; of an exchange of keys it knows both until it is seen which one counts.
+
+pub mod following;
+pub mod rotating;
 
 use berth_client::error::{Failure, Kind};
 use berth_client::site::StateDir;
@@ -26,6 +29,8 @@ const APART: Duration = Duration::from_secs(300);
 const UNSAID: Duration = Duration::from_secs(5);
 /// Longest time until a renewal that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(3600);
+/// How often the controller is asked which key counts, where that is not known.
+const CUT_OFF: Duration = Duration::from_secs(10);
 /// How often it is looked whether the key was rotated.
 const ROTATED: Duration = Duration::from_secs(2);
 
@@ -283,7 +288,8 @@ pub fn leave(dir: &StateDir) -> Result<(), Failure> {
         let path = entry.map_err(file_fault(&folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let ours = name.starts_with("node-") && (name.ends_with(".key") || name.ends_with(".crt"));
-        if ours || ["joined.json", "joining.key", "authority.crt", "settings.json"].contains(&name.as_str()) {
+        let others = ["joined.json", "joining.key", "rotating", "authority.crt", "settings.json"];
+        if ours || others.contains(&name.as_str()) {
             paths.push(path);
         }
     }
@@ -395,12 +401,49 @@ impl Due {
     }
 }
 
-/// Keeps the certificate good, and takes a key that was rotated into use, until the task is dropped.
+/// Sees exchanges of the key that were cut off to their end.
+#[derive(Default)]
+struct CutOff {
+    failed: Option<tokio::time::Instant>,
+    /// What is said once.
+    said: String,
+}
+
+impl CutOff {
+    async fn see_to(&mut self, dir: &StateDir) {
+        if self.failed.is_some_and(|at| at.elapsed() < CUT_OFF) {
+            return;
+        }
+        self.failed = match rotating::finish(dir).await {
+            Ok(done) => {
+                if done {
+                    tracing::info!("an exchange of this node's key was cut off, and is done now");
+                }
+                self.said.clear();
+                None
+            }
+            Err(e) => {
+                if self.said != e.text {
+                    tracing::warn!(
+                        "an exchange of this node's key was cut off, and its end is not known yet: {}",
+                        e.text
+                    );
+                    self.said = e.text;
+                }
+                Some(tokio::time::Instant::now())
+            }
+        };
+    }
+}
+
+/// Keeps the certificate good, sees to the end of an exchange of keys, and takes a key that was rotated into use, until the task is dropped.
 pub async fn keep(dir: StateDir, mut joined: Joined, remote: Arc<Remote>) {
     let mut due = Due::of(&dir, &joined);
     let mut tried: Option<tokio::time::Instant> = None;
+    let mut cut_off = CutOff::default();
     loop {
         tokio::time::sleep(ROTATED).await;
+        cut_off.see_to(&dir).await;
         match Joined::read(&dir) {
             Ok(Some(now)) if now.key != joined.key => match now.tls(&dir) {
                 Ok(tls) => {
@@ -439,42 +482,6 @@ async fn renew(dir: &StateDir, joined: &Joined, remote: &Arc<Remote>) -> Result<
     remote.renew(joined.tls(dir)?);
     tracing::info!("the certificate was renewed");
     Ok(())
-}
-
-/// Exchanges the machine's key for a new one; the old one is good for nothing from then on.
-///
-/// # Errors
-/// The controller cannot be reached, or refuses: the old key stays.
-pub async fn rotate(dir: &StateDir, joined: &Joined) -> Result<Joined, Failure> {
-    let remote = joined.remote(dir)?;
-    let key = PrivateKey::make().map_err(fault)?;
-    // On the disk before the controller believes in it.
-    key.write(&Joined::key_file(dir, &key.id())).map_err(fault)?;
-    let public = Hex(key.public());
-    let asked = Uplink::Remote(remote).ask(Question::Renew { public: public.clone() }).await;
-    let reply = match asked {
-        // The answer may have been lost: the new key asks for itself.
-        Err(RpcError::Unreachable { .. } | RpcError::Lost(_)) => {
-            let fingerprint = <[u8; 32]>::try_from(joined.authority.0.as_slice())
-                .map_err(|_| fault("joined.json has no fingerprint of the authority"))?;
-            let (tls, _) = berth_trust::joining_config(&key, fingerprint).map_err(fault)?;
-            let uplink = Uplink::Remote(Arc::new(Remote::new(joined.address.clone(), tls)));
-            uplink.ask(Question::Renew { public }).await
-        }
-        asked => asked,
-    };
-    let Reply::Enrolled { certificate, .. } = reply? else {
-        return Err(fault(
-            "the controller's answer does not fit; use the same version of berth on both sides",
-        ));
-    };
-    let rotated = Joined { key: key.id(), ..joined.clone() };
-    whole(&Joined::certificate_file(dir, &rotated.key), &certificate.0, 0o644)?;
-    rotated.write(dir)?;
-    for path in [Joined::key_file(dir, &joined.key), Joined::certificate_file(dir, &joined.key)] {
-        std::fs::remove_file(&path).map_err(file_fault(&path))?;
-    }
-    Ok(rotated)
 }
 
 #[cfg(test)]

@@ -233,6 +233,8 @@ pub struct AuditInfo {
     pub role: Option<Role>,
     /// The job from inside which it was asked.
     pub inside: Option<JobId>,
+    /// The machine from which it was asked, where that is not the controller's; earlier versions did not keep it.
+    pub via: Option<NodeName>,
     /// What was done, in words.
     pub what: String,
 }

@@ -24,14 +24,14 @@ pub struct Actor {
     pub accounts: Vec<String>,
     /// The job whose container or script the client runs in, when the node vouches for it.
     pub inside: Option<JobId>,
-    /// The machine on which the client runs, which vouches for it; absent for the controller's own.
-    pub machine: Option<NodeName>,
+    /// The machine of the cluster that vouches for them, where they are not on the controller's.
+    pub via: Option<NodeName>,
 }
 
 impl Actor {
     /// Somebody without a role, outside of jobs.
     pub fn user(identity: Identity) -> Actor {
-        Actor { identity, rank: Rank::User, accounts: Vec::new(), inside: None, machine: None }
+        Actor { identity, rank: Rank::User, accounts: Vec::new(), inside: None, via: None }
     }
 
     /// The same one without any role: the owner of their jobs, and no more.

@@ -280,8 +280,8 @@ async fn plan<S: Service>(
         Preface::Client(peer) => {
             let member = machine.approved()?;
             service.vouched(member, peer).map_err(|refusal| refusal.message)?;
-            let (administrators, machine) = (member.administrators, member.name.clone());
-            Ok(Plan::Carry(Caller::Vouched { peer, administrators, machine }))
+            let (administrators, by) = (member.administrators, member.name.clone());
+            Ok(Plan::Carry(Caller::Vouched { peer, administrators, by }))
         }
         Preface::Stream { to, peer } => {
             let member = machine.approved()?;

@@ -196,9 +196,9 @@ impl<S: Service> Shell<S> {
 
     /// The only way to an [`Actor`]: proves who calls and asks the table.
     async fn admit(&self, method: Method, caller: Option<Caller>) -> Result<Actor, Status> {
-        let (peer, believed, machine) = match caller {
+        let (peer, believed, via) = match caller {
             Some(Caller::Client(peer)) => (peer, true, None),
-            Some(Caller::Vouched { peer, administrators, machine }) => (peer, administrators, Some(machine)),
+            Some(Caller::Vouched { peer, administrators, by }) => (peer, administrators, Some(by)),
             Some(Caller::Agent(node)) => {
                 return Err(denied(format!("{}: not for agents (node {node})", method.path())));
             }
@@ -208,7 +208,7 @@ impl<S: Service> Shell<S> {
             None => return Err(denied("a connection without identity".to_string())),
         };
         let mut actor = self.service.identify(peer).await.map_err(|refusal| to_status(&refusal))?;
-        actor.machine = machine;
+        actor.via = via;
         let rank = actor.rank;
         // A machine whose word is not enough for that speaks for an ordinary user. Coordinators stay what they are: over their jobs
         // they have no more than the jobs' owners, for whom it could speak, too.

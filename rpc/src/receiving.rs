@@ -129,8 +129,9 @@ mod tests {
     fn what_a_machine_says_for_a_user_holds_up_nothing_that_they_say_themselves() {
         let peer = |uid, job| Peer { uid: Uid(uid), gid: Gid(1), job };
         let own = whose(&Caller::Client(peer(1000, None))).unwrap();
-        let vouched = Caller::Vouched { peer: peer(1000, None), administrators: false, machine: "n1".into() };
-        let vouched = whose(&vouched).unwrap();
+        let vouched =
+            whose(&Caller::Vouched { peer: peer(1000, None), administrators: false, by: "n1".into() })
+                .unwrap();
         assert_eq!(whose(&Caller::Client(peer(1000, Some(JobId(7))))), Some(vouched));
         assert_eq!(whose(&Caller::Client(peer(0, None))), None);
         assert_eq!(whose(&Caller::Agent("n1".into())), None);

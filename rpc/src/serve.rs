@@ -48,8 +48,8 @@ pub enum Caller {
         peer: Peer,
         /// Whether the machine's word is enough for operators and administrators.
         administrators: bool,
-        /// The machine, as its key proves.
-        machine: NodeName,
+        /// That machine.
+        by: NodeName,
     },
     /// An agent.
     Agent(NodeName),

@@ -4,11 +4,12 @@
 mod common;
 
 use berth_model::member::{KeyId, MemberInfo, MemberRole, MemberState};
-use berth_model::request::Peer;
+use berth_model::request::{Peer, Response};
 use berth_model::rights::Rank;
+use berth_model::state::ExitStatus;
 use berth_model::{Attempt, Gid, JobId, NodeName, StepId, StepKey, Uid};
 use berth_rpc::auth::{Method, Role, allowed};
-use berth_rpc::{Duplex, Hex, Preface, Question, Remote, Uplink};
+use berth_rpc::{Client, Duplex, Endpoint, Hex, Preface, Question, Remote, Uplink};
 use berth_trust::{Authority, Identity, PrivateKey, client_config, joining_config};
 use common::machines::{identity, member, open_port, uplink};
 use common::{start, start_for};
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tonic::transport::Channel;
 use tower::Service;
 
@@ -130,6 +131,37 @@ async fn every_method_is_for_whom_the_table_says_on_every_socket() {
         let refused = from(machine).open(&Preface::Node { node: NodeName::from(node) }).await.unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_another_machine_speaks_for_is_known_to_come_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority =
+        Authority::open_or_make(&dir.path().join("authority"), "test", SystemTime::now()).unwrap();
+    let own = identity(&authority, "head", "controller");
+    let front = identity(&authority, "front", "login");
+    let (port, address) = open_port(&authority, &own).await;
+    let members = vec![member(&front, "front", MemberRole::Login, false)];
+    let server = start_for(dir.path(), Rank::User, Some(port), members);
+    let way = uplink(&authority, &front, &address);
+    let relay = dir.path().join("front.sock");
+    let listener = UnixListener::bind(&relay).unwrap();
+    tokio::spawn(async move {
+        let peer = Peer { uid: Uid(4711), gid: Gid(4712), job: None };
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut wire = way.open(&Preface::Client(peer)).await.unwrap();
+            // It ends as the client does.
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut wire).await;
+        }
+    });
+    for path in [dir.path().join("c.sock"), relay] {
+        let endpoint = Endpoint::Unix(path);
+        let client = Client::connect(&endpoint).await.unwrap();
+        assert_eq!(client.end_allocation(JobId(1), ExitStatus::OK).await.unwrap(), Response::Done);
+    }
+    let seen = server.recorder.seen.lock().unwrap();
+    let via: Vec<Option<NodeName>> = seen.iter().map(|(actor, _)| actor.via.clone()).collect();
+    assert_eq!(via, [None, Some("front".into())]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

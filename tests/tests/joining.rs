@@ -60,6 +60,33 @@ fn machines_join_with_a_token_and_run_jobs_as_root() {
     hosts.root("head", "srun").arg("true").fails().says(&["root_jobs"]);
 }
 
+/// The token with other bytes in one of its parts. It is a token as to its form: the first character of a part stands for six whole bits.
+fn forged(token: &str, part: usize) -> String {
+    let mut parts: Vec<String> = token.split('.').map(str::to_string).collect();
+    let other = if parts[part].starts_with('A') { "B" } else { "A" };
+    parts[part].replace_range(..1, other);
+    parts.join(".")
+}
+
+/// The shortest time that there is, so that it is waited for.
+#[test]
+fn a_token_whose_time_is_over_admits_nobody_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", "");
+    let [short, long] = [&["--ttl", "1m"][..], &[][..]].map(|options| hosts.token("head", options));
+    let listed = || hosts.root("head", "berth").args(["token", "ls"]).ok().text();
+    let [expires, stays] = [&short, &long].map(|token| token.split('.').nth(1).unwrap().to_string());
+    assert!(listed().contains(&expires) && listed().contains(&stays), "{}", listed());
+    let over = wait(120, || (!listed().contains(&expires)).then_some(()));
+    assert!(over.is_some() && listed().contains(&stays), "{}", listed());
+    let join = |token: &str| hosts.root("n1", "berth").args(["join", "10.77.0.1", token, "--detach"]);
+    join(&short).fails().says(&["this token is not valid", "berth token create"]);
+    let nodes = hosts.root("head", "berth").args(["node", "ls"]).ok().text();
+    assert!(!nodes.lines().any(|line| line.starts_with("n1")), "{nodes}");
+    join(&long).ok();
+    hosts.wait_node("n1", "idle", 60);
+}
+
 #[test]
 fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
     let hosts = Hosts::new(&["head", "n1", "n2"]);
@@ -74,23 +101,20 @@ fn tokens_are_good_for_what_they_say_and_no_more_as_root() {
         .args(["join", "10.77.0.1", &token])
         .fails()
         .says(&["not valid", "berth token create"]);
-    // Of another secret, and of another authority: the machine itself refuses the latter.
+    // Of another secret, which the controller refuses, and of another authority: the machine itself refuses that one, and shows it no secret.
     let other = hosts.token("head", &[]);
-    let mut parts: Vec<String> = other.split('.').map(str::to_string).collect();
-    let swap = |text: &str| text.chars().rev().collect::<String>();
-    let (secret, authority) = (parts[2].clone(), parts[3].clone());
-    parts[2] = swap(&secret);
-    hosts.root("n2", "berth").args(["join", "10.77.0.1", &parts.join(".")]).run();
-    parts[2] = secret;
-    parts[3] = swap(&authority);
-    let lied = hosts.root("n2", "berth").args(["join", "10.77.0.1", &parts.join(".")]).fails();
-    assert!(!lied.err().contains(&other[8..30]), "an error repeats the token: {lied}");
+    for (part, why) in [(2, "this token is not valid"), (3, "does not show the authority of the token")] {
+        let forged = forged(&other, part);
+        let lied = hosts.root("n2", "berth").args(["join", "10.77.0.1", &forged]).fails().says(&[why]);
+        let secret = &forged.split('.').nth(2).unwrap()[1..];
+        assert!(!lied.err().contains(secret), "an error repeats the token: {lied}");
+    }
     // One name is one machine's.
-    hosts
-        .root("n2", "berth")
-        .args(["join", "10.77.0.1", &other, "--name", "n1"])
-        .fails()
-        .says(&["n1", "berth node remove"]);
+    hosts.root("n2", "berth").args(["join", "10.77.0.1", &other, "--name", "n1"]).fails().says(&[
+        "n1",
+        "berth node remove",
+        "berth join --name $(hostname -f)",
+    ]);
     hosts.join("n2", &other);
     hosts.root("n2", "berth").args(["join", "10.77.0.1", &other]).fails().says(&["already", "berth leave"]);
     // Who joins for approval waits for it.
@@ -368,6 +392,16 @@ fn login_nodes_speak_for_their_users_and_for_no_root_as_root() {
         .args(["token", "ls"])
         .fails()
         .says(&["only for administrators", "is an operator"]);
+    // The log says from which machine something was asked, where it was not the controller's.
+    let audit = |options: &[&str]| hosts.root("head", "berth").arg("audit").args(options).ok().text();
+    let entries: Vec<Value> = serde_json::from_str(&audit(&["-n", "0", "--json"])).unwrap();
+    let from = |what: &str| {
+        let entry = entries.iter().find(|entry| entry["what"].as_str().is_some_and(|w| w.starts_with(what)));
+        entry.unwrap_or_else(|| panic!("no entry {what}: {entries:?}"))["from"].clone()
+    };
+    assert_eq!((from("set n1 to DRAIN"), from("set n1 to RESUME")), (json!("desk"), Value::Null));
+    let table = audit(&[]);
+    assert!(table.contains(&format!("{user} (from desk)")), "{table}");
     // No jobs run there.
     let listed = hosts.cmd("front", "sinfo").args(["-h", "-N", "-o", "%N"]).ok().text();
     assert!(!listed.contains("front") && !listed.contains("desk"), "{listed}");

@@ -74,6 +74,7 @@ mod relayed;
 mod restoring;
 mod roles;
 mod room;
+mod rotating;
 mod saving;
 mod several;
 mod signatures;

@@ -1,7 +1,8 @@
 //! `scontrol reboot`: the site's program runs when the node is free, and the node is back with another boot id.
 
-use berth_tests::{Sandbox, Who, each_user, machine, sandbox};
+use berth_tests::{Hanging, Sandbox, Who, each_user, machine, sandbox};
 use std::fs;
+use std::path::Path;
 
 fn site(who: Who, lines: &str, more: &str) -> Sandbox {
     let mut sandbox = Sandbox::empty(who);
@@ -99,4 +100,38 @@ fn a_node_comes_back_by_itself_with_another_boot_id() {
     sandbox.up_by("unshare", &["-m", "sh", "-c", &script].map(String::from));
     sandbox.wait_state(waits, "COMPLETED", 30);
     seen("a node in service", &sandbox, |s| s.starts_with("idle|idle|none"));
+}
+
+/// What the kernel does not let die is named with what it waits for, and no other wish has a program beside it, over agents too.
+#[test]
+fn a_program_that_cannot_be_killed_is_named_and_joined_by_none_as_root() {
+    // A name of its own, so that it is found among others.
+    let own = format!("r{}", std::process::id());
+    let lines = format!("echo begun >> rebooted\n[ ! -e bad ] || ./{own} hangs/file");
+    let mut sandbox = site(Who::root(), &lines, "reboot_seconds = 2");
+    fs::copy("/bin/cat", sandbox.work().join(&own)).unwrap();
+    let mut hangs = Hanging::mounted(sandbox.work().join("hangs"));
+    sandbox.write("bad", "");
+    let (node, update) = (sandbox.node(), format!("nodename={}", sandbox.node()));
+    sandbox.cmd("scontrol").args(["reboot", &node]).ok();
+    let pid = Hanging::waiting(&own);
+    let left = format!(
+        "it does not end although it was killed: pid {pid} ({own}), state D, waits in request_wait_answer on {} (fuse.hanging)",
+        sandbox.work().join("hangs").display()
+    );
+    seen("a node that is drained and says why", &sandbox, |s| s.contains(&left));
+    sandbox.kill_9(sandbox.agent());
+    sandbox.up();
+    sandbox.cmd("scontrol").args(["update", update.as_str(), "state=resume"]).ok();
+    sandbox.cmd("scontrol").args(["reboot", &node]).ok();
+    let again = format!("is not run: the one before does not end although it was killed: pid {pid} ({own})");
+    seen("a wish that is not fulfilled", &sandbox, |s| s.contains(&again));
+    assert_eq!(sandbox.read("rebooted").lines().count(), 1);
+    fs::remove_file(sandbox.work().join("bad")).unwrap();
+    hangs.let_go();
+    let process = format!("/proc/{pid}");
+    assert!(sandbox::wait(30, || (!Path::new(&process).exists()).then_some(())).is_some(), "{pid} is there");
+    sandbox.cmd("scontrol").args(["update", update.as_str(), "state=resume"]).ok();
+    sandbox.cmd("scontrol").args(["reboot", &node]).ok();
+    sandbox.wait_file("rebooted", "begun\nbegun", 20);
 }

@@ -144,3 +144,32 @@ fn machines_that_joined_are_told_and_no_step_notices_as_root() {
     let back = wait(60, || (run("n2").run().text().trim() == "allowed").then_some(()));
     assert!(back.is_some(), "{}", run("n2").run());
 }
+
+/// A login node asks, and goes on under another configuration without a new start: the connections of its users stay.
+#[test]
+fn a_login_node_goes_on_under_another_configuration_as_root() {
+    let hosts = Hosts::new(&["head", "n1", "front"]);
+    hosts.up("head", "");
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.join("front", &hosts.token("head", &["--role", "login"]));
+    hosts.wait_node("n1", "idle", 60);
+    let script = "echo ready; read x; echo got $x; exit 8";
+    let step = hosts.cmd("front", "srun").args(["-w", "n1", "-c1", "--mem=64M", "sh", "-c", script]);
+    let mut step = step.stdin_open().limit(90).spawn();
+    step.wait_for("ready", 30);
+    let agent = hosts.pid("front", "agent");
+    let settings = || std::fs::read_to_string(hosts.state("front").join("private/settings.json")).unwrap();
+    assert!(!settings().contains("spam"), "{}", settings());
+    std::fs::write(hosts.state("head").join("berth.toml"), "[images]\ndeny = [\"example.org/spam\"]\n")
+        .unwrap();
+    hosts.root("head", "scontrol").arg("reconfigure").ok();
+    let log = || std::fs::read_to_string(hosts.state("front").join("log/agent.log")).unwrap();
+    let told = wait(60, || log().contains("the configuration has changed, and is in force").then_some(()));
+    assert!(told.is_some(), "{}", log());
+    assert!(settings().contains("example.org/spam"), "{}", settings());
+    step.write(b"after\n");
+    step.wait_for("got after", 30);
+    step.close();
+    assert_eq!(step.finish().rc, 8);
+    assert_eq!(hosts.pid("front", "agent"), agent);
+}

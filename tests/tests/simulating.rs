@@ -82,3 +82,44 @@ fn a_log_that_the_run_does_not_write_is_told_of() {
     sim(dir, &["--replay", "none.log"]).fails().says(&["none.log is no log of the simulator"]);
     sim(dir, &["--replay", "absent.log"]).fails().says(&["cannot read absent.log"]);
 }
+
+/// A run in which a promise is broken: it goes on for longer than it may. What led there is told, written, shown and stepped through to its end.
+#[test]
+fn a_broken_promise_is_told_written_down_and_stepped_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let why = "too many events: something goes round in circles";
+    let world = ["--seed", SEED, "--calm", "--most-events", "30"];
+    let told = sim(dir, &world).fails().says(&[
+        &format!("a promise is broken: seed {SEED}: {why}"),
+        &format!(
+            "write down what led there with 'berth sim --seed {SEED} --calm --most-events 30 --log FILE'"
+        ),
+    ]);
+    assert_eq!((told.rc, told.text().as_str()), (1, ""), "{told}");
+    let told = sim(dir, &[&world[..], &["--log", "run.log"]].concat()).fails();
+    let told = told.says(&[why, "step through it with 'berth sim --replay run.log --step'"]);
+    assert_eq!(told.rc, 1, "{told}");
+    let log = fs::read_to_string(dir.join("run.log")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 32, "{log}");
+    assert_eq!((lines[30]["n"].as_u64(), lines[31]["broken"].as_str()), (Some(30), Some(why)), "{log}");
+
+    // The run is made again by the log alone, with the state in which it broke behind its last event.
+    let ends = |told: &str| {
+        let states = told.lines().filter(|line| line.starts_with("controller: ")).count();
+        states == 1 && told.ends_with(&format!("\nbroken: {why}"))
+    };
+    let told = sim(dir, &["--replay", "run.log"]).fails();
+    assert_eq!(told.rc, 1, "{told}");
+    assert!(shown(&told.text()) == (1..=30).collect::<Vec<_>>() && ends(&told.text()), "{told}");
+    let told = sim(dir, &["--replay", "run.log", "--step", "--until", "28"]).stdin("\n\n\n").fails();
+    assert_eq!(told.rc, 1, "{told}");
+    assert!(
+        shown(&told.text()) == [28, 29, 30] && told.text().ends_with(&format!("\nbroken: {why}")),
+        "{told}"
+    );
+    // Before it breaks it can be looked at as any other.
+    let told = sim(dir, &["--replay", "run.log", "--until", "30"]).ok().text();
+    assert!(shown(&told) == [30] && !told.contains("broken"), "{told}");
+}

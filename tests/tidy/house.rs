@@ -227,6 +227,23 @@ fn can_be_taken_out(script: &str, page: &str) {
     }
 }
 
+/// A job that runs twice is seen once in many runs, and a second attempt would hide it.
+#[test]
+fn what_shows_a_job_that_runs_twice_is_not_tried_again() {
+    let text = std::fs::read_to_string(workspace().join(".config/nextest.toml")).unwrap();
+    let once: Vec<&str> = text
+        .split("[[profile.default.overrides]]")
+        // What stands behind the last of them is not its own.
+        .filter_map(|block| block.split("\n[").next())
+        .filter(|block| block.lines().any(|line| line.trim() == "retries = 0"))
+        .filter_map(|block| block.lines().find(|line| line.starts_with("filter = ")))
+        .collect();
+    for name in ["under_load", "faults", "joining", "leases", "restoring", "simulating", "package(berth-sim)"]
+    {
+        assert!(once.iter().any(|filter| filter.contains(name)), "{name} is tried again: {once:?}");
+    }
+}
+
 #[test]
 fn the_page_has_the_commands_that_two_emulated_machines_try() {
     let output = Command::new(workspace().join("tests/vm/join.sh")).arg("--check").output().unwrap();

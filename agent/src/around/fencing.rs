@@ -1,9 +1,10 @@
 //! The site's program that powers a node off, for the controller: one for a node at a time, over controllers that end in the middle, and
 //! none beside one that was killed and does not end.
 
-use super::hanging::{self, Of};
-use super::{SEARCH, Until, end_noted, in_words};
-use berth_runtime::hooks::{HookPlan, HookRun, run};
+use super::SEARCH;
+use super::alone::run_alone;
+use super::hanging::Of;
+use berth_runtime::hooks::HookPlan;
 use std::path::Path;
 
 /// Powers a node off by the site's program: `program` with the node's name, which must be one that nobody can change but root and
@@ -18,15 +19,6 @@ pub fn fence(
     owner: u32,
     private: &Path,
 ) -> Result<(), String> {
-    let (of, note) = (Of::Fence(node), private.join(format!("fence.{node}.json")));
-    // Of a controller that ended before it: nobody hears what it says any more.
-    end_noted(&note, private, of);
-    if let Some(still) = hanging::named(private, of) {
-        let program = program.display();
-        return Err(format!(
-            "{program} is not run: the one before does not end although it was killed: {still}"
-        ));
-    }
     let plan = HookPlan {
         path: program.to_path_buf(),
         args: vec![program.to_string_lossy().into_owned(), node.to_string()],
@@ -40,26 +32,14 @@ pub fn fence(
         format!("SLURMD_NODENAME={node}"),
         "SLURM_SCRIPT_CONTEXT=fence".to_string(),
     ];
-    let how = HookRun {
-        env: &env,
-        keep_stderr: true,
-        keep_stdout: true,
-        timeout: None,
-        owner: Some(owner),
-        at_root: true,
-    };
-    // Nobody stops it before its time is over.
-    let (stop, _open) = std::io::pipe().map_err(|e| format!("{} cannot be run: {e}", program.display()))?;
-    let mut attend = Until::new(&stop, note);
-    let result = run("fence", std::slice::from_ref(&plan), "", how, &mut attend);
-    let left = in_words(attend.left(&result, private, of).as_deref());
-    result.map_err(|failure| format!("{}: {}{left}", failure.path, failure.why))
+    let note = format!("fence.{node}.json");
+    run_alone("fence", &plan, &env, owner, (private, &note, Of::Fence(node)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::around::Noted;
+    use crate::around::{Noted, hanging};
     use berth_runtime::JobNamespaces;
     use berth_step::spool::{boot_id, write_json};
     use std::os::unix::process::{CommandExt, ExitStatusExt};

@@ -22,6 +22,8 @@ pub(super) enum Of<'a> {
     Jobs,
     /// The node's health.
     Health,
+    /// Rebooting the machine.
+    Reboot,
     /// Powering off this node.
     Fence(&'a str),
 }
@@ -31,6 +33,7 @@ impl Of<'_> {
         match self {
             Of::Jobs => "job".into(),
             Of::Health => "health_check".into(),
+            Of::Reboot => "reboot".into(),
             Of::Fence(node) => format!("fence.{node}"),
         }
     }

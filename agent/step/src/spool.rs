@@ -1,5 +1,5 @@
 //! A step's spool directory: what the agent leaves for the supervisor, and what the supervisor leaves for
-//! every later agent. Files are replaced by rename and never synced: no step outlives a reboot.
+//! every later agent. Files of steps are replaced by rename and never synced: no step outlives a reboot.
 
 use crate::kept::{KeptPart, Member};
 use berth_model::ByteStr;
@@ -334,6 +334,21 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 
 /// Replaces a file of the spool whole.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    replace(path, value, |_| Ok(()))
+}
+
+/// Replaces a file whole, and has it on the disk before it takes the place of the one before: what is read after a power cut is
+/// one of the two.
+pub fn write_json_durably<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    replace(path, value, fs::File::sync_all)?;
+    fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn replace<T: Serialize>(
+    path: &Path,
+    value: &T,
+    written: impl FnOnce(&fs::File) -> io::Result<()>,
+) -> io::Result<()> {
     let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
@@ -341,6 +356,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let mut file =
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&bytes)?;
+    written(&file)?;
     fs::rename(&temporary, path)
 }
 

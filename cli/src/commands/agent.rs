@@ -1,6 +1,7 @@
 //! `berth agent`: runs a node's agent in the foreground.
 
 use crate::daemon::{self, Part};
+use crate::joined::following::Following;
 use crate::joined::{self, Joined};
 use crate::{log, notify};
 use berth_client::error::{Failure, Kind, Outcome};
@@ -36,7 +37,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         Some(joined) => Some((joined.remote(&dir)?, joined)),
         None => None,
     };
-    let Understood { config, unknown } = match &member {
+    let understood = match &member {
         None => {
             let config = super::config::of(&dir, args.config.as_deref())?;
             Understood { config, unknown: Vec::new() }
@@ -53,16 +54,21 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             berth_client::block_on(joined::settings(&dir, &uplink))?
         }
     };
-    log::rules(&config.logs);
-    if !unknown.is_empty() {
-        tracing::warn!(
-            "this version does not know what the controller has configured as {}: it goes without; upgrade it",
-            unknown.join(", ")
-        );
-    }
+    put_in_force(&understood);
     match member {
         Some((remote, joined)) if joined.role == MemberRole::Login => login(dir, joined, remote),
-        member => node(dir, Understood { config, unknown }, member, args),
+        member => node(dir, understood, member, args),
+    }
+}
+
+/// What of a configuration is the daemon's own affair, and a word about what it does not know.
+fn put_in_force(understood: &Understood) {
+    log::rules(&understood.config.logs);
+    if !understood.unknown.is_empty() {
+        tracing::warn!(
+            "this version does not know what the controller has configured as {}: it goes without; upgrade it",
+            understood.unknown.join(", ")
+        );
     }
 }
 
@@ -71,10 +77,17 @@ fn login(dir: StateDir, joined: Joined, remote: Arc<Remote>) -> Outcome {
     let _pid = daemon::PidFile::write(&dir, Part::Agent, None)?;
     daemon::serve(Box::pin(async move {
         let name = joined.name.clone();
+        let mut following = Following::of(&dir);
+        let told = move |settings| {
+            if let Some(understood) = following.hear(settings) {
+                put_in_force(&understood);
+            }
+        };
         let keeping = tokio::spawn(joined::keep(dir.clone(), joined, Arc::clone(&remote)));
         let ended = berth_agent::login::run(
             (&dir.0, name, joined::peer_identity),
             Uplink::Remote(remote),
+            Box::new(told),
             Box::pin(daemon::ended_by_signal()?),
             notify::ready,
         )

@@ -4,10 +4,11 @@ use berth_client::error::Outcome;
 use berth_client::fmt::time;
 use berth_client::out;
 use berth_client::site::Site;
+use berth_model::{JobId, NodeName};
 use serde_json::json;
 use std::path::Path;
 
-/// Show who did what to nodes, tokens, machines and other people's jobs, and in which role (administrators)
+/// Show who did what to nodes, tokens, machines and other people's jobs, in which role and from which machine (administrators)
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The last so many entries; 0 shows all
@@ -25,6 +26,16 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
+/// From where somebody asked, behind who it was; nothing on the controller's own machine.
+fn place(inside: Option<JobId>, via: Option<&NodeName>) -> String {
+    match (inside, via) {
+        (None, None) => String::new(),
+        (Some(job), None) => format!(" (in job {job})"),
+        (None, Some(machine)) => format!(" (from {machine})"),
+        (Some(job), Some(machine)) => format!(" (in job {job}, from {machine})"),
+    }
+}
+
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     let site = Site::find(state)?;
     let most = Some(args.number).filter(|n| *n > 0);
@@ -35,7 +46,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
             .map(|e| {
                 json!({
                     "number": e.number, "time": e.at.secs(), "uid": e.uid, "user": e.user, "role": e.role,
-                    "job": e.inside, "what": e.what,
+                    "job": e.inside, "from": e.via, "what": e.what,
                 })
             })
             .collect();
@@ -43,7 +54,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     }
     let mut rows = vec![["NUMBER", "TIME", "USER", "ROLE", "WHAT"].map(str::to_string)];
     for entry in entries {
-        let from = entry.inside.map_or(String::new(), |job| format!(" (in job {job})"));
+        let from = place(entry.inside, entry.via.as_ref());
         rows.push([
             entry.number.to_string(),
             time::iso(entry.at),

@@ -34,7 +34,7 @@ pub struct Args {
     /// systemd runs the machine
     #[arg(long, requires = "detach")]
     no_systemd: bool,
-    /// Name in the cluster [default: the machine's full host name]
+    /// Name in the cluster [default: the machine's host name, whole, as 'hostname' prints it; no name service is asked for its domain]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 }

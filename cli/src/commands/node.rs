@@ -193,7 +193,7 @@ fn rotate(state: Option<&Path>) -> Outcome {
             dir.0.display()
         )));
     };
-    let now = berth_client::block_on(async { joined::rotate(&dir, &joined).await })?;
+    let now = berth_client::block_on(async { joined::rotating::rotate(&dir, &joined).await })?;
     let key = joined::beginning(&now.key);
     out::print(&format!("{} has the key {key} now; the old one is refused.\n", now.name)).map(|()| 0)
 }

@@ -25,12 +25,15 @@ pub struct Args {
     /// With a controller that is lost once and made anew of a backup
     #[arg(long)]
     backups: bool,
+    /// A run of more events than this counts as one that goes round in circles
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    most_events: u64,
     /// Write every event of the seed into FILE: one line of JSON each, with time, sender, receiver, what was done upon it, and the
     /// state after it
     #[arg(long, value_name = "FILE", conflicts_with = "runs")]
     log: Option<PathBuf>,
     /// Read such a log and show it for people; the run is made again beside it
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "runs", "calm", "backups", "log"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "runs", "calm", "backups", "most_events", "log"])]
     replay: Option<PathBuf>,
     /// Stop after event N, and show all of the state there
     #[arg(long, value_name = "N", requires = "replay")]
@@ -45,7 +48,12 @@ pub fn run(args: &Args) -> Outcome {
     if let Some(path) = &args.replay {
         return replay(path, args.until, args.step);
     }
-    let options = Options { faults: !args.calm, backups: args.backups, ..Options::default() };
+    let options = Options {
+        faults: !args.calm,
+        backups: args.backups,
+        max_events: args.most_events,
+        ..Options::default()
+    };
     for seed in args.seed..args.seed.saturating_add(args.runs) {
         let result = match &args.log {
             Some(path) => write_log(seed, &options, path)?,
@@ -58,14 +66,13 @@ pub fn run(args: &Args) -> Outcome {
                 out::print(&format!("seed {seed}: good, {} events: {}\n", report.events, counts.join(", ")))?;
             }
             Err(failure) => {
-                let calm = if args.calm { " --calm" } else { "" };
                 out::complain(&format!("berth: error: a promise is broken: {failure}"));
                 out::complain(&match &args.log {
                     Some(path) => {
                         format!("step through it with 'berth sim --replay {} --step'", path.display())
                     }
                     None => {
-                        format!("write down what led there with 'berth sim --seed {seed}{calm} --log FILE'")
+                        format!("write down what led there with '{}'", written_by(seed, &options))
                     }
                 });
                 return Ok(1);
@@ -73,6 +80,21 @@ pub fn run(args: &Args) -> Outcome {
         }
     }
     Ok(0)
+}
+
+/// The command that writes the log of a run.
+fn written_by(seed: u64, options: &Options) -> String {
+    let mut command = format!("berth sim --seed {seed}");
+    if !options.faults {
+        command += " --calm";
+    }
+    if options.backups {
+        command += " --backups";
+    }
+    if options.max_events != Options::default().max_events {
+        command += &format!(" --most-events {}", options.max_events);
+    }
+    command + " --log FILE"
 }
 
 type Result<T> = std::result::Result<T, Failure>;
@@ -101,7 +123,12 @@ fn replay(path: &Path, until: Option<u64>, step: bool) -> Outcome {
             path.display()
         ))
     })?;
-    let options = Options { faults: header.faults, backups: header.backups, ..Options::default() };
+    let options = Options {
+        faults: header.faults,
+        backups: header.backups,
+        max_events: header.max_events,
+        ..Options::default()
+    };
     let mut steps =
         Steps::begin(header.seed, &options, true).map_err(|failure| Failure::user(failure.to_string()))?;
     out::print(&format!("seed {}, written by version {}\n", header.seed, header.version))?;
@@ -119,8 +146,10 @@ fn replay(path: &Path, until: Option<u64>, step: bool) -> Outcome {
             if line.as_deref() != Some(&entry.line()) {
                 return Err(Failure::user(format!(
                     "from event {} on this program runs otherwise than that which wrote the log: read it with that version {}, \
-                     or write it anew with 'berth sim --seed {} --log FILE'",
-                    entry.n, header.version, header.seed
+                     or write it anew with '{}'",
+                    entry.n,
+                    header.version,
+                    written_by(header.seed, &options)
                 )));
             }
             let here = wanted.is(&entry);

@@ -2853,6 +2853,9 @@ pub struct AuditInfo {
     pub what: ::prost::alloc::string::String,
     #[prost(enumeration = "Role", optional, tag = "200")]
     pub role: ::core::option::Option<i32>,
+    /// The machine that vouched for them.
+    #[prost(string, optional, tag = "470")]
+    pub via: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AuditPage {

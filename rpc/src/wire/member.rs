@@ -14,7 +14,7 @@ structs! {
     MemberInfo { name, role, state, key, joined, token, from, renewed, administrators }
     NewToken { role, ttl, uses, approval, administrators }
     TokenInfo { id, role, created, by, expires, uses_left, approval, administrators }
-    AuditInfo { number, at, uid, user, role, inside, what }
+    AuditInfo { number, at, uid, user, role, inside, via, what }
 }
 
 impl Field<String> for KeyId {

@@ -488,6 +488,9 @@ pub struct AuditRow {
     /// The job from inside which it was asked.
     #[serde(default)]
     pub inside: Option<JobId>,
+    /// The machine from which it was asked, where that is not the controller's; entries of earlier versions do not say it.
+    #[serde(default)]
+    pub via: Option<NodeName>,
     /// What was done.
     pub what: String,
 }
@@ -495,8 +498,8 @@ pub struct AuditRow {
 impl AuditRow {
     /// As it is shown.
     pub fn info(self) -> AuditInfo {
-        let AuditRow { version: _, number, at, uid, user, role, inside, what } = self;
-        AuditInfo { number, at, uid, user, role, inside, what }
+        let AuditRow { version: _, number, at, uid, user, role, inside, via, what } = self;
+        AuditInfo { number, at, uid, user, role, inside, via, what }
     }
 }
 

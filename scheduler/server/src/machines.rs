@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 const OWN: Duration = Duration::from_secs(24 * 3600);
 /// How often its age is looked at, at least: by the time of day, since machines sleep.
 const AGE: Duration = Duration::from_secs(60);
-/// For how long a certificate that was just given is given again to its key: its answer may have been lost.
+/// For how long a certificate that was given to a new key is given to it again, at least: its answer may have been lost.
 const AGAIN: i64 = 600;
 /// How often a port that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -254,7 +254,7 @@ impl Machines {
                 match (member, now) {
                     // A certificate for the key that it has, or an answer that was lost when the key changed.
                     (Some(member), Some(now)) if member.name == now.name => self.certificate(&bytes, &now),
-                    (None, Some(now)) if new == key && fresh(&now) => self.certificate(&bytes, &now),
+                    (None, Some(now)) if new == key && self.is_owed(&now) => self.certificate(&bytes, &now),
                     (Some(member), None) => {
                         let request = Request::Renew { name: member.name, old: key, new };
                         let member = enrolled(ask_core(shared, inputs, request).await?)?;
@@ -283,6 +283,12 @@ impl Machines {
             // Answered before.
             Question::Clock | Question::Settings => Err(denied("not for a machine that has not joined")),
         }
+    }
+
+    fn is_owed(&self, member: &MemberInfo) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let life = self.life.load(Ordering::Relaxed);
+        i64::try_from(now).is_ok_and(|now| is_owed(member.renewed.secs(), now, life))
     }
 
     /// Whether a machine may speak for this client.
@@ -336,9 +342,10 @@ impl Machines {
     }
 }
 
-fn fresh(member: &MemberInfo) -> bool {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    i64::try_from(now).is_ok_and(|now| now - member.renewed.secs() < AGAIN)
+/// Whether a key that counts since then may still ask by itself for the certificate that it was given: for as long as that would be good, if
+/// it had arrived. So a machine that was cut off in the middle of an exchange can come back, and none that has let a certificate expire.
+fn is_owed(since: i64, now: i64, life: u32) -> bool {
+    now - since < i64::from(life).max(AGAIN)
 }
 
 fn role_name(role: MemberRole) -> &'static str {
@@ -363,4 +370,19 @@ async fn ask_core(shared: &Shared, inputs: &Sender<Input>, body: Request) -> Res
     let request = shared.next_request();
     inputs.send(Input::Client { request, actor: controller(), body, reply }).map_err(|_| stopping())?;
     answer.await.map_err(|_| stopping())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_owed_its_certificate_for_as_long_as_that_would_be_good() {
+        let days = |n: i64| n * 24 * 3600;
+        let month = u32::try_from(days(30)).unwrap();
+        assert!(is_owed(days(100), days(100), month) && is_owed(days(100), days(130) - 1, month));
+        assert!(!is_owed(days(100), days(130), month));
+        // Short lives leave time for an answer that was lost; and clocks may be set back.
+        assert!(is_owed(0, AGAIN - 1, 15) && !is_owed(0, AGAIN, 15) && is_owed(days(1), 0, 15));
+    }
 }

@@ -23,6 +23,13 @@ pub struct Header {
     /// Whether the controller was made anew of a backup.
     #[serde(default)]
     pub backups: bool,
+    /// How many events it could have; earlier versions did not write it down.
+    #[serde(default = "usual_events")]
+    pub max_events: u64,
+}
+
+fn usual_events() -> u64 {
+    crate::Options::default().max_events
 }
 
 /// One event and what followed from it at once.

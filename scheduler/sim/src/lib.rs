@@ -117,6 +117,7 @@ impl Steps {
             seed: self.seed,
             faults: self.world.options.faults,
             backups: self.world.options.backups,
+            max_events: self.world.options.max_events,
         }
     }
 

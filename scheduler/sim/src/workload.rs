@@ -74,7 +74,7 @@ pub(crate) fn actor(uid: u32) -> Actor {
         rank: if uid == 0 { Rank::Administrator } else { Rank::User },
         accounts: Vec::new(),
         inside: None,
-        machine: None,
+        via: None,
     }
 }
 

@@ -300,6 +300,7 @@ fn entry(number: u64) -> AuditRow {
         user: "root".into(),
         role: Some(Role::Administrator),
         inside: None,
+        via: (number == 2).then(|| "front".into()),
         what: format!("did {number}"),
     }
 }
@@ -396,6 +397,17 @@ fn members_and_tokens_survive_and_the_log_is_read_from_its_end() {
     assert_eq!(log(&store, Some(3)), [4, 5, 6]);
     assert_eq!(log(&store, Some(99)), [1, 2, 3, 4, 5, 6]);
     assert_eq!(log(&store, Some(0)), [0; 0]);
+    let mut via = Vec::new();
+    let read = store.reader().audit(None, 10, |page| {
+        via.extend(page.into_iter().map(|entry| entry.via));
+        Ok(())
+    });
+    read.unwrap();
+    assert_eq!(via[..3], [None, Some("front".into()), None]);
+    // As versions wrote it that did not keep from where something was asked.
+    let mut earlier = serde_json::to_value(entry(1)).unwrap();
+    assert!(earlier.as_object_mut().unwrap().remove("via").is_some());
+    assert_eq!(serde_json::from_value::<AuditRow>(earlier).unwrap(), entry(1));
     // An entry is never written over.
     assert!(commit(&mut store, &[Write::AddAudit(Box::new(entry(6)))]).is_err());
     store.reopen().unwrap();

@@ -210,7 +210,8 @@ impl Cluster {
         if let Some(other) = self.taken(&name) {
             let text = format!(
                 "there is a machine {other} in the cluster already, with another key: 'berth node remove {other}' on \
-                 the controller if it is gone or was installed anew"
+                 the controller if it is gone or was installed anew; where this is another machine that is called so, as in two \
+                 domains, 'berth join --name $(hostname -f)' has it join under its full name"
             );
             return refuse(RefusalCode::WrongState, text);
         }

@@ -49,6 +49,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
         user: "berth".to_string(),
         role: None,
         inside: None,
+        via: None,
         what: "a backup was restored: what was done after this time is on no record".to_string(),
     }));
     let counters = Write::PutMeta(MetaRow {

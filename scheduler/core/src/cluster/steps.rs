@@ -308,7 +308,7 @@ impl Cluster {
     /// The step as it is asked for here: its tasks wait for the site's program of `srun` where there is one, and for none where they
     /// have no client; and they are told where that is.
     pub(super) fn as_asked(&self, actor: &Actor, mut spec: StepSpec) -> StepSpec {
-        spec.client_address = match &actor.machine {
+        spec.client_address = match &actor.via {
             _ if !spec.attached => None,
             // On the controller's own machine, of which every node knows an address.
             None => Some(String::new()),

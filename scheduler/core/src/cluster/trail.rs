@@ -32,31 +32,48 @@ fn role(actor: &Actor) -> Role {
     }
 }
 
+/// Who did something, as what, and from where.
+struct By {
+    uid: Uid,
+    user: String,
+    role: Option<Role>,
+    inside: Option<JobId>,
+    via: Option<NodeName>,
+}
+
+impl By {
+    /// A part of the cluster itself.
+    fn the_cluster(user: String) -> By {
+        By { uid: Uid(0), user, role: None, inside: None, via: None }
+    }
+}
+
 impl Cluster {
     /// Enters what was just done.
     pub(super) fn note(&mut self, actor: &Actor, what: String) {
-        let user = actor.identity.user.clone();
-        self.enter_in_log(actor.identity.uid, user, Some(role(actor)), actor.inside, what);
+        let by = By {
+            uid: actor.identity.uid,
+            user: actor.identity.user.clone(),
+            role: Some(role(actor)),
+            inside: actor.inside,
+            via: actor.via.clone(),
+        };
+        self.enter_in_log(by, what);
     }
 
     /// Enters what was just done on the word of somebody who has no uid here.
     pub(super) fn note_as(&mut self, actor: &Actor, user: String, what: String) {
-        self.enter_in_log(actor.identity.uid, user, None, actor.inside, what);
+        let via = actor.via.clone();
+        self.enter_in_log(By { uid: actor.identity.uid, user, role: None, inside: actor.inside, via }, what);
     }
 
     /// Enters what the cluster did by itself, as an administrator told it to.
     pub(super) fn note_own(&mut self, what: String) {
-        self.enter_in_log(Uid(0), "berth".to_string(), None, None, what);
+        self.enter_in_log(By::the_cluster("berth".to_string()), what);
     }
 
-    fn enter_in_log(
-        &mut self,
-        uid: Uid,
-        user: String,
-        role: Option<Role>,
-        inside: Option<JobId>,
-        mut what: String,
-    ) {
+    fn enter_in_log(&mut self, by: By, mut what: String) {
+        let By { uid, user, role, inside, via } = by;
         if let Some((cut, _)) = what.char_indices().nth(LONGEST) {
             what.truncate(cut);
             what.push_str(" ...");
@@ -69,6 +86,7 @@ impl Cluster {
             user,
             role,
             inside,
+            via,
             what,
         })));
         self.next_audit += 1;
@@ -121,7 +139,7 @@ impl Cluster {
         } else {
             return;
         };
-        self.enter_in_log(Uid(0), format!("node {node}"), None, None, what);
+        self.enter_in_log(By::the_cluster(format!("node {node}")), what);
     }
 
     /// How many entries a node's agent has made within [`A_WHILE`], with one more.

@@ -197,7 +197,7 @@ fn a_step_is_told_the_address_of_its_clients_machine_as_the_controller_knows_it(
         let client_address = Some("192.0.2.1".to_string());
         let spec = StepSpec { overlap: true, attached, client_address, ..step(&format!("step {steps}")) };
         w.sent.clear();
-        let client = Actor { machine: machine.map(NodeName::from), ..actor(1000) };
+        let client = Actor { via: machine.map(NodeName::from), ..actor(1000) };
         w.request(client, Request::CreateStep { job, spec: Box::new(spec) }).unwrap();
         let start = w.sent.iter().find_map(|m| if let ToAgent::Start(s) = m { Some(s) } else { None });
         start.unwrap().launch.client_address.clone()
@@ -681,6 +681,15 @@ fn root_runs_jobs_until_another_machine_joins_or_as_it_is_written() {
         w.root(remove("n2", false)).unwrap();
         assert_eq!(says(submit(&mut w, "alone-again")), alone);
     }
+}
+
+#[test]
+fn what_was_asked_by_way_of_another_machine_is_entered_with_its_name() {
+    let mut w = empty();
+    w.root(token(0)).unwrap();
+    w.request(Actor { via: Some("desk".into()), ..actor(0) }, token(1)).unwrap();
+    let via: Vec<Option<NodeName>> = w.log().into_iter().map(|row| row.via).collect();
+    assert_eq!(via, [None, Some("desk".into())]);
 }
 
 #[test]

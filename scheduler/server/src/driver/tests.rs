@@ -202,6 +202,7 @@ fn nothing_is_older_by_what_a_start_takes_on_trust() {
             user: "root".into(),
             role: None,
             inside: None,
+            via: None,
             what: "did something".into(),
         };
         let counters = MetaRow {

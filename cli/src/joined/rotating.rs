@@ -1,0 +1,170 @@
+//! The exchange of this machine's key for another one, over whatever cuts it off.
+//!
+//! The key to come is on the disk, and `rotating` names it, before the controller hears of it. Who finds that file later asks once more for
+//! that exchange, by the old key and by the new one: the controller makes it once, and one of the two is told so.
+
+use super::{Joined, fault, file_fault, private, whole};
+use berth_client::error::Failure;
+use berth_client::site::StateDir;
+use berth_rpc::{Hex, Question, Remote, Reply, RpcError, Uplink};
+use berth_trust::PrivateKey;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Names the key to come.
+const PENDING: &str = "rotating";
+
+/// Exchanges the machine's key for a new one; the old one is good for nothing from then on.
+///
+/// # Errors
+/// The controller refuses, and the old key stays; or it cannot be reached, or the disk is full, and it is seen later which key counts.
+pub async fn rotate(dir: &StateDir, joined: &Joined) -> Result<Joined, Failure> {
+    let _alone = alone(dir, FlockOperation::LockExclusive)?;
+    // The agent may have seen an earlier exchange to its end meanwhile.
+    let joined = Joined::read(dir)?.unwrap_or_else(|| joined.clone());
+    let joined = match pending(dir, &joined)? {
+        // Whoever has a copy of what is here may have that key, too: another one is made behind it.
+        Some(key) => match asked(dir, &joined, &key).await? {
+            Ok(certificate) => adopt(dir, &joined, &key, &certificate)?,
+            Err(why) => return Err(why.into()),
+        },
+        None => joined,
+    };
+    let key = PrivateKey::make().map_err(fault)?;
+    let path = Joined::key_file(dir, &key.id());
+    // On the disk before the controller believes in it.
+    key.write(&path).map_err(fault)?;
+    whole(&private(dir).join(PENDING), key.id().as_bytes(), 0o600)?;
+    let later = |failure: Failure| {
+        let text = "the exchange of the key was begun, and this machine's agent sees it to its end; 'berth node rotate-key' does, too";
+        Failure { text: format!("{}; {text}", failure.text), ..failure }
+    };
+    match asked(dir, &joined, &key).await.map_err(later)? {
+        Ok(certificate) => adopt(dir, &joined, &key, &certificate).map_err(later),
+        // It has answered that it does not take the key: nothing is on its way.
+        Err(why @ RpcError::Refused(_)) => {
+            forget(dir)?;
+            remove(&path)?;
+            Err(why.into())
+        }
+        Err(why) => Err(later(why.into())),
+    }
+}
+
+/// Sees an exchange that was cut off to its end, unless somebody is at it. Whether there was one.
+///
+/// # Errors
+/// That cannot be done now: the controller answers to neither key, or the disk is full.
+pub(super) async fn finish(dir: &StateDir) -> Result<bool, Failure> {
+    if !private(dir).join(PENDING).exists() {
+        return Ok(false);
+    }
+    let Some(_alone) = alone(dir, FlockOperation::NonBlockingLockExclusive)? else { return Ok(false) };
+    let Some(joined) = Joined::read(dir)? else { return Ok(false) };
+    let Some(key) = pending(dir, &joined)? else { return Ok(false) };
+    let certificate = asked(dir, &joined, &key).await??;
+    adopt(dir, &joined, &key, &certificate)?;
+    Ok(true)
+}
+
+/// Held while somebody is at it. `None`: another one is, and is not waited for.
+fn alone(dir: &StateDir, how: FlockOperation) -> Result<Option<File>, Failure> {
+    let folder = private(dir);
+    let file = File::open(&folder).map_err(file_fault(&folder))?;
+    match flock(&file, how) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(file_fault(&folder)(e.into())),
+    }
+}
+
+/// The key of an exchange that was begun. Of one of which only the note was left the note goes.
+fn pending(dir: &StateDir, joined: &Joined) -> Result<Option<PrivateKey>, Failure> {
+    let note = private(dir).join(PENDING);
+    let id = match std::fs::read_to_string(&note) {
+        Ok(id) => id,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(file_fault(&note)(e)),
+    };
+    let id = id.trim();
+    let key = match id != joined.key && id.bytes().all(|b| b.is_ascii_hexdigit()) {
+        true => PrivateKey::read(&Joined::key_file(dir, id)).map_err(fault)?,
+        false => None,
+    };
+    if key.is_none() {
+        forget(dir)?;
+        sweep(dir, &joined.key)?;
+    }
+    Ok(key)
+}
+
+/// Asks for the exchange: by the old key, and by the new one where that brings nothing, since the answer to an earlier question may have been
+/// lost. What the controller does not do is the inner error; [`RpcError::Refused`] when it has said so to both.
+async fn asked(dir: &StateDir, joined: &Joined, key: &PrivateKey) -> Result<Result<Hex, RpcError>, Failure> {
+    let question = || Question::Renew { public: Hex(key.public()) };
+    let first = match Uplink::Remote(joined.remote(dir)?).ask(question()).await {
+        Ok(reply) => return certificate(reply).map(Ok),
+        Err(first) => first,
+    };
+    let fingerprint = <[u8; 32]>::try_from(joined.authority.0.as_slice())
+        .map_err(|_| fault("joined.json has no fingerprint of the authority"))?;
+    let (tls, _) = berth_trust::joining_config(key, fingerprint).map_err(fault)?;
+    let itself = Uplink::Remote(Arc::new(Remote::new(joined.address.clone(), tls)));
+    match (itself.ask(question()).await, first) {
+        (Ok(reply), _) => certificate(reply).map(Ok),
+        (Err(RpcError::Refused(_)), first) => Ok(Err(first)),
+        // Not known of the new key: what was refused to the old one says nothing.
+        (Err(second), RpcError::Refused(_)) => Ok(Err(second)),
+        (Err(_), first) => Ok(Err(first)),
+    }
+}
+
+fn certificate(reply: Reply) -> Result<Hex, Failure> {
+    match reply {
+        Reply::Enrolled { certificate, .. } => Ok(certificate),
+        _ => Err(fault("the controller's answer does not fit; use the same version of berth on both sides")),
+    }
+}
+
+/// The new key counts.
+fn adopt(dir: &StateDir, joined: &Joined, key: &PrivateKey, certificate: &Hex) -> Result<Joined, Failure> {
+    let rotated = Joined { key: key.id(), ..joined.clone() };
+    whole(&Joined::certificate_file(dir, &rotated.key), &certificate.0, 0o644)?;
+    rotated.write(dir)?;
+    forget(dir)?;
+    sweep(dir, &rotated.key)?;
+    Ok(rotated)
+}
+
+fn forget(dir: &StateDir) -> Result<(), Failure> {
+    remove(&private(dir).join(PENDING))
+}
+
+/// Removes keys and certificates but those of this key.
+fn sweep(dir: &StateDir, key: &str) -> Result<(), Failure> {
+    let folder = private(dir);
+    let kept = [Joined::key_file(dir, key), Joined::certificate_file(dir, key)];
+    for entry in std::fs::read_dir(&folder).map_err(file_fault(&folder))? {
+        let path = entry.map_err(file_fault(&folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let ours = name.starts_with("node-") && (name.ends_with(".key") || name.ends_with(".crt"));
+        if ours && !kept.contains(&path) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(file_fault(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
