@@ -256,6 +256,11 @@ impl Images {
         self.gateways && self.peers.are_there()
     }
 
+    /// Whether read-only images of layers travel between this node and others.
+    pub(crate) fn forms_travel(&self) -> bool {
+        self.config.forms_agreed > 0 && self.program.is_some() && self.peers.are_there()
+    }
+
     /// The store, for giving images to other nodes.
     pub(crate) fn store_to_give(&self) -> berth_images::Result<Store> {
         Ok(self.store()?.mounting(berth_runtime::mount_image))
@@ -302,6 +307,9 @@ impl Images {
         };
         let note = turn.note();
         let brought = brought.map_err(|e| if note.is_empty() { e } else { e.beside(&note) });
+        if brought.is_ok() && self.forms_travel() {
+            self.peers.tell_held(self);
+        }
         turn.end(brought.as_ref().map(drop).map_err(ToString::to_string));
         brought
     }
@@ -430,6 +438,7 @@ impl Images {
             through: admission::through(&self.config),
             quota: self.program.as_ref().and_then(|_| self.config.quota_of(&of.user.user, of.user.uid.0)),
             confine: self.program.as_ref().map(|_| self.fetchers(of)),
+            forms: self.forms_travel(),
             ..helpers(program, &self.registries, of, self.program.is_some())
         });
         let credentials = match login {
@@ -501,6 +510,9 @@ impl Images {
                     // Something happens.
                     _ => 1,
                 });
+            }
+            if let ProgressEvent::ByArchive { text } = &event {
+                tracing::info!("image {}: {text}", manifest.source);
             }
             if matches!(event, ProgressEvent::Fetched { bytes } if bytes > 0) {
                 kept.came(Instant::now());

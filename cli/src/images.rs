@@ -403,6 +403,7 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         store: Some(RunAs { uid, gid, groups: Vec::new() }),
         login: None,
         quota: None,
+        forms: false,
         stop: None,
         confine: None,
     }))
@@ -500,7 +501,7 @@ impl Progress for Bar {
                 self.bar.set_message(format!("waiting for {what}"));
             }
             ProgressEvent::Syncing => self.bar.set_message("writing to disk"),
-            ProgressEvent::LayerDone { .. } => {}
+            ProgressEvent::LayerDone { .. } | ProgressEvent::ByArchive { .. } => {}
             ProgressEvent::Unsigned { text } => {
                 self.bar
                     .suspend(|| berth_client::out::complain(&format!("berth: note: unsigned image: {text}")));

@@ -98,6 +98,8 @@ pub struct Helpers {
     pub login: Option<Login>,
     /// Bytes that the user's images may take in the store; `None` without a bound.
     pub quota: Option<u64>,
+    /// Read-only images of layers may come from other nodes as they are, and it is noted which are made here.
+    pub forms: bool,
     /// What may lie on the way to a file that is opened for the image: no links, where it was judged by its path.
     pub through: Through,
     /// Set by whoever does not want the image any more: the processes are ended within a second, whatever they wait for.
@@ -385,6 +387,9 @@ impl Helpers {
         }
         if let Some(quota) = self.quota {
             unpacker.args(["--quota", &quota.to_string()]);
+        }
+        if self.forms {
+            unpacker.args(["--forms", "yes"]);
         }
         match work {
             Work::Import => {}

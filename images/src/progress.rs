@@ -32,6 +32,11 @@ pub enum ProgressEvent {
         /// Digest of the uncompressed layer.
         diff_id: Digest,
     },
+    /// What another node has of a layer is not used as it is: the layer is made here.
+    ByArchive {
+        /// Which layer, and why.
+        text: String,
+    },
     /// All layers are there and are being written to disk.
     Syncing,
     /// The image has no signature that counts, and is used all the same.

@@ -138,6 +138,13 @@ impl Config {
         if !self.images.gateways.is_empty() && self.images.peers == 0 {
             out.add("images.gateways", "nodes give images to others only with a port in images.peers");
         }
+        if self.images.forms_agreed > ImagesConfig::MOST_AGREED {
+            let most = ImagesConfig::MOST_AGREED;
+            out.add(
+                "images.forms_agreed",
+                format!("write how many nodes have to agree, {most} at most, or 0"),
+            );
+        }
         self.images.check_place(&mut out);
         self.check_room(&mut out);
         self.images.check_quotas(&mut |key, why| out.add(key, why));
@@ -377,6 +384,15 @@ mod tests {
             files: files.iter().map(|f| ByteStr::from(*f)).collect(),
             count,
             ..GresConfig::default()
+        }
+    }
+
+    #[test]
+    fn as_many_nodes_have_to_agree_as_are_remembered_at_most() {
+        for (agreed, problems) in [(0, 0), (2, 0), (ImagesConfig::MOST_AGREED, 0), (65, 1), (u32::MAX, 1)] {
+            let mut config = Config::default();
+            config.images.forms_agreed = agreed;
+            assert_eq!(keys(&config), vec!["images.forms_agreed"; problems], "{agreed}");
         }
     }
 

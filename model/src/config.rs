@@ -200,6 +200,9 @@ pub struct ImagesConfig {
     /// Hostlist of nodes that fetch images for those without a way to registries: where it names one that is up, no other node asks
     /// a registry. Empty: each node may.
     pub gateways: String,
+    /// So many nodes have to have made a layer's read-only image alike, each by itself, before others take it as it is instead of making their
+    /// own of the layer's archive; 0: none is taken.
+    pub forms_agreed: u32,
     /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
     /// used for longest first; 100 waits until it is full.
     pub high_watermark: u32,
@@ -246,6 +249,7 @@ impl Default for ImagesConfig {
             prefetch: 2,
             peers: u32::from(PEERS),
             gateways: String::new(),
+            forms_agreed: 2,
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),
@@ -263,6 +267,9 @@ impl Default for ImagesConfig {
 }
 
 impl ImagesConfig {
+    /// Most that [`ImagesConfig::forms_agreed`] may be: of so many nodes the controller remembers what they made.
+    pub const MOST_AGREED: u32 = 64;
+
     /// MiB of [`ImagesConfig::memory`]; 0 for a store on a disk, and for a text that [`Config::check`] refuses.
     pub fn memory_mib(&self) -> u64 {
         crate::memory::parse(&self.memory).unwrap_or(0)

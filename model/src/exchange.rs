@@ -118,6 +118,22 @@ pub struct HeldImage {
     pub digest: String,
     /// Who has shown there that they may have it; of a node that serves one user alone, that one.
     pub users: Vec<Uid>,
+    /// What the node made of its layers by itself, and could give to others.
+    pub made: Vec<MadeForm>,
+}
+
+/// A read-only image of a layer that a node made of the layer's archive. Whoever makes it of the same layer, by the same writer, makes the
+/// same bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MadeForm {
+    /// `sha256:...` of the layer's content, as the configuration of its image names it.
+    pub layer: String,
+    /// What wrote it, with its version and what it was told: others may make other bytes of the layer.
+    pub writer: String,
+    /// `sha256:...` of what travels of it.
+    pub digest: String,
+    /// Bytes of that.
+    pub size: u64,
 }
 
 /// An image that somebody removed whose own it was not.
@@ -236,5 +252,7 @@ pub enum ImageWay {
         address: String,
         /// Digest of the key that it shows.
         key: String,
+        /// Read-only images of the image's layers that so many nodes made alike that they are believed: the node may have them.
+        forms: Vec<MadeForm>,
     },
 }

@@ -29,6 +29,7 @@ mod fabrics;
 mod faults;
 mod fencing;
 mod forms;
+mod forms_travel;
 mod front_doors;
 mod full_disk;
 mod gpu_script;

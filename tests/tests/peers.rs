@@ -20,7 +20,7 @@ fn nodes(count: usize) -> (Hosts, Registry) {
 }
 
 /// The same with more in the configuration of images, and a registry that wants a login or none.
-fn configured(count: usize, login: bool, more: &str) -> (Hosts, Registry) {
+pub(crate) fn configured(count: usize, login: bool, more: &str) -> (Hosts, Registry) {
     let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
     let hosts = Hosts::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let registry = Registry::on(&hosts, "n1", &hosts.address("n1"), login);
@@ -35,12 +35,12 @@ fn configured(count: usize, login: bool, more: &str) -> (Hosts, Registry) {
     (hosts, registry)
 }
 
-fn log(hosts: &Hosts, host: &str) -> String {
+pub(crate) fn log(hosts: &Hosts, host: &str) -> String {
     std::fs::read_to_string(hosts.state(host).join("log/agent.log")).unwrap_or_default()
 }
 
 /// Waits until a node gives images to others.
-fn gives(hosts: &Hosts, name: &str) {
+pub(crate) fn gives(hosts: &Hosts, name: &str) {
     let said = || log(hosts, name).contains("images are given to other nodes at").then_some(());
     assert!(wait(20, said).is_some(), "{name}: {}", log(hosts, name));
 }
@@ -273,7 +273,7 @@ fn an_agent_that_is_killed_while_others_wait_for_it_is_not_waited_for_as_root() 
 }
 
 /// The certificate with which a machine joined, as curl takes it.
-fn identity(hosts: &Hosts, host: &str) -> [String; 2] {
+pub(crate) fn identity(hosts: &Hosts, host: &str) -> [String; 2] {
     let private = hosts.state(host).join("private");
     let find = |ending: &str| {
         let mut all =

@@ -124,6 +124,7 @@ pub(super) fn helpers(program: &Path, registries: &Registries, of: For<'_>, syst
         store: system.then(|| RunAs { uid: STORE_ID.0, gid: STORE_ID.1, groups: Vec::new() }),
         login: None,
         quota: None,
+        forms: false,
         stop: None,
         confine: None,
     }

@@ -5,7 +5,7 @@ use super::Turn;
 use super::http::{Head, content_range, read_head, status};
 use super::serve::SIGNATURES;
 use berth_images::{BlobKind, BlobSource, Digest, Error, ErrorKind, Hasher, Result};
-use berth_model::exchange::ImageWay;
+use berth_model::exchange::{ImageWay, MadeForm};
 use berth_model::ids::NodeName;
 use berth_rpc::{PeerConnection, PeerIdentity};
 use std::io::{self, Cursor, Read, Write};
@@ -32,6 +32,16 @@ pub(super) struct Peer {
     node: NodeName,
     address: String,
     key: String,
+    /// Read-only images of layers on which nodes agree, as the controller said.
+    forms: Vec<MadeForm>,
+}
+
+impl Peer {
+    /// Whether it is said with this node that others made this.
+    fn agrees(&self, digest: &Digest) -> bool {
+        let digest = digest.to_string();
+        self.forms.iter().any(|form| form.digest == digest)
+    }
 }
 
 /// Other nodes that have an image, one after the other, as the controller names them.
@@ -92,6 +102,16 @@ impl PeerSource {
     }
 }
 
+impl PeerSource {
+    /// What the controller said of read-only images of a layer, with the node that gives the image.
+    fn agreed(&self, layer: &Digest) -> Result<Box<dyn Read + Send>> {
+        let (peer, layer) = (self.inner.peer()?, layer.to_string());
+        let forms: Vec<&MadeForm> = peer.forms.iter().filter(|form| form.layer == layer).collect();
+        let bytes = serde_json::to_vec(&forms).map_err(|e| Error::io(layer, io::Error::other(e)))?;
+        Ok(Box::new(Cursor::new(bytes)))
+    }
+}
+
 impl BlobSource for PeerSource {
     fn describe(&self) -> String {
         format!("{} (from other nodes)", self.inner.source)
@@ -108,7 +128,8 @@ impl BlobSource for PeerSource {
                 return self.evidence(digest, &format!("manifests/{SIGNATURES}{tag}"));
             }
             BlobKind::Manifest | BlobKind::Proof => "manifests",
-            BlobKind::Blob | BlobKind::Archive => "blobs",
+            BlobKind::Forms => return self.agreed(digest),
+            BlobKind::Blob | BlobKind::Archive | BlobKind::Form => "blobs",
             BlobKind::Held | BlobKind::SifSignatures => {
                 let reason = "other nodes say nothing of it";
                 return Err(Error::new(ErrorKind::NotFound, digest.to_string(), reason));
@@ -120,6 +141,7 @@ impl BlobSource for PeerSource {
                 source: Arc::clone(&self.inner),
                 path: format!("{part}/{digest}"),
                 digest: digest.clone(),
+                form: kind == BlobKind::Form,
                 at: offset,
                 total: None,
                 from: None,
@@ -259,6 +281,8 @@ struct Blob {
     source: Arc<Inner>,
     path: String,
     digest: Digest,
+    /// It is what travels of a layer's read-only image: whoever does not have it may have the layer's archive.
+    form: bool,
     /// Offset of the next byte.
     at: u64,
     /// Length of all, as the first said.
@@ -279,7 +303,13 @@ impl Blob {
     fn connect(&mut self) -> Result<()> {
         loop {
             let peer = self.source.peer()?;
+            if self.form && !peer.agrees(&self.digest) {
+                return Err(self.not_there(&peer));
+            }
             match self.request(&peer) {
+                Err(e) if self.form && e.kind() == io::ErrorKind::NotFound => {
+                    return Err(self.not_there(&peer));
+                }
                 Ok(connection) => {
                     if !self.gave.contains(&peer) {
                         self.gave.push(peer.clone());
@@ -293,6 +323,11 @@ impl Blob {
         }
     }
 
+    fn not_there(&self, peer: &Peer) -> Error {
+        let reason = format!("{} has it not as nodes agree on it", peer.node);
+        Error::new(ErrorKind::NotFound, self.digest.to_string(), reason)
+    }
+
     fn request(&mut self, peer: &Peer) -> io::Result<PeerConnection> {
         let range = if self.at > 0 { format!("Range: bytes={}-\r\n", self.at) } else { String::new() };
         let (connection, head) = self.source.get(peer, &self.path, &range)?;
@@ -304,7 +339,10 @@ impl Blob {
                 Some((from, all)) => (from, Some(all)),
                 None => return refused("it gives another range than asked".into()),
             },
-            404 => return refused("it does not have it for this user".into()),
+            404 => {
+                let why = "it does not have it for this user";
+                return Err(io::Error::new(io::ErrorKind::NotFound, why));
+            }
             status => return refused(format!("it answers with status {status}")),
         };
         let Some(total) = total.filter(|total| from == self.at && length == total.checked_sub(from)) else {
@@ -334,6 +372,14 @@ impl Blob {
         let Some(hasher) = self.hasher.take() else { return Ok(0) };
         let found = hasher.finish();
         if found == self.digest {
+            if self.form {
+                let gave: Vec<&str> = self.gave.iter().map(|peer| peer.node.0.as_str()).collect();
+                let (image, size) = (&self.source.source, self.at);
+                tracing::info!(
+                    "image {image}: a layer came as its read-only image ({found}, {size} bytes) from {}",
+                    gave.join(", ")
+                );
+            }
             return Ok(0);
         }
         let why = format!("gave bytes with digest {found} for {}", self.digest);
@@ -394,12 +440,12 @@ impl Read for Blob {
 impl Turn {
     /// The node that the controller names, with the whole of its address.
     pub(super) fn peer(&self, way: &ImageWay) -> Option<Peer> {
-        let ImageWay::Peer { node, address, key } = way else { return None };
+        let ImageWay::Peer { node, address, key, forms } = way else { return None };
         let address = match (address.strip_prefix(':'), &self.peers.controller) {
             (Some(_), Some(controller)) => format!("{controller}{address}"),
             (Some(_), None) => format!("127.0.0.1{address}"),
             (None, _) => address.clone(),
         };
-        Some(Peer { node: node.clone(), address, key: key.clone() })
+        Some(Peer { node: node.clone(), address, key: key.clone(), forms: forms.clone() })
     }
 }

@@ -2,7 +2,8 @@
 
 use super::Peers;
 use crate::images::Images;
-use berth_model::exchange::{FromPeers, HeldImage};
+use berth_images::Digest;
+use berth_model::exchange::{FromPeers, HeldImage, MadeForm};
 use berth_model::ids::Uid;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,10 +18,19 @@ const TOGETHER: Duration = Duration::from_millis(200);
 const MOST_IMAGES: usize = 4096;
 /// Users of one that are.
 const MOST_USERS: usize = 64;
-/// Images in one message.
+/// Read-only images of layers of one that are.
+const MOST_MADE: usize = 64;
+/// Images, with those of layers, in one message.
 const AT_ONCE: usize = 512;
 
-type Held = BTreeMap<String, Vec<Uid>>;
+type Held = BTreeMap<String, Has>;
+
+/// What is told of one image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Has {
+    users: Vec<Uid>,
+    made: Vec<MadeForm>,
+}
 
 /// What was told.
 #[derive(Default)]
@@ -28,11 +38,16 @@ pub(super) struct Told {
     /// Nothing, on the present registration, where it is absent.
     last: Mutex<Option<Held>>,
     changed: Notify,
+    /// Held by whoever looks and tells: what was seen first is told first.
+    telling: Mutex<()>,
+    /// What this node made of images that were looked at since the registration; layers seldom change.
+    made: Mutex<BTreeMap<Digest, Vec<MadeForm>>>,
 }
 
 impl Told {
     /// The controller knows nothing of it.
     pub(super) fn forget(&self) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.look();
     }
@@ -47,29 +62,53 @@ impl Told {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let before = last.as_ref();
         let all = before.is_none();
-        let differs = |(digest, users): &(&String, &Vec<Uid>)| {
-            before.is_none_or(|before| before.get(*digest) != Some(users))
+        let differs =
+            |(digest, has): &(&String, &Has)| before.is_none_or(|before| before.get(*digest) != Some(has));
+        let image = |(digest, Has { users, made }): (&String, &Has)| HeldImage {
+            digest: digest.clone(),
+            users: users.clone(),
+            made: made.clone(),
         };
-        let new: Vec<HeldImage> = now
-            .iter()
-            .filter(differs)
-            .map(|(digest, users)| HeldImage { digest: digest.clone(), users: users.clone() })
-            .collect();
+        let new: Vec<HeldImage> = now.iter().filter(differs).map(image).collect();
         let gone = |before: &Held| before.keys().filter(|d| !now.contains_key(*d)).cloned().collect();
         let gone: Vec<String> = before.map(gone).unwrap_or_default();
         let mut said = Vec::new();
-        let mut chunks = new.chunks(AT_ONCE);
-        let first = chunks.next().unwrap_or_default().to_vec();
+        let mut chunks = in_parts(new).into_iter();
+        let first = chunks.next().unwrap_or_default();
         if all || !first.is_empty() || !gone.is_empty() {
             said.push(FromPeers::Holds { all, images: first, gone });
         }
-        said.extend(chunks.map(|images| FromPeers::Holds {
-            all: false,
-            images: images.to_vec(),
-            gone: Vec::new(),
-        }));
+        said.extend(chunks.map(|images| FromPeers::Holds { all: false, images, gone: Vec::new() }));
         *last = Some(now);
         said
+    }
+}
+
+/// As many as fit into one message each.
+fn in_parts(images: Vec<HeldImage>) -> Vec<Vec<HeldImage>> {
+    let (mut parts, mut size) = (Vec::<Vec<HeldImage>>::new(), AT_ONCE);
+    for image in images {
+        size += 1 + image.made.len();
+        if size > AT_ONCE {
+            size = 1 + image.made.len();
+            parts.push(Vec::new());
+        }
+        if let Some(last) = parts.last_mut() {
+            last.push(image);
+        }
+    }
+    parts
+}
+
+impl Peers {
+    /// Looks what the store has, and tells what is new. Who has just brought an image does so before it says that it is there: of whoever is
+    /// sent here next it is known then what nodes agree on.
+    pub(crate) fn tell_held(&self, images: &Images) {
+        let _one = self.told.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        match held(images, &self.told) {
+            Ok(now) => self.told.news(now).into_iter().for_each(|said| self.say(said)),
+            Err(e) => tracing::warn!("which images this node has is not told: {e}"),
+        }
     }
 }
 
@@ -80,24 +119,42 @@ pub(super) async fn keep(peers: Arc<Peers>, images: Arc<Images>) {
         // Either is a reason to look.
         let _ = tokio::time::timeout(EVERY, changed).await;
         tokio::time::sleep(TOGETHER).await;
-        let images = Arc::clone(&images);
-        match tokio::task::spawn_blocking(move || held(&images)).await {
-            Ok(Ok(now)) => peers.told.news(now).into_iter().for_each(|said| peers.say(said)),
-            Ok(Err(e)) => tracing::warn!("which images this node has is not told: {e}"),
-            // The agent ends.
-            Err(_) => return,
+        let (telling, images) = (Arc::clone(&peers), Arc::clone(&images));
+        // Else the agent ends.
+        if tokio::task::spawn_blocking(move || telling.tell_held(&images)).await.is_err() {
+            return;
         }
     }
 }
 
-fn held(images: &Images) -> berth_images::Result<Held> {
+fn held(images: &Images, told: &Told) -> berth_images::Result<Held> {
     let own = rustix::process::geteuid().as_raw();
-    let all = images.store()?.all_held()?.into_iter().take(MOST_IMAGES);
+    let store = images.store()?;
+    let all = store.all_held()?.into_iter().take(MOST_IMAGES);
+    let remembered = || told.made.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whoever tells alone has it meanwhile, and nobody waits for the disk.
+    let (mut before, mut known) = (std::mem::take(&mut *remembered()), BTreeMap::new());
+    let travel = images.forms_travel();
+    let mut made = |digest: &Digest| {
+        if !travel {
+            return Vec::new();
+        }
+        let made = before.remove(digest).unwrap_or_else(|| {
+            let mut made = store.made_forms(digest).unwrap_or_default();
+            made.truncate(MOST_MADE);
+            made
+        });
+        known.insert(digest.clone(), made.clone());
+        made
+    };
     let users = |users: std::collections::BTreeSet<u32>| match images.is_shared() {
         true => users.into_iter().take(MOST_USERS).map(Uid).collect(),
         false => vec![Uid(own)],
     };
-    Ok(all.map(|(digest, of)| (digest.to_string(), users(of))).collect())
+    let all = all.map(|(digest, of)| (digest.to_string(), Has { users: users(of), made: made(&digest) }));
+    let all = all.collect();
+    *remembered() = known;
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -105,13 +162,18 @@ mod tests {
     use super::*;
 
     fn held(of: &[(&str, u32)]) -> Held {
-        of.iter().map(|(digest, user)| ((*digest).to_string(), vec![Uid(*user)])).collect()
+        let has = |user: &u32| Has { users: vec![Uid(*user)], made: Vec::new() };
+        of.iter().map(|(digest, user)| ((*digest).to_string(), has(user))).collect()
     }
 
     #[test]
     fn what_changed_is_told_and_all_of_it_to_whoever_knows_nothing() {
         let told = Told::default();
-        let image = |digest: &str, user| HeldImage { digest: digest.into(), users: vec![Uid(user)] };
+        let image = |digest: &str, user| HeldImage {
+            digest: digest.into(),
+            users: vec![Uid(user)],
+            made: Vec::new(),
+        };
         let holds = |all, images, gone: &[&str]| {
             let gone = gone.iter().map(|d| (*d).to_string()).collect();
             vec![FromPeers::Holds { all, images, gone }]
@@ -126,7 +188,21 @@ mod tests {
         assert_eq!(told.news(held(&[("b", 1)])), holds(false, vec![], &["a"]));
         told.forget();
         assert_eq!(told.news(held(&[("b", 1)])), holds(true, vec![image("b", 1)], &[]));
-        let many: Held = (0..AT_ONCE + 1).map(|n| (n.to_string(), vec![Uid(1)])).collect();
-        assert_eq!(told.news(many).len(), 2);
+        let many = |made: usize| {
+            let form = MadeForm { layer: "l".into(), writer: "w".into(), digest: "d".into(), size: 1 };
+            let has = Has { users: vec![Uid(1)], made: vec![form; made] };
+            (0..AT_ONCE + 1).map(|n| (n.to_string(), has.clone())).collect::<Held>()
+        };
+        assert_eq!(told.news(many(0)).len(), 2);
+        // What was made is news, and counts.
+        let said = told.news(many(MOST_MADE));
+        let sizes = said.iter().map(|said| match said {
+            FromPeers::Holds { images, .. } => images.len(),
+            _ => 0,
+        });
+        let sizes: Vec<usize> = sizes.collect();
+        assert_eq!(sizes.iter().sum::<usize>(), AT_ONCE + 1);
+        assert!(sizes.iter().all(|size| size * (1 + MOST_MADE) <= AT_ONCE), "{sizes:?}");
+        assert_eq!(told.news(many(MOST_MADE)), []);
     }
 }

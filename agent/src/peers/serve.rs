@@ -3,7 +3,8 @@
 //!
 //! Nodes ask for the manifest that was fetched, and for what is in the layers that it names. A client that knows the standard alone asks for
 //! the tag `uncompressed-sha256-HEX`, and finds all that the manifest names which it is given. What is known of signatures of a manifest, or
-//! of an index that was seen with it, stands at the tag `signatures-sha256-HEX`.
+//! of an index that was seen with it, stands at the tag `signatures-sha256-HEX`. Read-only images of layers are blobs by digests of their
+//! own, which nodes hear from the controller alone.
 
 use super::http::{Request, What, read_head};
 use super::{Peers, shared_name};
@@ -333,7 +334,11 @@ impl Wanted {
     /// What it is in an image, with its digest; nothing where the image has no such part.
     fn of<'a>(&self, offer: &'a Offer<'_>, image: &Digest) -> ImageResult<Option<(Digest, Part<'a>)>> {
         match self {
-            Wanted::Blob(digest) => Ok(offer.blob(digest)?.map(|part| (digest.clone(), part))),
+            Wanted::Blob(digest) => {
+                let part = offer.blob(digest)?;
+                let part = part.map_or_else(|| offer.form(digest), |part| Ok(Some(part)))?;
+                Ok(part.map(|part| (digest.clone(), part)))
+            }
             Wanted::Manifest(digest) if digest == image => Ok(Some((digest.clone(), offer.manifest()?))),
             Wanted::Manifest(digest) => match offer.index(digest)? {
                 Some(index) => Ok(Some((digest.clone(), index))),

@@ -25,6 +25,10 @@ use disk::{BLOCK, FileType, INODE, Inode};
 use inodes::{Inodes, ROOT};
 use out::Out;
 
+/// Raised with every change by which an archive makes other bytes than before: nodes take each other's images only where the same version
+/// wrote them.
+pub(crate) const VERSION: u32 = 1;
+
 /// By which a directory hides all of its namesakes in lower layers.
 const MARK: (&[u8], &[u8]) = (b"user.overlay.opaque", b"y");
 
@@ -55,6 +59,11 @@ impl Image {
     pub(crate) fn new(file: OwnedFd, owner: (u32, u32), id: [u8; 16]) -> Self {
         let (out, inodes) = (Out::new(file), Inodes::new(disk::ROOT));
         Self { out, inodes, cached: (Vec::new(), ROOT), replaced: 0, owner, id }
+    }
+
+    /// Bytes of it in holes, so far.
+    pub(crate) fn holes(&self) -> u64 {
+        self.out.holes()
     }
 
     /// The number of the directory at `path`, or why there is none.

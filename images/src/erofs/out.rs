@@ -27,6 +27,8 @@ pub(super) struct Out {
     rooms: Vec<Room>,
     /// Where the metadata that lies last ends.
     metadata: u64,
+    /// Bytes in holes.
+    holes: u64,
 }
 
 type Result<T> = std::result::Result<T, Errno>;
@@ -34,7 +36,7 @@ type Result<T> = std::result::Result<T, Errno>;
 impl Out {
     /// Starts with one empty block.
     pub(super) fn new(file: OwnedFd) -> Self {
-        Self { file, buffer: vec![0; BLOCK], start: 0, rooms: Vec::new(), metadata: 0 }
+        Self { file, buffer: vec![0; BLOCK], start: 0, rooms: Vec::new(), metadata: 0, holes: 0 }
     }
 
     /// The block that comes next.
@@ -63,7 +65,13 @@ impl Out {
     pub(super) fn skip(&mut self, bytes: u64) -> Result<()> {
         self.flush()?;
         self.start = self.start.checked_add(bytes).ok_or(Errno::FBIG)?;
+        self.holes = self.holes.saturating_add(bytes);
         Ok(())
+    }
+
+    /// Bytes in holes so far.
+    pub(super) fn holes(&self) -> u64 {
+        self.holes
     }
 
     /// Finds room for metadata, which lies in one block if it is not larger than that; gives its place.

@@ -53,6 +53,7 @@ struct Options {
     signers: Option<String>,
     quota: Option<u64>,
     peers: bool,
+    forms: bool,
     look: bool,
     patience: Option<u64>,
     seen: bool,
@@ -100,6 +101,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--repair" => options.repair = Some(text()?),
             "--signers" => options.signers = Some(text()?),
             "--peers" => options.peers = text()? == "yes",
+            "--forms" => options.forms = text()? == "yes",
             "--no-links" => {
                 options.through = if text()? == "yes" { Through::NoLinks } else { Through::Links };
             }
@@ -300,7 +302,7 @@ impl<F: Fn() -> Result<Box<dyn BlobSource>> + Send + Sync> BlobSource for Openin
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--signers JSON] [--repair JSON] [--look yes] [--seen yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--forms yes] [--signers JSON] [--repair JSON] [--look yes] [--seen yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -336,6 +338,9 @@ pub fn unpacker_main(
         }
         if let (Some(uid), Some(limit), None) = (options.grant, options.quota, &options.repair) {
             store = store.with_quota(uid, limit);
+        }
+        if options.forms {
+            store = store.travelling();
         }
         let source = RemoteSource::new(image.source.clone(), input, output);
         let source = if options.peers { source.of_peers() } else { source };

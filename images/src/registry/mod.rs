@@ -294,6 +294,8 @@ impl Client {
             BlobKind::Blob
             | BlobKind::Held
             | BlobKind::Archive
+            | BlobKind::Forms
+            | BlobKind::Form
             | BlobKind::Signatures
             | BlobKind::SifSignatures => "blobs",
         };

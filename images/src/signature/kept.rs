@@ -39,6 +39,8 @@ impl Kept {
             | BlobKind::Blob
             | BlobKind::Held
             | BlobKind::Archive
+            | BlobKind::Forms
+            | BlobKind::Form
             | BlobKind::SifSignatures => None,
         }
     }
@@ -56,6 +58,8 @@ impl Kept {
             | BlobKind::Blob
             | BlobKind::Held
             | BlobKind::Archive
+            | BlobKind::Forms
+            | BlobKind::Form
             | BlobKind::SifSignatures => return,
         };
         all.insert(digest.clone(), STANDARD.encode(bytes));
@@ -124,6 +128,8 @@ impl BlobSource for Heard<'_> {
             | BlobKind::Blob
             | BlobKind::Held
             | BlobKind::Archive
+            | BlobKind::Forms
+            | BlobKind::Form
             | BlobKind::SifSignatures => return Ok(blob),
         };
         let mut bytes = Vec::new();

@@ -49,6 +49,10 @@ pub enum BlobKind {
     Held,
     /// The content of a layer, by its DiffID: of nodes of a cluster alone, which keep no compressed layers.
     Archive,
+    /// Which read-only images of the layer with this DiffID nodes agree on, as JSON: of nodes of a cluster alone.
+    Forms,
+    /// What travels of such an image, by its own digest: of nodes of a cluster alone.
+    Form,
     /// What a registry has of signatures of a manifest, as one document that nobody vouches for.
     Signatures,
     /// What a SIF file says of its own signatures, as a line of text that nobody vouches for.

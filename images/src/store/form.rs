@@ -6,12 +6,14 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::thread::ScopedJoinHandle;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
+use super::bundle::{Bundle, FormRecord};
 use super::layer::{LISTING, REPAIR, REPLACED, SKELETON};
 use super::record::print;
 use super::sum::sum;
@@ -226,8 +228,14 @@ impl Store {
             .find(stands)
     }
 
+    /// The form that a layer gets which is made now.
+    pub(super) fn form_for(&self, layer: &LayerInfo) -> LayerForm {
+        let flat = self.flat.lock().unwrap_or_else(PoisonError::into_inner).contains(&layer.diff_id);
+        if flat || layer.size < self.smallest_image { LayerForm::Directory } else { self.form }
+    }
+
     /// Makes a layer in `directory`, in the form that is settled, with what is needed to look for damage and to make its
-    /// archive again. Gives what was made, and the sum of an image.
+    /// archive again.
     pub(super) fn make_layer(
         &self,
         directory: &OwnedFd,
@@ -235,16 +243,15 @@ impl Store {
         source: &dyn BlobSource,
         progress: &dyn Progress,
         charge: &Charge<'_>,
-    ) -> Result<(LayerReport, Option<Digest>)> {
+    ) -> Result<Made> {
         let what = format!("image store: layer {}", layer.diff_id.short());
-        let flat = self.flat.lock().unwrap_or_else(PoisonError::into_inner).contains(&layer.diff_id);
-        let form = if flat || layer.size < self.smallest_image { LayerForm::Directory } else { self.form };
+        let form = self.form_for(layer);
         let new = |name| new_file(directory, name).map(File::from).map_err(|e| Error::io(&what, e));
         let (skeleton, replaced) = (new(SKELETON)?, new(REPLACED)?);
         let replaced_too = replaced.try_clone().map_err(|e| Error::io(&what, e))?;
         let kept = (skeleton, replaced_too);
         let filling = Fetching { source, layer, progress, kept, bounds: (&self.limits, charge) };
-        let (report, sum) = self.make_form(directory, form, &layer.diff_id, charge, filling)?;
+        let (report, written) = self.make_form(directory, form, &layer.diff_id, charge, filling)?;
         // Content that is gone cannot be put where the archive has it.
         if report.unsaved > 0 {
             files::remove(directory.as_fd(), SKELETON)?;
@@ -252,11 +259,24 @@ impl Store {
         if report.unsaved > 0 || replaced.metadata().is_ok_and(|meta| meta.len() == 0) {
             files::remove(directory.as_fd(), REPLACED)?;
         }
-        Ok((report, sum))
+        let Some(written) = written else { return Ok(Made { report, image: None, form: None }) };
+        let travels = self.travels && report.unsaved == 0 && written.travels();
+        let bundle =
+            travels.then(|| Bundle::open(directory, &layer.diff_id, &report, &writer())).transpose()?;
+        // Each reads all of the image, and the first does it by several threads.
+        let (image, form) = std::thread::scope(|scope| {
+            let form = bundle.as_ref().map(|bundle| scope.spawn(move || bundle.record(true)));
+            let image = written.sum(&what);
+            let join = |thread: ScopedJoinHandle<'_, Result<FormRecord>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            (image, form.map(join))
+        });
+        Ok(Made { report, image: Some(image?), form: form.transpose()? })
     }
 
-    /// Makes in `directory` what is filled in, in this form, with what is needed to look for damage. Gives what was made, and the
-    /// sum of an image.
+    /// Makes in `directory` what is filled in, in this form, with what is needed to look for damage; of an image that is its sum, which is
+    /// still to be made.
     pub(super) fn make_form(
         &self,
         directory: &OwnedFd,
@@ -264,19 +284,17 @@ impl Store {
         id: &Digest,
         charge: &Charge<'_>,
         filling: impl Fill,
-    ) -> Result<(LayerReport, Option<Digest>)> {
+    ) -> Result<(LayerReport, Option<Written>)> {
         let what = format!("image store: layer {}", id.short());
         let io = |e: Errno| Error::io(&what, e);
         let name = form.name();
-        // In root's own store a set-user-id file would belong to root.
-        let keep_setid = !geteuid().is_root();
         match form {
             LayerForm::Directory => {
                 mkdirat(directory, name, Mode::RWXU).map_err(io)?;
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let tree = openat(directory, name, flags, Mode::empty()).map_err(io)?;
                 let root = tree.try_clone().map_err(|e| Error::io("image store", e))?;
-                let unpacker = Unpacker::new(Tree::new(root), &self.limits, keep_setid).charging(charge);
+                let unpacker = Unpacker::new(Tree::new(root), &self.limits, keeps_setid()).charging(charge);
                 let (report, _) = filling.fill(unpacker)?;
                 let listing = File::from(new_file(directory, LISTING).map_err(io)?);
                 listing::write(&tree, listing).map_err(|e| Error::io(&what, e))?;
@@ -285,10 +303,12 @@ impl Store {
             LayerForm::Erofs => {
                 let owner = (geteuid().as_raw(), getegid().as_raw());
                 let image = Image::new(new_file(directory, name).map_err(io)?, owner, filesystem_id(id));
-                let unpacker = Unpacker::new(image, &self.limits, keep_setid).charging(charge);
+                let unpacker = Unpacker::new(image, &self.limits, keeps_setid()).charging(charge);
                 let (report, image) = filling.fill(unpacker)?;
+                let holes = image.holes();
                 let file = File::from(image.seal().map_err(io)?);
-                Ok((report, Some(sum(&file).map_err(|e| Error::io(&what, e))?)))
+                let length = file.metadata().map_err(|e| Error::io(&what, e))?.len();
+                Ok((report, Some(Written { file, length, holes })))
             }
         }
     }
@@ -343,6 +363,49 @@ impl Store {
     }
 }
 
+/// A layer that was made.
+pub(super) struct Made {
+    pub(super) report: LayerReport,
+    /// Sum of its image, where it is one.
+    pub(super) image: Option<Digest>,
+    /// What may travel of it.
+    pub(super) form: Option<FormRecord>,
+}
+
+/// An image that was written.
+pub(super) struct Written {
+    file: File,
+    length: u64,
+    holes: u64,
+}
+
+impl Written {
+    /// By which is told later whether it was changed.
+    pub(super) fn sum(&self, what: &str) -> Result<Digest> {
+        sum(&self.file).map_err(|e| Error::io(what, e))
+    }
+
+    /// Whether other nodes may have it as it is: of one that is holes for the most part, which may be larger than any disk, they make
+    /// their own.
+    fn travels(&self) -> bool {
+        self.holes <= self.length / 2
+    }
+}
+
+/// Whether set-id bits are kept: in root's own store such a file would belong to root.
+fn keeps_setid() -> bool {
+    !geteuid().is_root()
+}
+
+/// What writes images here, with all on which it depends which bytes it makes of an archive.
+pub(super) fn writer() -> String {
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let bits = if keeps_setid() { "kept" } else { "cleared" };
+    // What is kept of the archive travels with it, compressed.
+    let zstd = zstd::zstd_safe::version_number();
+    format!("erofs {} of {uid}:{gid}, set-id bits {bits}, zstd {zstd}", erofs::VERSION)
+}
+
 /// What a layer's form is filled with.
 pub(super) trait Fill {
     /// Fills it.
@@ -365,7 +428,7 @@ impl Fill for Fetching<'_> {
 }
 
 /// A file of a layer's directory that is not there yet.
-fn new_file(directory: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+pub(super) fn new_file(directory: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
 }

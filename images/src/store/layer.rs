@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{Mode, OFlags, RenameFlags, fsync, openat, renameat_with, syncfs};
 use rustix::io::Errno;
 
+use super::form::Made;
 use super::merge::merged_name;
 use super::record::{LayerRecord, MergedRecord, VERSION, parse, print};
 use super::work::WorkDir;
@@ -38,7 +39,7 @@ pub(super) const REPAIR: &str = "repair the image with `berth image verify --rep
 const MOST_OPEN: usize = 256;
 
 /// How often a layer is fetched anew because a mirror gave wrong bytes: whoever fetches may be hostile and say so for ever.
-const MOST_MIRRORS: usize = 8;
+pub(super) const MOST_MIRRORS: usize = 8;
 
 impl Store {
     /// The record of a layer that may be used: complete, and not torn by a power cut.
@@ -231,10 +232,26 @@ impl Store {
         progress: &dyn Progress,
         failed: Option<&AtomicBool>,
     ) -> Result<(WorkDir<'a>, LayerReport)> {
+        if let Some(done) = self.travelled(layer, source, progress, failed) {
+            return Ok(done);
+        }
+        let make = |directory: &OwnedFd, charge: &Charge<'_>| {
+            self.make_layer(directory, layer, source, progress, charge)
+        };
+        self.layer_by(layer, failed, make)
+    }
+
+    /// A layer where nobody sees it, which `make` makes, with its record.
+    pub(super) fn layer_by<'a>(
+        &'a self,
+        layer: &LayerInfo,
+        failed: Option<&AtomicBool>,
+        make: impl FnOnce(&OwnedFd, &Charge<'_>) -> Result<Made>,
+    ) -> Result<(WorkDir<'a>, LayerReport)> {
         let work = WorkDir::new(self)?;
         let directory = work.open()?;
         let charge = Charge::new(self.quota.as_ref()).unless(self.unwanted(failed)).on_disk(self.capacity()?);
-        let (report, image) = self.make_layer(&directory, layer, source, progress, &charge)?;
+        let Made { report, image, form } = make(&directory, &charge)?;
         let rebuildable = report.unsaved == 0;
         let record = LayerRecord {
             version: VERSION,
@@ -243,6 +260,7 @@ impl Store {
             listed: true,
             rebuildable,
             image,
+            form,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;
@@ -284,7 +302,7 @@ impl Store {
     }
 
     /// Opens the directory `name` of the layers.
-    fn open_layer(&self, name: &str) -> Result<OwnedFd> {
+    pub(super) fn open_layer(&self, name: &str) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(&self.layers, name, flags, Mode::empty())
             .map_err(|e| Error::io(format!("image store: layer {name}"), e))

@@ -160,14 +160,16 @@ impl Store {
         // Where few images can be mounted, those that are layers of their own have the places.
         let form = if self.most_images.is_some() { LayerForm::Directory } else { self.form };
         let filling = Merging { store: self, lowest };
-        let (report, image) = self.make_form(&directory, form, &lowest.id, &charge, filling)?;
+        let (report, written) = self.make_form(&directory, form, &lowest.id, &charge, filling)?;
+        let image = written.map(|written| written.sum(&format!("image store: {}", merged_name(&lowest.id))));
         let record = LayerRecord {
             version: VERSION,
             diff_id: lowest.id.clone(),
             report,
             listed: true,
             rebuildable: false,
-            image,
+            image: image.transpose()?,
+            form: None,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record)?, self.give_to)?;

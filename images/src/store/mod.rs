@@ -29,6 +29,7 @@
 //! another. Quota, fetch, use and layer are held while a source is read, which may be slow or hostile: the first two are each user's
 //! own, the third is shared, and of the fourth see [`turn`]. Place and store never are: all wait for them, and so for nobody's source.
 
+mod bundle;
 mod ensure;
 mod export;
 mod files;
@@ -53,6 +54,7 @@ mod short;
 mod shown;
 mod signed;
 mod sum;
+mod travel;
 mod turn;
 mod verify;
 mod window;
@@ -135,6 +137,8 @@ pub struct Store {
     has_file: bool,
     /// Something that they have was not read for that: it was known already.
     unread: AtomicBool,
+    /// Read-only images of layers come from other nodes, and it is noted which this one makes.
+    travels: bool,
     /// Set by whoever wants no image any more for which it was opened.
     stopped: Option<Arc<AtomicBool>>,
 }
@@ -211,6 +215,7 @@ impl Store {
             span: turn::SPAN,
             has_file: false,
             unread: AtomicBool::new(false),
+            travels: false,
             stopped: None,
         };
         store.check_version()?;
@@ -386,6 +391,7 @@ fn boot_id() -> String {
 /// Doors for the fuzz targets.
 #[cfg(fuzzing)]
 pub(crate) mod doors {
+    use super::bundle::Head;
     use super::record::{ImageRecord, LayerRecord, PendingRecord, parse, print};
 
     /// # Panics
@@ -399,6 +405,6 @@ pub(crate) mod doors {
                 }
             )* };
         }
-        again!(ImageRecord LayerRecord PendingRecord);
+        again!(ImageRecord LayerRecord PendingRecord Head);
     }
 }

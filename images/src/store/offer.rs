@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 
 use super::Store;
+use super::bundle::{Bundle, MEDIA_TYPE};
 use super::ensure::UseGuard;
 use super::grant::parse_name;
 use super::layer::SKELETON;
@@ -37,6 +38,7 @@ pub struct Part<'a> {
 enum Form {
     Whole(Vec<u8>),
     Layer(LayerInfo),
+    Image(Bundle),
 }
 
 impl Store {
@@ -124,6 +126,24 @@ impl Offer<'_> {
         Ok(Some(Part { store: self.store, form: Form::Layer(layer.clone()), length, media_type: BYTES }))
     }
 
+    /// What travels of the read-only image of one of the layers, by its own digest; nothing where the image has no such part. It is for
+    /// nodes that know by others that it is what the layer's archive makes.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn form(&self, digest: &Digest) -> Result<Option<Part<'_>>> {
+        let mut seen = BTreeSet::new();
+        for layer in self.record.layers.iter().filter(|layer| seen.insert(&layer.diff_id)) {
+            let Some(record) = self.store.layer_record(&layer.diff_id)? else { continue };
+            let Some(form) = record.form.filter(|form| form.digest == *digest) else { continue };
+            let directory = self.store.open_layer(&layer.diff_id.file_name())?;
+            let bundle = Bundle::open(&directory, &layer.diff_id, &record.report, &form.writer)?;
+            let (length, store) = (bundle.length(), self.store);
+            return Ok(Some(Part { store, form: Form::Image(bundle), length, media_type: MEDIA_TYPE }));
+        }
+        Ok(None)
+    }
+
     /// What is kept of signatures of this manifest or index of the image's, with its own digest; nothing where there is none.
     ///
     /// # Errors
@@ -184,6 +204,7 @@ impl Part<'_> {
                 let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 out.write_all(bytes.get(at(from)..at(end)).unwrap_or_default()).map_err(failed)
             }
+            Form::Image(bundle) => bundle.copy((from, end), out).map_err(failed),
             Form::Layer(layer) => {
                 let what = format!("layer {}", layer.diff_id);
                 let tree = self.store.layer_tree(&layer.diff_id)?;

@@ -22,7 +22,7 @@ use crate::unpack::{Form, LayerReport, Limits, Recorded, Unpacker};
 
 pub(super) const CHUNK: usize = 256 << 10;
 /// Chunks between two stages: 2 MiB for a layer, and each stage has one in hand.
-const QUEUE: usize = 4;
+pub(super) const QUEUE: usize = 4;
 
 /// Either more bytes, or the end, which is sent only after everything was verified.
 enum Chunk {
@@ -291,7 +291,7 @@ fn send_result(out: &SyncSender<Chunk>, result: Result<()>) {
     let _ = out.send(last);
 }
 
-fn read_chunk(input: &mut impl Read) -> io::Result<Vec<u8>> {
+pub(super) fn read_chunk(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut chunk = vec![0; CHUNK];
     let mut filled = 0;
     while filled < CHUNK {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bundle::FormRecord;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{ImageConfig, LayerInfo};
@@ -105,6 +106,9 @@ pub(super) struct LayerRecord {
     /// Sum of the layer's image, where it is one: it stands for a listing.
     #[serde(default, rename = "image_sum")]
     pub(super) image: Option<Digest>,
+    /// What may travel of the layer's image to other nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) form: Option<FormRecord>,
     /// Boot during which it was unpacked: until the `synced` mark exists, the layer counts only in that boot.
     pub(super) boot: String,
 }

@@ -289,6 +289,7 @@ mod tests {
             listed: true,
             rebuildable: true,
             image: None,
+            form: None,
             boot: boot_id(),
         };
         files::write(directory.as_fd(), "layer.json", &print(&record).unwrap(), None).unwrap();

@@ -394,6 +394,7 @@ pub(crate) fn helpers(
         store,
         login: None,
         quota: None,
+        forms: false,
         stop: None,
         confine: None,
     }

@@ -33,5 +33,6 @@ mod signatures;
 mod squashfs;
 mod store;
 mod terminal;
+mod travel;
 mod verify;
 mod waiting;

@@ -262,6 +262,7 @@ pub(crate) fn helpers(
         store: uid.map(|_| id(54_321)),
         login: None,
         quota: None,
+        forms: false,
         stop: None,
         confine: None,
     }

@@ -580,6 +580,7 @@ fn helpers_of(registries: Registries, signers: Option<Signers>) -> Helpers {
     Helpers {
         login: None,
         quota: None,
+        forms: false,
         stop: None,
         confine: None,
         through: Default::default(),

@@ -1452,6 +1452,8 @@ pub struct ImagesConfig {
     pub peers: u32,
     #[prost(string, tag = "81")]
     pub gateways: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "420")]
+    pub forms_agreed: u32,
     #[prost(string, tag = "32")]
     pub max_size: ::prost::alloc::string::String,
     #[prost(uint32, tag = "33")]
@@ -3336,12 +3338,27 @@ pub struct ImageDone {
     #[prost(string, tag = "3")]
     pub why: ::prost::alloc::string::String,
 }
+/// A read-only image of a layer that a node made of the layer's archive.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MadeForm {
+    #[prost(string, tag = "1")]
+    pub layer: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub writer: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeldImage {
     #[prost(string, tag = "1")]
     pub digest: ::prost::alloc::string::String,
     #[prost(uint32, repeated, tag = "2")]
     pub users: ::prost::alloc::vec::Vec<u32>,
+    /// Earlier agents do not say, and earlier controllers pass over it.
+    #[prost(message, repeated, tag = "420")]
+    pub made: ::prost::alloc::vec::Vec<MadeForm>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImagesHold {
@@ -3479,7 +3496,7 @@ pub struct PeersSaid {
     #[prost(message, optional, tag = "2")]
     pub said: ::core::option::Option<FromPeers>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeerWay {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
@@ -3487,6 +3504,9 @@ pub struct PeerWay {
     pub address: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub key: ::prost::alloc::string::String,
+    /// On which so many nodes agree that they may be used; earlier agents pass over it.
+    #[prost(message, repeated, tag = "420")]
+    pub forms: ::prost::alloc::vec::Vec<MadeForm>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitForImage {
@@ -3494,14 +3514,14 @@ pub struct WaitForImage {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FromSource {
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImageWay {
     #[prost(oneof = "image_way::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<image_way::Kind>,
 }
 /// Nested message and enum types in `ImageWay`.
 pub mod image_way {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "1")]
         Wait(super::WaitForImage),
@@ -3511,7 +3531,7 @@ pub mod image_way {
         Peer(super::PeerWay),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WayTold {
     #[prost(uint64, tag = "1")]
     pub ask: u64,
@@ -3564,14 +3584,14 @@ pub struct ImageUnwanted {
     #[prost(uint64, tag = "1")]
     pub ask: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToPeers {
     #[prost(oneof = "to_peers::Kind", tags = "380, 381, 382, 383, 1, 2, 3, 110, 112")]
     pub kind: ::core::option::Option<to_peers::Kind>,
 }
 /// Nested message and enum types in `ToPeers`.
 pub mod to_peers {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "380")]
         Name(super::NameTold),

@@ -2,10 +2,11 @@
 
 use super::{Field, Malformed, required, required_member, structs};
 use crate::pb;
-use berth_model::exchange::{FromPeers, HeldImage, ImageWay, RemovedImage, ToPeers};
+use berth_model::exchange::{FromPeers, HeldImage, ImageWay, MadeForm, RemovedImage, ToPeers};
 
 structs! {
-    HeldImage { digest, users }
+    HeldImage { digest, users, made }
+    MadeForm { layer, writer, digest, size }
     RemovedImage { digest, name, owners }
 }
 
@@ -104,9 +105,12 @@ impl Field<pb::ImageWay> for ImageWay {
         let kind = match self {
             ImageWay::Wait => Kind::Wait(pb::WaitForImage {}),
             ImageWay::Source => Kind::Source(pb::FromSource {}),
-            ImageWay::Peer { node, address, key } => {
-                Kind::Peer(pb::PeerWay { node: node.put(), address: address.clone(), key: key.clone() })
-            }
+            ImageWay::Peer { node, address, key, forms } => Kind::Peer(pb::PeerWay {
+                node: node.put(),
+                address: address.clone(),
+                key: key.clone(),
+                forms: forms.put(),
+            }),
         };
         pb::ImageWay { kind: Some(kind) }
     }
@@ -116,8 +120,8 @@ impl Field<pb::ImageWay> for ImageWay {
         Ok(match wire.kind.ok_or(Malformed::new("not a known way to an image"))? {
             Kind::Wait(pb::WaitForImage {}) => ImageWay::Wait,
             Kind::Source(pb::FromSource {}) => ImageWay::Source,
-            Kind::Peer(pb::PeerWay { node, address, key }) => {
-                ImageWay::Peer { node: Field::get(node)?, address, key }
+            Kind::Peer(pb::PeerWay { node, address, key, forms }) => {
+                ImageWay::Peer { node: Field::get(node)?, address, key, forms: Field::get(forms)? }
             }
         })
     }

@@ -69,7 +69,7 @@ structs! {
     SignatureRule { images, policy, keys, signed_as }
     ImageRule { accounts, allow, deny }
     ImagesConfig {
-        insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, peers, gateways, max_size, keep_days,
+        insecure_registries, layer_form, certificate_authorities, mirrors, high_watermark, low_watermark, peers, gateways, forms_agreed, max_size, keep_days,
         user_quota, quotas,
         path, memory, prefetch, allow, deny, rules, signatures, signature_rules,
     }

@@ -502,8 +502,12 @@ impl Arbitrary for ToPeers {
                 note: Arbitrary::arbitrary(r),
             },
             2 => {
-                let way =
-                    ImageWay::Peer { node: Arbitrary::arbitrary(r), address: Arbitrary::arbitrary(r), key };
+                let way = ImageWay::Peer {
+                    node: Arbitrary::arbitrary(r),
+                    address: Arbitrary::arbitrary(r),
+                    key,
+                    forms: Arbitrary::arbitrary(r),
+                };
                 ToPeers::Way { ask: Arbitrary::arbitrary(r), way, note: Arbitrary::arbitrary(r) }
             }
             3 => ToPeers::Serve {

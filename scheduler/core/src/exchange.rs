@@ -7,8 +7,9 @@
 
 mod alone;
 
+use crate::forms::Forms;
 use alone::Alone;
-use berth_model::exchange::{ImageWay, ToPeers};
+use berth_model::exchange::{ImageWay, MadeForm, ToPeers};
 use berth_model::ids::{Attempt, JobId, NodeName, Uid};
 use berth_model::pin::file_of;
 use berth_model::time::{Span, Time};
@@ -139,9 +140,34 @@ pub(crate) struct Exchange {
     holders: BTreeMap<String, Holders>,
     /// How many take from a node.
     load: BTreeMap<NodeName, usize>,
+    /// What nodes made of layers.
+    forms: Forms,
 }
 
 impl Exchange {
+    /// So many nodes have to have made a layer's read-only image alike before others are told of it.
+    pub(crate) fn set_agreed(&mut self, needed: u32) {
+        self.forms.set_needed(needed);
+    }
+
+    /// What a node made by itself of layers of images that it has: all of it, or only what changed. Gives in words on what nodes do not
+    /// agree since now.
+    pub(crate) fn made(
+        &mut self,
+        node: &NodeName,
+        all: bool,
+        images: Vec<(String, Vec<MadeForm>)>,
+    ) -> Vec<String> {
+        if all {
+            self.forms.forget(node);
+        }
+        if self.forms.is_full() {
+            let holders = &self.holders;
+            self.forms.keep(|image| holders.contains_key(image));
+        }
+        images.into_iter().flat_map(|(image, forms)| self.forms.made(node, &image, forms)).collect()
+    }
+
     /// From now on these nodes fetch for all others.
     pub(crate) fn set_gateways(&mut self, gateways: &BTreeSet<NodeName>) {
         self.gateways.clone_from(gateways);
@@ -222,6 +248,8 @@ impl Exchange {
     pub(crate) fn rekeyed(&mut self, node: &NodeName, old: String, now: Time) -> Vec<Said> {
         let mut said = self.end_all(old);
         said.extend(self.gone(node, now));
+        // It says anew what it made, by the new one.
+        self.forms.forget(node);
         said
     }
 
@@ -254,6 +282,7 @@ impl Exchange {
     pub(crate) fn revoked(&mut self, node: &NodeName, key: Option<String>, now: Time) -> Vec<Said> {
         let shown = self.peers.get(node).map(|peer| peer.key.clone());
         let mut said = self.gone(node, now);
+        self.forms.forget(node);
         let keys: BTreeSet<String> = key.into_iter().chain(shown).collect();
         said.extend(keys.into_iter().flat_map(|key| self.end_all(key)));
         said
@@ -354,7 +383,8 @@ impl Exchange {
             State::Fetches => ImageWay::Source,
             State::Takes(from) => {
                 let peer = self.peers.get(from)?;
-                ImageWay::Peer { node: from.clone(), address: peer.address.clone(), key: peer.key.clone() }
+                let (address, key) = (peer.address.clone(), peer.key.clone());
+                ImageWay::Peer { node: from.clone(), address, key, forms: self.forms.agreed(&want.digest) }
             }
         };
         let note = self.groups.get(want).map(|group| group.note(ask.run)).unwrap_or_default();
@@ -449,7 +479,7 @@ impl Exchange {
     fn decide(&mut self, want: &Want, now: Time) -> Vec<Said> {
         let at_work = |gateway: &NodeName| (gateway.clone(), self.fetches_of(gateway));
         let at_work: BTreeMap<NodeName, usize> = self.gateways.iter().map(at_work).collect();
-        let Exchange { peers, groups, holders, load, gateways, fetches, .. } = self;
+        let Exchange { peers, groups, holders, load, gateways, fetches, forms, .. } = self;
         let Some(group) = groups.get_mut(want) else { return Vec::new() };
         if group.stalled(now)
             && let Some((node, ask)) = group.fetcher.take()
@@ -495,7 +525,8 @@ impl Exchange {
                     },
                 ));
                 let (address, key) = (peer.address.clone(), peer.key.clone());
-                let way = ImageWay::Peer { node: from, address, key };
+                let forms = forms.agreed(&want.digest);
+                let way = ImageWay::Peer { node: from, address, key, forms };
                 said.push((to, ToPeers::Way { ask: number, way, note: String::new() }));
                 continue;
             }

@@ -11,6 +11,7 @@ mod cluster;
 mod config;
 mod event;
 mod exchange;
+mod forms;
 mod gpus;
 mod job;
 mod launch;

@@ -82,7 +82,7 @@ fn image() -> ResolvedImage {
 #[test]
 fn a_job_starts_where_its_image_is() {
     let mut w = three();
-    let images = vec![HeldImage { digest: DIGEST.into(), users: vec![Uid(1000)] }];
+    let images = vec![HeldImage { digest: DIGEST.into(), users: vec![Uid(1000)], made: Vec::new() }];
     says(&mut w, "n2", FromPeers::Holds { all: true, images, gone: Vec::new() });
     // So it is told who asks where a job would run.
     let mut spec = berth_samples::job(JobKind::Batch, "asked");

@@ -135,6 +135,7 @@ impl Cluster {
     pub(super) fn peers(&mut self, node: &NodeName, said: FromPeers) {
         let now = self.clock;
         self.exchange.set_gateways(&self.config.gateways);
+        self.exchange.set_agreed(self.config.images.forms_agreed);
         let told = match said {
             FromPeers::Ready { address, key, connected, .. } => {
                 if address.len() > MOST_TEXT || key.len() > MOST_TEXT {
@@ -184,8 +185,14 @@ impl Cluster {
             FromPeers::Holds { all, images, gone } => {
                 let fits = |digest: &String| digest.len() <= MOST_TEXT;
                 let images = images.into_iter().filter(|image| fits(&image.digest)).take(MOST_HELD);
-                let images = images.map(|image| (image.digest, image.users)).collect();
-                return self.exchange.holds(node, all, images, &gone);
+                let parted =
+                    images.map(|image| ((image.digest.clone(), image.users), (image.digest, image.made)));
+                let (held, made): (Vec<_>, Vec<_>) = parted.unzip();
+                self.exchange.holds(node, all, held, &gone);
+                for dispute in self.exchange.made(node, all, made) {
+                    self.note_disputed(node, &dispute);
+                }
+                return;
             }
             FromPeers::Removed { ask, by, user, images } => {
                 self.note_removed(node, by, &user, &images);

@@ -16,7 +16,7 @@ const LONGEST: usize = 2000;
 const NAMED: usize = 20;
 /// Most characters of a word that an agent says for an entry.
 const LONGEST_WORD: usize = 100;
-/// Most entries that one node's agent makes within [`A_WHILE`]: what is beyond is in its own log alone.
+/// Most entries that one node's agent makes, or is the reason of, within [`A_WHILE`]: what is beyond is in its own log alone.
 const MOST_REMOVALS: u32 = 60;
 const A_WHILE: Span = Span::from_secs(3600);
 
@@ -113,20 +113,45 @@ impl Cluster {
         if all.is_empty() {
             return;
         }
+        let made = self.count_entry(node);
+        let what = if made <= MOST_REMOVALS {
+            format!("says that {} (uid {by}) removed there: image {}", word(user), all.join("; "))
+        } else if made == MOST_REMOVALS + 1 {
+            "says that more images were removed there within an hour: more removals are in that agent's own log".to_string()
+        } else {
+            return;
+        };
+        self.enter_in_log(Uid(0), format!("node {node}"), None, None, what);
+    }
+
+    /// How many entries a node's agent has made within [`A_WHILE`], with one more.
+    fn count_entry(&mut self, node: &NodeName) -> u32 {
         let now = self.clock;
         let (since, made) = self.removals.entry(node.clone()).or_insert((now, 0));
         if *since + A_WHILE <= now {
             (*since, *made) = (now, 0);
         }
         *made = made.saturating_add(1);
-        let what = if *made <= MOST_REMOVALS {
-            format!("says that {} (uid {by}) removed there: image {}", word(user), all.join("; "))
-        } else if *made == MOST_REMOVALS + 1 {
-            "says that more images were removed there within an hour: more removals are in that agent's own log".to_string()
+        *made
+    }
+
+    /// Enters an alarm: nodes say that they made different things of one layer. `node` said the last word.
+    pub(super) fn note_disputed(&mut self, node: &NodeName, dispute: &str) {
+        let made = self.count_entry(node);
+        let why =
+            "one of them is damaged, or was broken into; until they agree no node takes it from another";
+        let what = if made <= MOST_REMOVALS {
+            format!(
+                "ALARM: {dispute}: {why} ('berth image verify' on each says whether it has what it wrote)"
+            )
+        } else if made == MOST_REMOVALS + 1 {
+            format!(
+                "ALARM: what {node} makes of layers differs from what others make more often than is entered here"
+            )
         } else {
             return;
         };
-        self.enter_in_log(Uid(0), format!("node {node}"), None, None, what);
+        self.note_own(what);
     }
 
     /// Whoever has the file can be the cluster's controller and any of its machines.
