@@ -449,6 +449,44 @@ fn behind_a_gateway(login: bool, config: impl FnOnce(&Registry) -> String) -> (H
     (hosts, registry)
 }
 
+/// Without a gateway: whoever of them asks first, the one that has a way there brings it, and gives it to the other.
+#[test]
+fn a_node_without_a_way_to_the_registry_gets_an_image_from_one_that_starts_at_the_same_time_as_root() {
+    let hosts = Hosts::new(&["n1", "far", "near"]);
+    for (host, address) in [("n1", "10.88.0.1/24"), ("near", "10.88.0.2/24")] {
+        hosts.root(host, "ip").args(["addr", "add", address, "dev", "eth0"]).ok();
+    }
+    let registry = Registry::on(&hosts, "n1", "10.88.0.1", false);
+    hosts.up("n1", &registry.without_tls());
+    let token = hosts.token("n1", &["--uses", "2"]);
+    for name in ["far", "near"] {
+        hosts.join(name, &token);
+    }
+    for name in ["n1", "far", "near"] {
+        hosts.wait_node(name, "idle", 60);
+        gives(&hosts, name);
+    }
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let container = format!("--container-image={image}");
+    // It asks first, and has failed before the other one hears of it.
+    hosts.pause("near", "agent");
+    let words = ["-N2", "-w", "far,near", &container, "cat", "/data/kept"];
+    let running = hosts.cmd("n1", "srun").args(words).limit(120).spawn();
+    let waits = || log(&hosts, "far").contains("other nodes may have a way there").then_some(());
+    let waits = wait(60, waits).is_some();
+    hosts.resume("near", "agent");
+    let told = running.finish();
+    assert!(waits && told.rc == 0, "{told}\n{}", log(&hosts, "far"));
+    assert_eq!(told.text().lines().count(), 2, "{told}");
+    let blobs = asked(&registry);
+    assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 1), "{blobs:?}\n{}", log(&hosts, "far"));
+    // Where it is the only one that wants it, it says what it found.
+    let other = registry.push(&images::busybox(), "team/other:1", &[]);
+    let container = format!("--container-image={other}");
+    let told = hosts.cmd("n1", "srun").args(["-w", "far", &container, "true"]).limit(120).fails();
+    told.says(&["cannot be reached"]);
+}
+
 /// A directory with a login of the registry by this password, as DOCKER_CONFIG names one.
 fn login_file(hosts: &Hosts, registry: &Registry, password: &str) -> PathBuf {
     let directory = hosts.work().join("docker");
