@@ -76,6 +76,18 @@ fn nodes_that_start_at_once_ask_the_registry_for_each_blob_once_as_root() {
     // Whoever comes to an image that is there asks nobody for it.
     hosts.cmd("n1", "srun").args(["-N4", &container, "true"]).limit(60).ok();
     assert_eq!(asked(&registry), blobs);
+    // What the name means the client asks, each time, and nobody asks more for four nodes than for one.
+    let container = format!("--container-image={}", registry.push(&images::busybox(), "team/one:1", &[]));
+    for _ in 0..2 {
+        hosts.cmd("n1", "srun").args(["-N1", "-w", "n2", &container, "true"]).limit(60).ok();
+    }
+    as_often(&registry, "team/app", "team/one");
+}
+
+/// That manifests of one repository were asked for as often as those of the other.
+fn as_often(registry: &Registry, of_many: &str, of_one: &str) {
+    let (many, one) = (registry.manifests(of_many), registry.manifests(of_one));
+    assert!(one[1] > 0 && many == one, "HEAD and GET: {many:?} of {of_many}, {one:?} of {of_one}");
 }
 
 /// Without a job, too: a user, or root, has all nodes fetch an image.
@@ -97,6 +109,11 @@ fn nodes_that_are_to_have_an_image_ask_the_registry_for_each_blob_once_as_root()
     pulled(false, &image);
     let blobs = asked(&registry);
     assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 1), "{blobs:?}");
+    // Of manifests as often as for one node.
+    let one = registry.push(&images::configured(), "team/one:1", &[]);
+    hosts.cmd("n1", "berth").args(["image", "pull", "--cluster", "-w", "n3", &one]).limit(60).ok();
+    as_often(&registry, "team/app", "team/one");
+    let blobs = asked(&registry);
     // It is there, for whoever asked, on each of them.
     let container = format!("--container-image={image}");
     let told = hosts.cmd("n1", "srun").args(["-N4", &container, "cat", "/data/kept"]).limit(60).ok();
