@@ -448,7 +448,8 @@ fn mpirun_in_a_container_starts_its_processes_in_the_image_on_all_nodes_by_our_s
     let with_mpich =
         (hydra.as_str(), &mpich, "hydra_pmi", contained_in(&images::newer_mpich(), &hosts.work()));
     // As one that was made without Slurm: it starts its daemons by what stands there for ssh.
-    let unaware = "env OMPI_MCA_plm=^slurm OMPI_MCA_ras=^slurm mpirun.openmpi -H n1,n2 -n 2";
+    // It is told of no nodes on its command line.
+    let unaware = "env OMPI_MCA_plm=^slurm OMPI_MCA_ras=^slurm mpirun.openmpi";
     let without_slurm = (unaware, &open, "sh", contained(&hosts.work()));
     for (mpirun, ring, starter, container) in [with_open_mpi, with_mpich, without_slurm] {
         let script = format!("#!/bin/sh\n{mpirun} {inside}\n{mpirun} {}\n", ring.display());
@@ -466,4 +467,37 @@ fn mpirun_in_a_container_starts_its_processes_in_the_image_on_all_nodes_by_our_s
             hosts.cmd("n1", "sacct").args(["-n", "-P", "-o", "jobname", "-j", &told.text()]).ok().text();
         assert!(steps.lines().any(|name| name.starts_with(starter)), "{steps}");
     }
+}
+
+/// As one that was made without Slurm: nobody names nodes, tasks or what stands for ssh, in a batch script, by a step and under salloc. There
+/// is no sshd on these hosts.
+#[test]
+fn mpirun_of_an_open_mpi_that_knows_no_slurm_starts_its_processes_on_all_nodes_as_root() {
+    let hosts = Hosts::cluster(3, "kill_wait_seconds = 2\n");
+    let ring = open_mpis(&hosts.work());
+    let line = format!("env OMPI_MCA_plm=^slurm OMPI_MCA_ras=^slurm mpirun.openmpi {}", ring.display());
+    let all = "ranks 5 token 5 sum 15";
+    // Two nodes have two tasks, and the third has one.
+    let layout = ["-N3", "-n5", "--ntasks-per-node=2", "--mem=300"];
+    std::fs::write(
+        hosts.work().join("job.sh"),
+        format!("#!/bin/sh\n{line}\nsrun -N1 -n1 --overlap {line}\n"),
+    )
+    .unwrap();
+    let options = ["--parsable", "--wait", "-o", "out", "-e", "err"];
+    let told = hosts.cmd("n1", "sbatch").args(options).args(layout).arg("job.sh").limit(120).run();
+    let read = |name: &str| std::fs::read_to_string(hosts.work().join(name)).unwrap_or_default();
+    let out = read("out");
+    let of_all = out.lines().filter(|line| line.starts_with(all)).count();
+    assert!(told.rc == 0 && of_all == 2, "{told}\n{out}\n{}", read("err"));
+    let salloc = hosts.cmd("n1", "salloc").arg("-Q").args(layout).args(line.split(' ')).limit(60).ok();
+    assert!(salloc.text().starts_with(all), "{salloc}");
+    // Who chooses others has those.
+    let show = "echo $OMPI_MCA_plm_rsh_agent $OMPI_MCA_orte_default_hostfile";
+    let chosen = |cmd: Cmd| {
+        let cmd = cmd.env("OMPI_MCA_plm_rsh_agent", "ssh").env("OMPI_MCA_orte_default_hostfile", "mine");
+        cmd.args(["sh", "-c", show]).limit(60).ok().text()
+    };
+    assert_eq!(chosen(hosts.cmd("n1", "srun").arg("-n1")), "ssh mine");
+    assert_eq!(chosen(hosts.cmd("n1", "salloc").args(["-Q", "-n1"])), "ssh mine");
 }
