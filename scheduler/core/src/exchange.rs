@@ -359,7 +359,9 @@ impl Exchange {
             if ask.state == State::Fetches {
                 (ask.state, freed) = (State::Waits, true);
                 group.waiting.insert(asker.clone());
-                group.fetcher.take_if(|fetcher| *fetcher == asker);
+                if group.fetcher.as_ref() == Some(&asker) {
+                    group.fetcher = None;
+                }
             }
         }
         if let State::Takes(from) = &ask.state

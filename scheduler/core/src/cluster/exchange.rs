@@ -159,8 +159,8 @@ impl Cluster {
                         vec![(node.clone(), ToPeers::Unwanted { ask })]
                     }
                     Some(want) => {
-                        let nodes =
-                            self.job(job).and_then(Job::run).map_or(1, |run| run.allocation.nodes.len());
+                        let run = self.job(job).and_then(|job| job.run());
+                        let nodes = run.map_or(1, |run| run.allocation.nodes.len());
                         let asked = ((job, attempt), bytes, failed);
                         self.exchange.wanted_among(asker, want, asked, nodes, now)
                     }

@@ -141,8 +141,8 @@ fn one_that_has_no_way_to_the_source_lets_another_one_fetch_and_takes_it_from_th
     let said = no_way(&mut e, 0, 2, 1);
     assert_eq!((way(&said, 0), way(&said, 2)), (Some(ImageWay::Wait), Some(ImageWay::Source)));
     // What it says again changes nothing.
-    assert_eq!(way(&no_way(&mut e, 0, 2, 30), 0), Some(ImageWay::Wait));
-    assert_eq!(from(&e.over(&(node(2), 1), Ok(()), at(31)), 0), Some(node(2)));
+    assert_eq!(way(&no_way(&mut e, 0, 2, 15), 0), Some(ImageWay::Wait));
+    assert_eq!(from(&e.over(&(node(2), 1), Ok(()), at(16)), 0), Some(node(2)));
     // The other one is to come yet: it is waited for, and then it is that one's.
     let mut e = nodes(2);
     let _ = ask(&mut e, 0, 0);
