@@ -712,6 +712,8 @@ impl Driver {
             namespaces: job.record.namespaces,
             ..node.paths.part(key.job, node.system, node.defaults)
         };
+        jobs::note_hosts(&node.paths, key.job, &launch.job.layout)
+            .map_err(|e| format!("cannot write which nodes the job has: {e}"))?;
         let (share, group) = (launch.share.clone(), part.cgroup.clone());
         let start = || -> io::Result<supervisors::Link> {
             dir.create()?;

@@ -97,6 +97,8 @@ pub struct Images {
     cgroups: Arc<Cgroups>,
     /// Some of them ask registries for this one.
     gateways: bool,
+    /// This node asks them for others.
+    is_gateway: bool,
 }
 
 /// An image that is ready for its step.
@@ -168,6 +170,7 @@ impl Images {
         let registries = registries(config);
         let (root, state) = (place::store_place(config, paths.state())?, paths.state().to_path_buf());
         let gateways = has_gateways(config, peers.node());
+        let is_gateway = !gateways && !config.gateways.is_empty();
         let images = Images {
             root,
             program,
@@ -182,6 +185,7 @@ impl Images {
             imports: Imports::default(),
             cgroups,
             gateways,
+            is_gateway,
         };
         let mut store = images.store().map_err(|e| e.to_string())?;
         let wanted = layer_form(config);
@@ -286,9 +290,22 @@ impl Images {
         let Some(turn) = self.peers.ask(whose, &digest, stop) else {
             return bring(None, None);
         };
+        // What it failed by at its source, of which other nodes may be able to have it.
+        let mut unreached = None;
         let brought = loop {
             let Some(source) = PeerSource::new(&turn, &turn.way(), &manifest.source) else {
-                break bring(None, Some(&turn));
+                if let Some(e) = unreached.take() {
+                    break Err(e);
+                }
+                match bring(None, Some(&turn)) {
+                    // A gateway says so when it is over, and another one is asked.
+                    Err(e) if e.kind() == ErrorKind::Unreachable && !self.is_gateway && turn.has_no_way() => {
+                        tracing::info!("image {}: {e}; other nodes may have a way there", manifest.digest);
+                        unreached = Some(e);
+                        continue;
+                    }
+                    brought => break brought,
+                }
             };
             match (bring(Some(&source), Some(&turn)), source.exhausted()) {
                 (Err(e), Some(why)) if !turn.is_stopped() && turn.is_sent() => {

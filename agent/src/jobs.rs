@@ -5,7 +5,8 @@ use crate::paths::Paths;
 use berth_gpus::imex::Imex;
 use berth_model::hardware::GresDevice;
 use berth_model::ids::{Attempt, Gid, JobId, Uid};
-use berth_model::launch::StepLaunch;
+use berth_model::launch::{Layout, StepLaunch};
+use berth_model::mpirun;
 use berth_runtime::JobNamespaces;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::spool::{SCRIPT_FD, read_json, write_json};
@@ -106,6 +107,17 @@ pub fn make(paths: &Paths, record: &JobRecord) -> io::Result<()> {
         chown(&scratch, Some(uid), Some(gid))?;
     }
     Ok(())
+}
+
+/// Writes for an MPI that knows no Slurm which nodes the job has, before its first step; of a job that an agent of an earlier version made,
+/// before its next one.
+pub fn note_hosts(paths: &Paths, job: JobId, layout: &Layout) -> io::Result<()> {
+    let file = paths.client_dir(job).join(mpirun::HOSTS);
+    if file.exists() {
+        return Ok(());
+    }
+    fs::write(&file, mpirun::hosts(layout))?;
+    fs::set_permissions(&file, Permissions::from_mode(0o644))
 }
 
 /// Writes a job's record again.
@@ -285,6 +297,20 @@ mod tests {
         remove(&paths, JobId(7)).unwrap();
         remove(&paths, JobId(7)).unwrap();
         assert!(names(&paths.jobs()).is_empty());
+    }
+
+    #[test]
+    fn which_nodes_a_job_has_is_noted_once_for_all_to_read() {
+        let state = tempfile::tempdir().unwrap();
+        let paths = place(state.path());
+        make(&paths, &record()).unwrap();
+        let of = |node: &str| Layout { nodes: vec![node.into()], tasks: vec![vec![0, 1]], cpus: vec![2] };
+        for node in ["n1", "n2"] {
+            note_hosts(&paths, JobId(7), &of(node)).unwrap();
+        }
+        let file = paths.client_dir(JobId(7)).join("mpi-hosts");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "n1 slots=2\n");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
     }
 
     #[test]

@@ -16,7 +16,7 @@ const NAMES: [&str; 11] = [
     "scancel",
     "scontrol",
     "sacct",
-    "berth-rsh",
+    berth_model::mpirun::PROGRAM,
 ];
 
 /// Makes the directory, or replaces what is in it when the program changed. The directory itself stays: containers have it mounted, and

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let name = argv.first().map(PathBuf::from);
     let name = name.as_deref().and_then(Path::file_name).unwrap_or_default();
-    if berth_client::command(name).is_some() {
+    if berth_client::command(name).is_some() || name == berth_model::mpirun::PROGRAM {
         return berth_client::main_by_name(argv, Some(&images::Resolver));
     }
     if let Some(door) = name.to_str().and_then(doors::find) {
@@ -132,7 +132,10 @@ fn definition() -> clap::Command {
 
 /// Whether a word is the name of one of the commands that have links of their own.
 fn link_names() -> impl Iterator<Item = &'static OsStr> {
-    berth_client::COMMANDS.iter().map(|c| OsStr::new(c.name))
+    berth_client::COMMANDS
+        .iter()
+        .map(|c| OsStr::new(c.name))
+        .chain([OsStr::new(berth_model::mpirun::PROGRAM)])
 }
 
 /// The path of this program.

@@ -76,6 +76,7 @@ pub use store::{
     Collected, CollectedImage, Damage, DiskUsage, GrantedImage, HistoryEntry, ImageDetails, ImageInfo,
     InMemory, LayerDetails, LayerForm, MountImage, Offer, Part, PreparedImage, Problem, PruneOptions, Pushed,
     Removed, RoomRules, RoomState, Store, Thing, TryImage, Usage, UseGuard, VerifyReport, Wanted,
-    find_granted, in_memory, layer_place, most_layers, settled_form, try_image, unfit_filesystem,
+    find_granted, find_listed, in_memory, layer_place, most_layers, settled_form, try_image,
+    unfit_filesystem,
 };
 pub use unpack::{LayerReport, Limits};

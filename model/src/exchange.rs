@@ -35,7 +35,7 @@ pub enum FromPeers {
         digest: String,
         /// Bytes that came so far, from wherever they come.
         bytes: u64,
-        /// Nodes that did not give it.
+        /// Nodes that did not give it; this one itself where it has no way to where the image is from.
         failed: Vec<NodeName>,
     },
     /// An image is wanted for a user who asked for it by [`PullImage`](crate::request::Request::PullImage), without a job. Said again as
@@ -49,7 +49,7 @@ pub enum FromPeers {
         digest: String,
         /// Bytes that came so far, from wherever they come.
         bytes: u64,
-        /// Nodes that did not give it.
+        /// Nodes that did not give it; this one itself where it has no way to where the image is from.
         failed: Vec<NodeName>,
     },
     /// A name that came without its meaning means this image here. Said again every few seconds until it is answered.

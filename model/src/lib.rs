@@ -40,6 +40,7 @@ pub mod member;
 pub mod memory;
 pub mod mount;
 pub mod mpi;
+pub mod mpirun;
 pub mod multiprog;
 pub mod options;
 pub mod pattern;

@@ -3,6 +3,8 @@
 
 use crate::sandbox::{end_what_is_left, kill_9, print_logs, wait};
 use crate::{Cmd, Who, leftovers, machine};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -202,6 +204,20 @@ impl Hosts {
         let text = std::fs::read(self.state(host).join("run").join(format!("{daemon}.json"))).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
         i32::try_from(value["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Holds a daemon of a host up, as a machine does that swaps, until [`Hosts::resume`].
+    pub fn pause(&self, host: &str, daemon: &str) {
+        self.signal(host, daemon, Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self, host: &str, daemon: &str) {
+        self.signal(host, daemon, Signal::SIGCONT);
+    }
+
+    fn signal(&self, host: &str, daemon: &str, signal: Signal) {
+        kill(Pid::from_raw(self.pid(host, daemon)), signal).unwrap();
     }
 
     /// Kills a daemon of a host without warning and waits until it is gone.

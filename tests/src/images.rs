@@ -1,7 +1,9 @@
 //! Real images, made once per machine and change of what makes them, and kept as OCI layouts in the cache.
 
 use crate::{Cmd, machine};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,6 +45,37 @@ pub fn mpich() -> PathBuf {
 /// Debian 13 with its MPICH, 4.2: the first that waits for nobody in `MPI_Finalize`. What Debian 12's compiler made runs by it.
 pub fn newer_mpich() -> PathBuf {
     made("mpich-trixie", &["tests/mpi-image.sh", "examples/debian-image.sh"], &["--suite", "trixie"])
+}
+
+/// What runs a program by the MPICH of Debian 13 outside of containers, with that release's loader and all of its libraries, as a module of a
+/// site's does: a script, which is given the program and what it is told.
+pub fn newer_mpich_outside() -> PathBuf {
+    let layout = newer_mpich();
+    let root = PathBuf::from(format!("{}-unpacked", layout.display()));
+    let script = root.join("by-this-mpich");
+    let _guard = machine::lock("mpich-trixie-unpacked.lock");
+    if script.exists() {
+        return script;
+    }
+    let blob = |digest: &Value| {
+        let digest = digest["digest"].as_str().unwrap().replacen(':', "/", 1);
+        layout.join("blobs").join(digest)
+    };
+    let read = |file: &Path| -> Value { serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap() };
+    let manifest = read(&blob(&read(&layout.join("index.json"))["manifests"][0]));
+    let _ = std::fs::remove_dir_all(&root);
+    std::fs::create_dir_all(&root).unwrap();
+    for layer in manifest["layers"].as_array().unwrap() {
+        let tar = Cmd::new("tar").args(["--no-same-owner", "--exclude=./dev/*", "--exclude=dev/*", "-xf"]);
+        tar.arg(blob(layer)).arg("-C").arg(&root).limit(120).ok();
+    }
+    let (loader, libraries) = ("lib64/ld-linux-x86-64.so.2", "usr/lib/x86_64-linux-gnu");
+    let text =
+        format!("#!/bin/sh\nexec {0}/{loader} --library-path {0}/{libraries} \"$@\"\n", root.display());
+    // What is begun and not finished has no such script.
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script
 }
 
 /// What makes the images that have a name in the first of these.

@@ -125,6 +125,11 @@ impl Registry {
         log.lines().filter(|l| l.contains(&start) && l.contains(path)).count()
     }
 
+    /// How often manifests of this repository were asked for by HEAD, and how often by GET: names, indexes and images.
+    pub fn manifests(&self, repository: &str) -> [usize; 2] {
+        ["HEAD", "GET"].map(|method| self.requests(method, &format!("/{repository}/manifests/")))
+    }
+
     /// How many requests were a program's that calls itself so.
     pub fn asked_by(&self, agent: &str) -> usize {
         let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap();

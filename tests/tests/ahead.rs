@@ -57,6 +57,26 @@ each_user! {
         assert_eq!(hit.unwrap(), ["Yes"]);
     }
 
+    /// Whose script and environment the first one has.
+    fn the_images_of_all_components_of_a_waiting_job_are_there_before_it_starts(who) {
+        let registry = Registry::open();
+        let first = registry.push(&images::layers(), "team/first:1", &[]);
+        let second = registry.push(&images::busybox(), "team/second:1", &[]);
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let busy = occupy(&sandbox);
+        let (one, two) = (format!("--container-image={first}"), format!("--container-image={second}"));
+        let options = ["-n1", "--mem=50", "--output=out", &one, ":", "-n1", "--mem=50", &two];
+        let job = sandbox.sbatch(&options, "#!/bin/sh\nsrun --het-group=1 echo in the second\n");
+        let there = wait(60, || (has(&sandbox, &first) && has(&sandbox, &second)).then_some(()));
+        assert!(there.is_some(), "{:?}", names(&sandbox));
+        let fetched = registry.fetched();
+        sandbox.write("go", "");
+        sandbox.wait_state(busy, "COMPLETED", 60);
+        sandbox.wait_state(job, "COMPLETED", 60);
+        sandbox.wait_file("out", "in the second", 60);
+        assert_eq!(registry.fetched(), fetched, "its start fetched something");
+    }
+
     fn what_is_not_wanted_any_more_is_given_up_and_no_image_goes_for_it(who) {
         let registry = Registry::open();
         let place = tempfile::tempdir().unwrap();

@@ -169,6 +169,51 @@ fn images_of_all_nodes_are_looked_after_from_one_as_root() {
     assert!(left.iter().all(|node| node["answer"]["images"] == serde_json::json!([])), "{left:?}");
 }
 
+/// From the controller's machine as root, and as a user from a login node, which has no images itself.
+#[test]
+fn what_one_node_has_is_removed_everywhere_and_what_others_never_had_is_no_error_as_root() {
+    let hosts = Hosts::new(&["n1", "n2", "front"]);
+    hosts.up("n1", "");
+    hosts.join("n2", &hosts.token("n1", &[]));
+    hosts.join("front", &hosts.token("n1", &["--role", "login"]));
+    for name in ["n1", "n2"] {
+        hosts.wait_node(name, "idle", 60);
+    }
+    let (one, two) = (images::debian().display().to_string(), images::busybox().display().to_string());
+    let front = |words: &[&str]| hosts.cmd("front", "berth").arg("image").args(words).limit(60);
+    let front_counts = || -> Vec<usize> {
+        let told = front(&["ls", "--cluster", "--json"]).ok().text();
+        let all: Vec<Value> = serde_json::from_str(&told).unwrap();
+        all.iter().map(|node| node["answer"]["images"].as_array().unwrap().len()).collect()
+    };
+    let fetch = || {
+        answers(&hosts, false, &["pull", "-w", "n1", &one]);
+        answers(&hosts, false, &["pull", "-w", "n2", &two]);
+    };
+    for root in [false, true] {
+        fetch();
+        assert_eq!(front_counts(), [1, 1]);
+        // Each node has one of them, the second name has none anywhere: what is there goes, and each node says what is not.
+        let words = ["rm", "--cluster", &one, "nobody/has:it", &two];
+        let told = match root {
+            true => hosts.root("n1", "berth").arg("image").args(words).limit(60).fails(),
+            false => front(&words).fails(),
+        };
+        let said = told.says(&["n1: image nobody/has:it: ", "n2: image nobody/has:it: "]);
+        assert!(!said.err().contains(&format!("image {one}: ")), "{said}");
+        assert_eq!(front_counts(), [0, 0], "{said}");
+        // All of it is somewhere.
+        fetch();
+        let words = ["rm", "--cluster", &one, &two];
+        let told = match root {
+            true => hosts.root("n1", "berth").arg("image").args(words).limit(60).ok(),
+            false => front(&words).ok(),
+        };
+        assert_eq!(told.text().matches(": removed sha256:").count(), 2, "{told}");
+        assert_eq!(front_counts(), [0, 0]);
+    }
+}
+
 #[test]
 fn nobody_reaches_others_images_on_other_nodes_as_root() {
     let hosts = Hosts::new(&["n1", "n2"]);

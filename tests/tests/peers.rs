@@ -76,6 +76,18 @@ fn nodes_that_start_at_once_ask_the_registry_for_each_blob_once_as_root() {
     // Whoever comes to an image that is there asks nobody for it.
     hosts.cmd("n1", "srun").args(["-N4", &container, "true"]).limit(60).ok();
     assert_eq!(asked(&registry), blobs);
+    // What the name means the client asks, each time, and nobody asks more for four nodes than for one.
+    let container = format!("--container-image={}", registry.push(&images::busybox(), "team/one:1", &[]));
+    for _ in 0..2 {
+        hosts.cmd("n1", "srun").args(["-N1", "-w", "n2", &container, "true"]).limit(60).ok();
+    }
+    as_often(&registry, "team/app", "team/one");
+}
+
+/// That manifests of one repository were asked for as often as those of the other.
+fn as_often(registry: &Registry, of_many: &str, of_one: &str) {
+    let (many, one) = (registry.manifests(of_many), registry.manifests(of_one));
+    assert!(one[1] > 0 && many == one, "HEAD and GET: {many:?} of {of_many}, {one:?} of {of_one}");
 }
 
 /// Without a job, too: a user, or root, has all nodes fetch an image.
@@ -97,6 +109,11 @@ fn nodes_that_are_to_have_an_image_ask_the_registry_for_each_blob_once_as_root()
     pulled(false, &image);
     let blobs = asked(&registry);
     assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 1), "{blobs:?}");
+    // Of manifests as often as for one node.
+    let one = registry.push(&images::configured(), "team/one:1", &[]);
+    hosts.cmd("n1", "berth").args(["image", "pull", "--cluster", "-w", "n3", &one]).limit(60).ok();
+    as_often(&registry, "team/app", "team/one");
+    let blobs = asked(&registry);
     // It is there, for whoever asked, on each of them.
     let container = format!("--container-image={image}");
     let told = hosts.cmd("n1", "srun").args(["-N4", &container, "cat", "/data/kept"]).limit(60).ok();
@@ -447,6 +464,44 @@ fn behind_a_gateway(login: bool, config: impl FnOnce(&Registry) -> String) -> (H
         gives(&hosts, name);
     }
     (hosts, registry)
+}
+
+/// Without a gateway: whoever of them asks first, the one that has a way there brings it, and gives it to the other.
+#[test]
+fn a_node_without_a_way_to_the_registry_gets_an_image_from_one_that_starts_at_the_same_time_as_root() {
+    let hosts = Hosts::new(&["n1", "far", "near"]);
+    for (host, address) in [("n1", "10.88.0.1/24"), ("near", "10.88.0.2/24")] {
+        hosts.root(host, "ip").args(["addr", "add", address, "dev", "eth0"]).ok();
+    }
+    let registry = Registry::on(&hosts, "n1", "10.88.0.1", false);
+    hosts.up("n1", &registry.without_tls());
+    let token = hosts.token("n1", &["--uses", "2"]);
+    for name in ["far", "near"] {
+        hosts.join(name, &token);
+    }
+    for name in ["n1", "far", "near"] {
+        hosts.wait_node(name, "idle", 60);
+        gives(&hosts, name);
+    }
+    let image = registry.push(&images::layers(), "team/app:1", &[]);
+    let container = format!("--container-image={image}");
+    // It asks first, and has failed before the other one hears of it.
+    hosts.pause("near", "agent");
+    let words = ["-N2", "-w", "far,near", &container, "cat", "/data/kept"];
+    let running = hosts.cmd("n1", "srun").args(words).limit(120).spawn();
+    let waits = || log(&hosts, "far").contains("other nodes may have a way there").then_some(());
+    let waits = wait(60, waits).is_some();
+    hosts.resume("near", "agent");
+    let told = running.finish();
+    assert!(waits && told.rc == 0, "{told}\n{}", log(&hosts, "far"));
+    assert_eq!(told.text().lines().count(), 2, "{told}");
+    let blobs = asked(&registry);
+    assert!(blobs.len() > 3 && blobs.values().all(|times| *times == 1), "{blobs:?}\n{}", log(&hosts, "far"));
+    // Where it is the only one that wants it, it says what it found.
+    let other = registry.push(&images::busybox(), "team/other:1", &[]);
+    let container = format!("--container-image={other}");
+    let told = hosts.cmd("n1", "srun").args(["-w", "far", &container, "true"]).limit(120).fails();
+    told.says(&["cannot be reached"]);
 }
 
 /// A directory with a login of the registry by this password, as DOCKER_CONFIG names one.

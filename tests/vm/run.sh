@@ -71,11 +71,13 @@ mke2fs -q -t ext4 -d $data -E root_owner=0:0 $work/data.img "$(($(du -sm $data |
 rm -f $work/results.img && truncate -s 64M $work/results.img
 
 # One thread of this machine, however many processors the emulated one has. No cmpxchg16b: qemu 7.2 leaves wrong flags
-# behind it, and kernel 6.12 stumbles over them.
+# behind it, and kernel 6.12 stumbles over them. Each processor has half of the memory near it: two NUMA nodes.
 say "booting"
 rm -rf $work/logs && mkdir $work/logs
 timeout --foreground "${BERTH_VM_LIMIT:-1500}" qemu-system-x86_64 \
-    -accel tcg,thread=single -cpu qemu64,-cx16 -smp 2 -m 640 -nodefaults -no-reboot -display none \
+    -accel tcg,thread=single -cpu qemu64,-cx16 -smp 2,sockets=2,cores=1,threads=1 -m 640 -nodefaults -no-reboot -display none \
+    -object memory-backend-ram,id=near0,size=320M -object memory-backend-ram,id=near1,size=320M \
+    -numa node,nodeid=0,cpus=0,memdev=near0 -numa node,nodeid=1,cpus=1,memdev=near1 \
     -kernel "$root/vmlinuz" -initrd "$root/initrd" \
     -append "root=/dev/vda rw console=ttyS0 panic=-1 systemd.show_status=0 systemd.default_timeout_start_sec=300s" \
     -drive "file=$root/root.img,format=raw,if=virtio,snapshot=on" \

@@ -122,6 +122,8 @@ pub(crate) struct Turn {
     waited: AtomicBool,
     /// The controller said that it is to come from where it is from.
     sent: AtomicBool,
+    /// It was told that this node has no way there, and has not answered that yet.
+    untold: AtomicBool,
     /// How it ended.
     ended: Mutex<Result<(), String>>,
     /// What gateways said that did not get it.
@@ -374,6 +376,7 @@ impl Peers {
             stop,
             waited: AtomicBool::new(false),
             sent: AtomicBool::new(false),
+            untold: AtomicBool::new(false),
             ended: Mutex::new(Err(String::new())),
             note: Mutex::default(),
         }))
@@ -447,6 +450,21 @@ impl Turn {
         new
     }
 
+    /// This node has no way to where the image is: the controller is told so, and says what else there is. False where it was told so before,
+    /// or nobody is there to ask.
+    pub(crate) fn has_no_way(&self) -> bool {
+        if self.is_stopped() || !self.peers.are_there() {
+            return false;
+        }
+        // Before it is said: the answer may be there at once.
+        self.untold.store(true, Ordering::Relaxed);
+        let new = self.failed(&self.peers.node);
+        if !new {
+            self.untold.store(false, Ordering::Relaxed);
+        }
+        new
+    }
+
     /// Whether another node fetched it meanwhile.
     pub(crate) fn has_waited(&self) -> bool {
         self.waited.load(Ordering::Relaxed)
@@ -486,7 +504,11 @@ impl Turn {
                 Ok((ImageWay::Wait, _)) => {
                     heard = Instant::now();
                     self.waited.store(true, Ordering::Relaxed);
+                    self.untold.store(false, Ordering::Relaxed);
                 }
+                // Said before it was heard that this node has no way there. One of an earlier version says nothing else.
+                Ok((ImageWay::Source, _))
+                    if self.untold.load(Ordering::Relaxed) && begun.elapsed() <= UNHEARD => {}
                 // Said before it was heard that the node failed.
                 Ok((ImageWay::Peer { node, .. }, _)) if self.what.failed().contains(&node) => {
                     heard = Instant::now()
@@ -604,6 +626,38 @@ mod tests {
         word(ImageWay::Source);
         assert_eq!(turn.way(), ImageWay::Source);
         assert!(turn.is_sent());
+    }
+
+    #[test]
+    fn what_was_said_before_it_was_heard_that_a_node_has_no_way_there_does_not_end_its_wait() {
+        let peers = Arc::new(Peers::new(NodeName::from("n1"), &Uplink::Local("/nonexistent".into())));
+        peers.serves();
+        let (inputs, mut said) = mpsc::unbounded_channel();
+        let _ = peers.inputs.set(inputs);
+        let turn = peers.ask(Whose::Run(JobId(1), Attempt(0)), "sha256:1", &Arc::default()).unwrap();
+        let word = |way: ImageWay| peers.hear(ToPeers::Way { ask: turn.ask, way, note: String::new() });
+        word(ImageWay::Source);
+        assert_eq!(turn.way(), ImageWay::Source);
+        // Answers to what was asked while it was being fetched.
+        word(ImageWay::Source);
+        word(ImageWay::Source);
+        assert!(turn.has_no_way());
+        word(ImageWay::Wait);
+        let other = ImageWay::Peer {
+            node: NodeName::from("n2"),
+            address: "10.0.0.2:1".into(),
+            key: "k".into(),
+            forms: Vec::new(),
+        };
+        word(other.clone());
+        assert_eq!(turn.way(), other);
+        let told = std::iter::from_fn(|| said.try_recv().ok());
+        let own = |input: Input| matches!(input, Input::Peers(FromPeers::Wanted { failed, .. }) if failed == [NodeName::from("n1")]);
+        assert_eq!(told.filter_map(|input| own(input).then_some(())).count(), 1);
+        // And once: it is not said again and again that it is so.
+        assert!(!turn.has_no_way());
+        word(ImageWay::Source);
+        assert_eq!(turn.way(), ImageWay::Source);
     }
 
     #[test]

@@ -29,10 +29,10 @@ pub mod users;
 mod variables;
 mod x11;
 
-use berth_model::ByteStr;
 use berth_model::config::ImagesConfig;
 use berth_model::login::{Login, SealedLogin};
 use berth_model::spec::ResolvedImage;
+use berth_model::{ByteStr, mpirun};
 pub use commands::now;
 use error::{Failure, Kind, Outcome};
 use site::Site;
@@ -137,11 +137,11 @@ pub fn run(argv: Vec<OsString>, state: Option<PathBuf>, resolver: Option<&dyn Im
     let mut args = argv.into_iter();
     let first = PathBuf::from(args.next().unwrap_or_default());
     let name = first.file_name().unwrap_or_default();
-    if name == rsh::NAME {
+    if name == mpirun::PROGRAM {
         return match rsh::to_srun(args.collect(), std::env::var_os("SLURM_JOB_ID").is_some()) {
             Ok(words) => run(words, state, resolver),
             Err(why) => {
-                out::complain(&format!("{}: error: {why}", rsh::NAME));
+                out::complain(&format!("{}: error: {why}", mpirun::PROGRAM));
                 // As ssh ends where it does not come to the command.
                 ExitCode::from(255)
             }

@@ -1,11 +1,9 @@
-//! `berth-rsh`, which containers of jobs have where an MPI that knows no Slurm would go to other nodes by ssh: it is called as ssh is, and is
+//! `berth-rsh`, which jobs have where an MPI that knows no Slurm would go to other nodes by ssh: it is called as ssh is, and is
 //! an `srun` in the job, so that what is started there is in the job's image and in its limits.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// The name by which it is called.
-pub(crate) const NAME: &str = "berth-rsh";
 /// Options of ssh(1) that take a value. How ssh would connect does not matter here.
 const WITH_VALUE: &[u8] = b"BbcDEeFIiJLlmOoPpQRSWw";
 

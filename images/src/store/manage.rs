@@ -172,6 +172,16 @@ fn spellings(text: &str) -> Vec<String> {
     wanted
 }
 
+/// The image that `text` names, as [`Store::find`] does, among those of a list; nothing where there is none.
+///
+/// # Errors
+/// There are several.
+pub fn find_listed<'a>(images: &'a [ImageInfo], text: &str) -> Result<Option<&'a Digest>> {
+    let named = images.iter().map(|image| (&image.digest, image.names.as_slice()));
+    let digests: Vec<&Digest> = images.iter().map(|image| &image.digest).collect();
+    choose_named(text, named, &digests)
+}
+
 /// The image that has a spelling of `text` for a name, or a digest that `text` is the beginning of.
 pub(super) fn choose_named<'a>(
     text: &str,

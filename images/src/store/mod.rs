@@ -77,7 +77,7 @@ pub use ensure::{PreparedImage, UseGuard};
 pub use form::{LayerForm, MountImage, TryImage, layer_place, settled_form, try_image};
 pub use granted::{GrantedImage, Usage, find_granted};
 pub use history::HistoryEntry;
-pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed};
+pub use manage::{DiskUsage, ImageDetails, ImageInfo, LayerDetails, PruneOptions, Removed, find_listed};
 pub use merge::most_layers;
 pub use offer::{Offer, Part};
 pub use probe::{InMemory, in_memory, unfit_filesystem};

@@ -25,6 +25,8 @@ const STALLED: Span = Span::from_secs(60);
 const PATIENCE: Span = Span::from_secs(600);
 /// For how long a node may fetch from another one.
 const SERVED: Span = Span::from_secs(3600);
+/// For so long a node that has no way to where an image is waits for others of the same run that have not asked yet.
+const COMING: Span = Span::from_secs(10);
 /// Questions of one node that are open; what is beyond is answered at once.
 const MOST_ASKS: usize = 256;
 /// Images of which it is known who has them; what is beyond is found by asking where it comes from.
@@ -76,6 +78,8 @@ struct Ask {
     moved: Time,
     bytes: u64,
     failed: BTreeSet<NodeName>,
+    /// Since when it is known that the node has no way to where the image is, and how many nodes there are for which that is wanted.
+    no_way: Option<(Time, usize)>,
     /// It was seen that it fetches: what goes with that is told once.
     begun: bool,
 }
@@ -299,11 +303,25 @@ impl Exchange {
     }
 
     /// A node wants an image, or still does.
+    #[cfg(test)]
     pub(crate) fn wanted(
         &mut self,
         asker: Asker,
         want: Want,
         (run, bytes, failed): (RunOf, u64, Vec<NodeName>),
+        now: Time,
+    ) -> Vec<Said> {
+        self.wanted_among(asker, want, (run, bytes, failed), 1, now)
+    }
+
+    /// A node wants an image, or still does, for something for which so many nodes want it. Itself among those that failed: it has no way to
+    /// where the image is, and waits for who has, as long as there may be somebody.
+    pub(crate) fn wanted_among(
+        &mut self,
+        asker: Asker,
+        want: Want,
+        (run, bytes, failed): (RunOf, u64, Vec<NodeName>),
+        nodes: usize,
         now: Time,
     ) -> Vec<Said> {
         let known = self.asks.get(&asker);
@@ -330,7 +348,7 @@ impl Exchange {
                 group.waiting.insert(asker.clone());
             }
             let failed = BTreeSet::new();
-            Ask { run, state, since: now, heard: now, moved: now, bytes, failed, begun: false }
+            Ask { run, state, since: now, heard: now, moved: now, bytes, failed, no_way: None, begun: false }
         });
         ask.heard = now;
         if ask.bytes != bytes {
@@ -340,6 +358,17 @@ impl Exchange {
         // Names of nodes that there are not cost nothing but room.
         ask.failed.extend(failed.into_iter().take(MOST_ASKS));
         let mut freed = false;
+        // A gateway that cannot says so when it is over.
+        if ask.no_way.is_none() && ask.failed.contains(&asker.0) && !self.gateways.contains(&asker.0) {
+            ask.no_way = Some((now, nodes));
+            if ask.state == State::Fetches {
+                (ask.state, freed) = (State::Waits, true);
+                group.waiting.insert(asker.clone());
+                if group.fetcher.as_ref() == Some(&asker) {
+                    group.fetcher = None;
+                }
+            }
+        }
         if let State::Takes(from) = &ask.state
             && ask.failed.contains(from)
         {
@@ -502,8 +531,11 @@ impl Exchange {
             have.iter().map(|node| (load.get(node).copied().unwrap_or(0), node.clone())).collect();
         free.retain(|(takers, _)| *takers < FAN);
         let mut said = Vec::new();
-        let waiting: Vec<Asker> = group.waiting.iter().cloned().collect();
+        let mut waiting: Vec<Asker> = group.waiting.iter().cloned().collect();
+        // Who has no way to where it is comes behind those who may have one.
+        waiting.sort_by_key(|asker| group.asks.get(asker).is_some_and(|ask| ask.no_way.is_some()));
         for asker in waiting {
+            let others_come = group.others_come(&asker, now);
             let Some(ask) = group.asks.get_mut(&asker) else { continue };
             let usable = |node: &NodeName| *node != asker.0 && !ask.failed.contains(node);
             let (to, number) = asker.clone();
@@ -535,7 +567,7 @@ impl Exchange {
                 said.push((to, ToPeers::Way { ask: number, way, note: String::new() }));
                 continue;
             }
-            let wait = have.iter().any(usable) || group.fetcher.is_some();
+            let wait = have.iter().any(usable) || group.fetcher.is_some() || others_come;
             if wait && now.since(ask.since) <= PATIENCE {
                 continue;
             }
@@ -568,6 +600,17 @@ impl Group {
     /// Whether the others wait for this node.
     fn is_fetched_by(&self, node: &NodeName) -> bool {
         self.fetcher.as_ref().is_some_and(|(of, _)| of == node)
+    }
+
+    /// Whether a node has no way to where the image is, and others that want it for the same may have one, which have not asked yet.
+    fn others_come(&self, asker: &Asker, now: Time) -> bool {
+        let Some((run, (since, nodes))) = self.asks.get(asker).and_then(|ask| Some((ask.run, ask.no_way?)))
+        else {
+            return false;
+        };
+        let there: BTreeSet<&NodeName> =
+            self.asks.iter().filter(|(_, ask)| ask.run == run).map(|((node, _), _)| node).collect();
+        there.len() < nodes && now.since(since) < COMING
     }
 
     /// Whether the one for whom the others wait gets nowhere.

@@ -199,8 +199,12 @@ pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(
     let (mut start, payload) = start(common, job, &run, (&row, layouts), 0)?;
     start.launch.program = Program::Argv(Vec::new());
     start.launch.container.as_ref()?.image.digest()?;
-    // The environment of a task is its array's.
-    let payload = if step == StepId::Batch { payload } else { PayloadKey::Step(job.row.spec_of, step) };
+    // The environment of a task is its array's, and that of a component the first one's.
+    let payload = match (step, job.spec.spec.het) {
+        (StepId::Batch, Some(het)) => PayloadKey::Job(het.leader),
+        (StepId::Batch, None) => payload,
+        (step, _) => PayloadKey::Step(job.row.spec_of, step),
+    };
     Some((start, payload))
 }
 

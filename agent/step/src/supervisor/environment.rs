@@ -7,6 +7,7 @@ use crate::spool::LaunchFile;
 use berth_model::ByteStr;
 use berth_model::env::{Devices, TaskPlace, gpus, step_variables, task_variables};
 use berth_model::launch::StepLaunch;
+use berth_model::mpirun;
 use berth_model::options::Propagate;
 use berth_model::x11;
 
@@ -23,22 +24,19 @@ const NEVER: &[&[u8]] = &[
     Propagate::CARRIED.as_bytes(),
 ];
 
-/// By what an MPI that knows no Slurm starts processes on other nodes: Open MPI's `mpirun` before version 5, and PRRTE's since then.
-const REMOTE_SHELLS: [&str; 2] = ["OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent"];
-
-/// Names our own program for that in a container, whose other nodes ssh would not reach, or outside of the container. Others' choices
-/// stand; the image's, too.
-fn remote_shells(env: &mut Vec<ByteStr>, inside: bool) {
-    for name in REMOTE_SHELLS {
-        let own = format!("{name}={CLIENT_DIR}/bin/berth-rsh");
-        // One that the script's container had says nothing on the node's own filesystem.
-        env.retain(|text| text.0 != own.as_bytes());
-        let is_it =
-            |text: &ByteStr| text.0.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
-        if inside && !env.iter().any(is_it) {
-            env.push(own.into());
-        }
-    }
+/// Names our own program for what an MPI that knows no Slurm would do by ssh, and the file with the job's nodes: as the step sees them.
+fn remote_shells(env: &mut Vec<ByteStr>, file: &LaunchFile, host: bool) {
+    let below = |dir: &[u8], name: &str| ByteStr([dir, b"/", name.as_bytes()].concat());
+    let node = &file.node;
+    let shell = node.client_programs.as_ref().map(|dir| match host {
+        true => below(&dir.0, mpirun::PROGRAM),
+        false => below(format!("{CLIENT_DIR}/bin").as_bytes(), mpirun::PROGRAM),
+    });
+    let hosts = node.client_dir.as_ref().map(|dir| match host {
+        true => below(&dir.0, mpirun::HOSTS),
+        false => below(CLIENT_DIR.as_bytes(), mpirun::HOSTS),
+    });
+    mpirun::tell(env, shell.as_ref(), hosts.as_ref().filter(|_| shell.is_some()));
 }
 
 /// What every task of the step has. `submitter`: the environment that the step was submitted with.
@@ -67,7 +65,7 @@ pub fn of_step(file: &LaunchFile, submitter: &[ByteStr]) -> Vec<ByteStr> {
     if let (Some(dir), true) = (&file.node.state_dir, host) {
         env.push(ByteStr([b"BERTH_STATE=".as_slice(), dir.0.as_slice()].concat()));
     }
-    remote_shells(&mut env, !host && file.node.client_programs.is_some());
+    remote_shells(&mut env, file, host);
     for (own, value) in super::x11::variables(file) {
         env.retain(|text| name(text) != own.as_bytes());
         env.push(ByteStr([own.as_bytes(), b"=", &value.0].concat()));
@@ -104,26 +102,4 @@ pub(super) fn joined(variables: Vec<(String, ByteStr)>) -> impl Iterator<Item = 
         text.extend_from_slice(&value.0);
         ByteStr(text)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn containers_have_our_remote_shell_unless_somebody_chose_another() {
-        let told = |env: &[&str], inside: bool| {
-            let mut env: Vec<ByteStr> = env.iter().map(|text| (*text).into()).collect();
-            remote_shells(&mut env, inside);
-            env.iter().map(|text| text.display().into_owned()).collect::<Vec<_>>()
-        };
-        let own = REMOTE_SHELLS.map(|name| format!("{name}=/run/berth/bin/berth-rsh"));
-        assert_eq!(told(&["A=b"], true), ["A=b", &own[0], &own[1]]);
-        let chosen = "OMPI_MCA_plm_rsh_agent=ssh";
-        assert_eq!(told(&[chosen, "OMPI_MCA_plm_rsh_agents=x"], true).len(), 3);
-        assert_eq!(told(&[chosen], true), [chosen, &own[1]]);
-        // From a script in a container to a step on the node's own filesystem.
-        assert_eq!(told(&["A=b", &own[0], &own[1]], false), ["A=b"]);
-        assert_eq!(told(&[chosen], false), [chosen]);
-    }
 }

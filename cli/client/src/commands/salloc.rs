@@ -5,6 +5,8 @@
 //! it, and has steps by srun --jobid. The exit code is the command's. A `:` between options begins another component of the
 //! allocation: all are obtained together, each with what it asks for.
 
+mod remote;
+
 use crate::error::{Failure, Kind, Outcome};
 use crate::explain::Asked;
 use crate::submit::{self, Granted, Read};
@@ -149,7 +151,9 @@ fn run(call: &Invocation<'_>) -> Outcome {
             return Err(Failure::user(not_kept(&version.unwrap_or_else(|_| "unknown".to_string()))));
         }
         let cluster = client.config().await.map(|c| c.cluster).unwrap_or_default();
-        let submitted = options.environment(&submit::environment(), &by, false);
+        let mut submitted = options.environment(&submit::environment(), &by, false);
+        let nodes = remote::File::of(&info.layout);
+        remote::tell(&mut submitted, nodes.as_ref());
         let mut env = allocation(&info, &cluster);
         env.extend(het::variables(&info, groups));
         if let Some(nodes) = options.x11 {

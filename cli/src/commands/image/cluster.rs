@@ -1,5 +1,7 @@
 //! `berth image ls`, `df`, `pull`, `rm` and `prune` with `--cluster`: of many nodes at once, each asked through the controller.
 
+mod rm;
+
 use super::pull::took;
 use super::{document, table};
 use crate::images::{self, Needs};
@@ -8,7 +10,7 @@ use berth_client::agent::{self, ImagesQuery, WholeQuery};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::site::Site;
 use berth_client::{ImageResolver, block_on, out};
-use berth_images::{Digest, GrantedImage, find_granted};
+use berth_images::Digest;
 use berth_model::login::{Login, SealedLogin};
 use berth_model::spec::ImageRef;
 use berth_model::{NodeName, Uid};
@@ -119,7 +121,12 @@ pub fn run(nodes: &Nodes, task: Task<'_>, json: bool, state: Option<&Path>) -> O
         }
     }
     let asker = Asker { site: &site, whole, needed: needed.into_iter().collect(), needs, task };
-    let answers = at_once(&names, |node| asker.node(node));
+    let answers = match &asker.task {
+        Task::Rm { names: wanted, force } => {
+            rm::judged(at_once(&names, |node| asker.remove(node, wanted, *force)), whole)
+        }
+        _ => at_once(&names, |node| asker.node(node)),
+    };
     let mut failed = 0u8;
     for (node, answer) in names.iter().zip(&answers) {
         if let Err(why) = answer {
@@ -225,7 +232,7 @@ impl Asker<'_> {
     fn whole(&self, node: &NodeName) -> Result<Value, String> {
         let ask = |query, patience| self.ask(node, ImagesQuery::Whole(query), patience);
         match &self.task {
-            Task::Pull { .. } => Err(unexpected()),
+            Task::Pull { .. } | Task::Rm { .. } => Err(unexpected()),
             Task::Ls => match ask(WholeQuery::List, PATIENCE)? {
                 ImagesAnswer::Whole(images) => Ok(json!({"images": images})),
                 _ => Err(unexpected()),
@@ -234,30 +241,6 @@ impl Asker<'_> {
                 ImagesAnswer::WholeUsage(usage) => Ok(json!(usage)),
                 _ => Err(unexpected()),
             },
-            Task::Rm { names, force } => {
-                let (mut removed, mut bytes) = (Vec::new(), 0u64);
-                for name in *names {
-                    let mut name = name.clone();
-                    if !force {
-                        let ImagesAnswer::Found(digest) = ask(WholeQuery::Find(name), PATIENCE)? else {
-                            return Err(unexpected());
-                        };
-                        if let Some(why) = self.needs.refusal(&digest) {
-                            return Err(after(&removed, why));
-                        }
-                        name = digest.to_string();
-                    }
-                    match ask(WholeQuery::Remove(name), LONG) {
-                        Ok(ImagesAnswer::WholeRemoved(one)) => {
-                            removed.extend(one.images.iter().map(Digest::to_string));
-                            bytes = bytes.saturating_add(one.bytes);
-                        }
-                        Ok(_) => return Err(unexpected()),
-                        Err(why) => return Err(after(&removed, why)),
-                    }
-                }
-                Ok(json!({"removed": removed, "bytes": bytes}))
-            }
             Task::Prune { all, older_than, .. } => {
                 let ImagesAnswer::Whole(there) = ask(WholeQuery::List, PATIENCE)? else {
                     return Err(unexpected());
@@ -294,7 +277,7 @@ impl Asker<'_> {
     /// As a user among others.
     fn mine(&self, node: &NodeName) -> Result<Value, String> {
         let chosen: Vec<Digest> = match &self.task {
-            Task::Pull { .. } => return Err(unexpected()),
+            Task::Pull { .. } | Task::Rm { .. } => return Err(unexpected()),
             Task::Ls => return Ok(json!({"images": self.listed(node)?})),
             Task::Df => {
                 return match self.ask(node, ImagesQuery::Usage, PATIENCE)? {
@@ -303,16 +286,6 @@ impl Asker<'_> {
                     ),
                     _ => Err(unexpected()),
                 };
-            }
-            Task::Rm { names, .. } => {
-                let images: Vec<GrantedImage> =
-                    self.listed(node)?.into_iter().map(|listed| listed.image).collect();
-                let find = |name: &String| match find_granted(&images, name) {
-                    Ok(Some(image)) => Ok(image.digest.clone()),
-                    Ok(None) => Err(format!("image {name}: you have none of that name there")),
-                    Err(e) => Err(e.to_string()),
-                };
-                names.iter().map(find).collect::<Result<_, _>>()?
             }
             Task::Prune { all, older_than, .. } => {
                 let now = u64::try_from(berth_client::now().secs()).unwrap_or(0);
@@ -331,12 +304,11 @@ impl Asker<'_> {
         };
         let (mut removed, mut bytes) = (Vec::new(), 0u64);
         for digest in chosen {
-            match self.ask(node, ImagesQuery::Remove(digest.to_string()), LONG) {
-                Ok(ImagesAnswer::Removed(_, less)) => {
-                    removed.push(digest.to_string());
+            match self.give_back(node, &digest) {
+                Ok((went, less)) => {
+                    removed.extend(went);
                     bytes = bytes.saturating_add(less);
                 }
-                Ok(_) => return Err(unexpected()),
                 Err(why) => return Err(after(&removed, why)),
             }
         }

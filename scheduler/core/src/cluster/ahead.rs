@@ -104,22 +104,22 @@ impl Cluster {
                 if job.spec.partition != *partition {
                     continue; // a job of several components is in the queue of each one's partition
                 }
-                let warm = image(job).and_then(|digest| self.exchange.holders(digest));
-                let need = Need { warm, ..Need::new(&job.spec.spec.resources, rules) };
-                let Some(allocation) = self.place_later(&mut later, &need, rules) else { break };
-                let run = (key.job, job.row.attempt);
-                let Some(digest) = image(job) else {
-                    later.take(run, &allocation);
-                    continue;
-                };
-                for node in &allocation.nodes {
-                    let there = images.entry(node.clone()).or_default();
-                    let most = usize::try_from(self.config.images.prefetch).unwrap_or(usize::MAX);
-                    if there.len() < most && !self.is_used(node, digest) && there.insert(digest) {
-                        plan.insert((node.clone(), run.0, run.1));
+                // Of a job of several components each one's image, where that component will be.
+                let members = self.whole(key.job);
+                let Some(allocations) = self.place_later(&mut later, &members, rules) else { break };
+                for (member, allocation) in members.into_iter().zip(&allocations) {
+                    let Some(job) = self.job(member) else { continue };
+                    let run = (member, job.row.attempt);
+                    later.take(run, allocation);
+                    let Some(digest) = image(job) else { continue };
+                    for node in &allocation.nodes {
+                        let there = images.entry(node.clone()).or_default();
+                        let most = usize::try_from(self.config.images.prefetch).unwrap_or(usize::MAX);
+                        if there.len() < most && !self.is_used(node, digest) && there.insert(digest) {
+                            plan.insert((node.clone(), run.0, run.1));
+                        }
                     }
                 }
-                later.take(run, &allocation);
             }
         }
         plan
@@ -143,12 +143,31 @@ impl Cluster {
         Later { nodes: self.nodes.clone(), ends, taken: BTreeMap::new(), ended: 0, attempts: ATTEMPTS }
     }
 
-    /// What the request gets as soon as enough runs have ended.
-    fn place_later(&self, later: &mut Later, need: &Need<'_>, rules: &PartitionRules) -> Option<Allocation> {
+    /// What a job would get on these nodes, each of its components in order.
+    fn place_on(
+        &self,
+        nodes: &OrdMap<NodeName, Arc<Node>>,
+        members: &[JobId],
+        rules: &PartitionRules,
+    ) -> Option<Vec<Allocation>> {
+        let [one] = members else { return self.place_whole(members, nodes, is_connected) };
+        let job = self.job(*one)?;
+        let warm = image(job).and_then(|digest| self.exchange.holders(digest));
+        let need = Need { warm, ..Need::new(&job.spec.spec.resources, rules) };
+        let there = nodes.values().map(|n| &**n).filter(|n| rules.has(&n.row.name) && is_connected(n));
+        place(&need, there, Against::Free).map(|found| vec![found])
+    }
+
+    /// What a job gets as soon as enough runs have ended.
+    fn place_later(
+        &self,
+        later: &mut Later,
+        members: &[JobId],
+        rules: &PartitionRules,
+    ) -> Option<Vec<Allocation>> {
         while later.attempts > 0 {
-            later.attempts -= 1;
-            let usable = |n: &&Node| rules.has(&n.row.name) && n.in_service() && n.link.is_some();
-            let found = place(need, later.nodes.values().map(|n| &**n).filter(usable), Against::Free);
+            later.attempts = later.attempts.saturating_sub(members.len());
+            let found = self.place_on(&later.nodes, members, rules);
             if found.is_some() {
                 return found;
             }
@@ -226,6 +245,11 @@ impl Later {
             }
         }
     }
+}
+
+/// Whether a job could run there at some time.
+fn is_connected(node: &Node) -> bool {
+    node.in_service() && node.link.is_some()
 }
 
 /// The image of a job's first step.

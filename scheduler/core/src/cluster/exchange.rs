@@ -136,6 +136,7 @@ impl Cluster {
         let now = self.clock;
         self.exchange.set_gateways(&self.config.gateways);
         self.exchange.set_agreed(self.config.images.forms_agreed);
+        let anew = heard_anew(node, &said);
         let told = match said {
             FromPeers::Ready { address, key, connected, .. } => {
                 if address.len() > MOST_TEXT || key.len() > MOST_TEXT {
@@ -157,7 +158,12 @@ impl Cluster {
                     want if self.is_for_nobody((node, ask), (job, attempt), want.as_ref()) => {
                         vec![(node.clone(), ToPeers::Unwanted { ask })]
                     }
-                    Some(want) => self.exchange.wanted(asker, want, ((job, attempt), bytes, failed), now),
+                    Some(want) => {
+                        let run = self.job(job).and_then(|job| job.run());
+                        let nodes = run.map_or(1, |run| run.allocation.nodes.len());
+                        let asked = ((job, attempt), bytes, failed);
+                        self.exchange.wanted_among(asker, want, asked, nodes, now)
+                    }
                     None => {
                         vec![(node.clone(), ToPeers::Way { ask, way: ImageWay::Source, note: String::new() })]
                     }
@@ -166,7 +172,9 @@ impl Cluster {
             FromPeers::Asked { ask, user, digest, bytes, failed } => {
                 match self.user_wants(node, user, &digest) {
                     Some(want) => {
-                        self.exchange.wanted((node.clone(), ask), want, (NO_RUN, bytes, failed), now)
+                        let nodes = self.asked.all(user, &digest, now).count();
+                        let asked = (NO_RUN, bytes, failed);
+                        self.exchange.wanted_among((node.clone(), ask), want, asked, nodes, now)
                     }
                     None => {
                         vec![(node.clone(), ToPeers::Way { ask, way: ImageWay::Source, note: String::new() })]
@@ -208,7 +216,7 @@ impl Cluster {
                 self.exchange.over(&asker, result, now)
             }
         };
-        self.tell_peers(told);
+        self.tell_peers(anew.into_iter().chain(told).collect());
     }
 
     pub(super) fn tell_peers(&mut self, mut told: Vec<(NodeName, ToPeers)>) {
@@ -364,6 +372,16 @@ impl Cluster {
         let told = || self.ahead.contains(&(node.clone(), id, attempt)) || self.exchange.is_sent(node, &want);
         (held || told()).then_some(want)
     }
+}
+
+/// What a node is told first that says that it has no way to where an image is itself: what it hears behind that is said knowing of it, and
+/// what it heard before may not have been.
+fn heard_anew(node: &NodeName, said: &FromPeers) -> Option<(NodeName, ToPeers)> {
+    let (FromPeers::Wanted { ask, failed, .. } | FromPeers::Asked { ask, failed, .. }) = said else {
+        return None;
+    };
+    let way = ToPeers::Way { ask: *ask, way: ImageWay::Wait, note: String::new() };
+    failed.contains(node).then(|| (node.clone(), way))
 }
 
 /// What a gateway is told of a step: its Start, and where environment and login are.

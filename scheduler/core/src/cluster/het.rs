@@ -212,6 +212,25 @@ impl Cluster {
         true
     }
 
+    /// Where all components would be on these nodes; `None` where they do not fit together.
+    pub(super) fn place_whole(
+        &self,
+        members: &[JobId],
+        nodes: &Nodes,
+        usable: fn(&Node) -> bool,
+    ) -> Option<Vec<Allocation>> {
+        let wish = |member: &JobId| {
+            let job = self.job(*member)?;
+            let rules = self.config.partition(&job.spec.partition).filter(|p| p.starts())?;
+            let warm = super::ahead::image(job).and_then(|digest| self.exchange.holders(digest));
+            let need = Need { warm, ..Need::new(&job.spec.spec.resources, rules) };
+            let asked = needed_by_job(&job.spec.spec, job.spec.first_step.as_deref());
+            Some(Wish { need, rules, asked })
+        };
+        let wishes: Vec<Wish<'_>> = members.iter().map(wish).collect::<Option<_>>()?;
+        place_all(&wishes, nodes, usable)
+    }
+
     fn put_aside(&mut self, leader: JobId, why: Reason) {
         self.dequeue(leader);
         self.aside.insert(leader);

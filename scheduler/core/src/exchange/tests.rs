@@ -130,6 +130,50 @@ fn one_that_cannot_take_it_from_a_node_is_sent_to_the_next() {
 }
 
 #[test]
+fn one_that_has_no_way_to_the_source_lets_another_one_fetch_and_takes_it_from_there() {
+    let no_way = |e: &mut Exchange, n: usize, nodes: usize, now: i64| {
+        e.wanted_among((node(n), 1), want(USER), (RUN, 0, vec![node(n)]), nodes, at(now))
+    };
+    // Another one waits for it: that one fetches, whoever is first by name.
+    let mut e = nodes(3);
+    assert_eq!(way(&ask(&mut e, 0, 0), 0), Some(ImageWay::Source));
+    assert_eq!(way(&ask(&mut e, 2, 0), 2), Some(ImageWay::Wait));
+    let said = no_way(&mut e, 0, 2, 1);
+    assert_eq!((way(&said, 0), way(&said, 2)), (Some(ImageWay::Wait), Some(ImageWay::Source)));
+    // What it says again changes nothing.
+    assert_eq!(way(&no_way(&mut e, 0, 2, 15), 0), Some(ImageWay::Wait));
+    assert_eq!(from(&e.over(&(node(2), 1), Ok(()), at(16)), 0), Some(node(2)));
+    // The other one is to come yet: it is waited for, and then it is that one's.
+    let mut e = nodes(2);
+    let _ = ask(&mut e, 0, 0);
+    assert_eq!(way(&no_way(&mut e, 0, 2, 1), 0), Some(ImageWay::Wait));
+    assert_eq!(way(&ask(&mut e, 1, 2), 1), Some(ImageWay::Source));
+    assert_eq!(from(&e.over(&(node(1), 1), Ok(()), at(3)), 0), Some(node(1)));
+    // It does not come, for ever as long as it wants; neither can have it; nobody else wants it.
+    let mut e = nodes(2);
+    let _ = ask(&mut e, 0, 0);
+    let _ = no_way(&mut e, 0, 2, 1);
+    assert_eq!(way(&no_way(&mut e, 0, 2, 9), 0), Some(ImageWay::Wait));
+    assert_eq!(way(&no_way(&mut e, 0, 2, 11), 0), Some(ImageWay::Source));
+    let mut e = nodes(2);
+    let _ = (ask(&mut e, 0, 0), ask(&mut e, 1, 0));
+    assert_eq!(way(&no_way(&mut e, 0, 2, 1), 1), Some(ImageWay::Source));
+    let said = no_way(&mut e, 1, 2, 2);
+    assert!(
+        said.iter().any(|(_, told)| matches!(told, ToPeers::Way { way: ImageWay::Source, .. })),
+        "{said:?}"
+    );
+    let mut e = nodes(2);
+    let _ = ask(&mut e, 0, 0);
+    assert_eq!(way(&no_way(&mut e, 0, 1, 1), 0), Some(ImageWay::Source));
+    // Somebody has it.
+    let mut e = nodes(2);
+    let _ = ask(&mut e, 0, 0);
+    e.has(&node(1), "sha256:1", USER);
+    assert_eq!(from(&no_way(&mut e, 0, 1, 1), 0), Some(node(1)));
+}
+
+#[test]
 fn nobody_gives_a_removed_node_anything_any_more() {
     let mut e = nodes(3);
     e.has(&node(0), "sha256:1", USER);
@@ -364,7 +408,9 @@ proptest! {
             let asker = (node(n), number);
             let said = match what {
                 0..=2 => {
-                    let failed = if what == 2 { vec![node((n + 1) % 6)] } else { Vec::new() };
+                    // The third question of a node is of one that has no way itself.
+                    let other = usize::from(number != 3);
+                    let failed = if what == 2 { vec![node((n + other) % 6)] } else { Vec::new() };
                     e.wanted(asker, want(user), (RUN, u64::from(what), failed), now)
                 }
                 3 => {

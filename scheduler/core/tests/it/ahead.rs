@@ -5,7 +5,7 @@ use berth_model::config::{Config, ImagesConfig};
 use berth_model::ids::{Attempt, JobId, NodeName};
 use berth_model::launch::Program;
 use berth_model::link::ToAgent;
-use berth_model::request::{CancelRequest, Request};
+use berth_model::request::{CancelRequest, Request, Response};
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, Reason};
 use berth_model::time::Span;
@@ -128,6 +128,39 @@ fn a_job_is_planned_where_room_comes_first_and_again_when_that_changes() {
     w.gone("n1", long, 0);
     assert_eq!(w.info(waits).layout.nodes, [NodeName::from("n1")]);
     assert_eq!(looked(&mut w), (vec![], vec![waits]));
+}
+
+/// Of each component its own image, where that component will be, and those behind the job see what all of it takes.
+#[test]
+fn every_component_of_a_waiting_job_has_its_image_brought_to_its_own_nodes() {
+    let mut w = World::small();
+    w.node("n2", hardware(4, 1, 4000, 2));
+    let one = w.batch("one", whole(1, 10));
+    w.batch("two", whole(1, 20));
+    let part = |image: u32, node: &str| {
+        let mut spec = job(JobKind::Batch, "parts");
+        whole(image, 30)(&mut spec);
+        spec.resources.node_list = vec![node.into()];
+        (spec, script())
+    };
+    let components = vec![part(2, "n2"), part(3, "n1")];
+    let request = Request::SubmitHet { components, test_only: false };
+    let Response::Submitted { job: first, .. } = w.request(actor(1000), request).unwrap() else { panic!() };
+    let second = JobId(first.0 + 1);
+    assert_eq!(looked(&mut w), (vec![on(second, "n1"), on(first, "n2")], vec![]));
+    let behind = w.batch("behind", whole(4, 10));
+    let (begun, over) = looked(&mut w);
+    assert!(begun.len() == 1 && begun[0].0 == behind && over.is_empty(), "{begun:?} {over:?}");
+    // Half of its room does not start it, and what was begun goes on.
+    w.exited("n1", batch_key(one, 0), ExitStatus::OK);
+    w.gone("n1", one, 0);
+    assert_eq!(w.info(second).reason, Reason::Resources);
+    let (begun, over) = looked(&mut w);
+    assert!(begun.is_empty() && over.iter().all(|job| *job == behind), "{begun:?} {over:?}");
+    // All of it is given up with it.
+    cancel(&mut w, first);
+    let (_, over) = looked(&mut w);
+    assert!(over.contains(&first) && over.contains(&second), "{over:?}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod gpus;
 mod het;
 mod imex;
 mod layouts;
+mod leaps;
 mod leases;
 mod life;
 mod listing;

@@ -425,7 +425,9 @@ fn a_pull_that_is_too_old_takes_no_gateway_from_a_job_with_the_same_image() {
     assert!(note.contains("gateway n3: no route") && note.contains("too long ago"), "{note}");
     let told = |told: &ToAgent| matches!(told, ToAgent::Fetch(start) if start.launch.key.job == job);
     assert!(w.sent.iter().any(told));
-    assert_eq!(wants(&mut w, "n2", job, DIGEST), [way(u64::from(job.0), ImageWay::Wait)]);
+    // It waits, and is told what that gateway said before.
+    let (ask, note) = (u64::from(job.0), "gateway n3: no route".to_string());
+    assert_eq!(wants(&mut w, "n2", job, DIGEST), [ToPeers::Way { ask, way: ImageWay::Wait, note }]);
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! A controller that begins at the time of a wall clock which is far ahead: nothing ends by that, and nothing becomes old.
-#![allow(clippy::unwrap_used, clippy::panic)] // what fails here fails the test
 
-mod common;
-
+use crate::common::*;
 use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
@@ -12,7 +10,6 @@ use berth_model::spec::*;
 use berth_model::state::JobState;
 use berth_model::time::{Span, Time};
 use berth_sched_core::*;
-use common::*;
 
 const DAY: Span = Span::from_mins(24 * 60);
 
