@@ -94,6 +94,11 @@ impl Cluster {
                 }
             }
         }
+        let steps: BTreeSet<StepKey> = about.values().flatten().copied().collect();
+        for step in steps {
+            // What is carried may come behind the question: who does not have it yet would say that it has ended.
+            self.send_what_is_unconfirmed(step);
+        }
         self.next_look += 1;
         // No earlier core had it: an answer to that one is none to this one.
         let ask = (self.term.0 << 32) | self.next_look;

@@ -245,6 +245,39 @@ fn a_step_that_is_ended_on_its_way_is_started_first_where_it_is_not_yet() {
     assert_eq!(w.state(id), JobState::Running);
 }
 
+/// Who does not have the step yet would say that it has ended, and whoever waits for it would wait for an exit that is on its way.
+#[test]
+fn agents_are_asked_what_has_ended_behind_what_they_are_to_start() {
+    let mut w = eight(&config());
+    let mut spec = job(JobKind::Alloc, "all");
+    (spec.resources.min_nodes, spec.resources.max_nodes, spec.resources.exclusive) = (8, Some(8), true);
+    let id = w.submit(spec).unwrap();
+    let spec = StepSpec { nodes: Some(8), tasks: Some(8), ..step("s") };
+    let Ok(Response::StepCreated { key, .. }) =
+        w.request(actor(1000), Request::CreateStep { job: id, spec: Box::new(spec) })
+    else {
+        panic!()
+    };
+    assert_eq!(branches(&mut w).len(), 3);
+    w.phase("n2", key, StepPhase::Running);
+    w.sent.clear();
+    let next = StepSpec { nodes: Some(1), tasks: Some(1), immediate: Some(Span(0)), ..step("next") };
+    let waits = w.request_later(actor(1000), Request::CreateStep { job: id, spec: Box::new(next) });
+    let last_start = w.sent.iter().rposition(|m| matches!(m, ToAgent::Start(_)));
+    let first_question = w.sent.iter().position(|m| matches!(m, ToAgent::LookForEnds { .. }));
+    assert!(last_start.unwrap() < first_question.unwrap());
+    let ask =
+        w.sent.iter().find_map(|m| if let ToAgent::LookForEnds { ask, .. } = m { Some(*ask) } else { None });
+    assert_eq!(direct(&mut w), ["n3", "n5", "n6", "n8"]);
+    for n in 1..=8 {
+        w.not_ended(&format!("n{n}"), ask.unwrap(), vec![key]);
+    }
+    let refused = w.replies.remove(&waits);
+    assert!(matches!(&refused, Some(Err(why)) if why.code == RefusalCode::Busy), "{refused:?}");
+    w.later(Span::from_secs(2));
+    assert!(direct(&mut w).is_empty(), "it was done with that");
+}
+
 #[test]
 fn a_job_that_ends_on_its_way_is_not_started_any_more() {
     let mut w = eight(&config());
