@@ -6,7 +6,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
-use std::thread::ScopedJoinHandle;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, openat, statat};
 use rustix::io::Errno;
@@ -266,12 +265,17 @@ impl Store {
             travels.then(|| Bundle::open(directory, &layer.diff_id, &made.report, &writer())).transpose()?;
         // Each reads all of the image, and the first does it by several threads.
         let (image, form) = std::thread::scope(|scope| {
-            let form = bundle.as_ref().map(|bundle| scope.spawn(move || bundle.record(true)));
+            let form = bundle.as_ref().map(|bundle| {
+                let builder = std::thread::Builder::new().name("form-sum".to_owned());
+                (bundle, builder.spawn_scoped(scope, move || bundle.record(true)))
+            });
             let image = written.sum(&what);
-            let join = |thread: ScopedJoinHandle<'_, Result<FormRecord>>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            (image, form.map(join))
+            let form = form.map(|(bundle, thread)| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // Where there may be no more threads, this one does it.
+                Err(_) => bundle.record(true),
+            });
+            (image, form)
         });
         made.image = Some(image?);
         made.form = form.transpose()?;
