@@ -165,7 +165,7 @@ impl Exchange {
         if all {
             self.forms.forget(node);
         }
-        if self.forms.is_full() {
+        if self.forms.wants_room() {
             let holders = &self.holders;
             self.forms.keep(|image| holders.contains_key(image));
         }

@@ -7,7 +7,7 @@
 
 use berth_model::exchange::MadeForm;
 use berth_model::ids::NodeName;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Nodes that are remembered of those that made one thing: more than are ever needed to believe it.
@@ -22,6 +22,8 @@ const MOST_LAYERS: usize = 64;
 const MOST: usize = 50_000;
 /// Longest text of what is said.
 const MOST_TEXT: usize = 300;
+/// So many messages are heard before it is looked once more what nobody has, which goes through all there is.
+const REST: u32 = 1000;
 /// Nodes that an alarm names of those that made one thing.
 const NAMED: usize = 5;
 
@@ -61,6 +63,8 @@ pub(crate) struct Forms {
     of: BTreeMap<NodeName, BTreeSet<Key>>,
     /// Layers of images, by the digests of their manifests.
     images: BTreeMap<String, BTreeSet<Key>>,
+    /// Messages until it may be looked again what nobody has.
+    rest: u32,
 }
 
 impl Forms {
@@ -74,8 +78,12 @@ impl Forms {
         if self.needed == 0 {
             return Vec::new();
         }
+        // Layer and digest are in alarms: whoever says them puts no other words there.
+        let word = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         let fits = |form: &MadeForm| {
-            [&form.layer, &form.writer, &form.digest].into_iter().all(|text| text.len() <= MOST_TEXT)
+            let short =
+                [&form.layer, &form.writer, &form.digest].into_iter().all(|text| text.len() <= MOST_TEXT);
+            short && word(&form.layer) && word(&form.digest)
         };
         let mut disputes = Vec::new();
         for form in forms.into_iter().filter(fits).take(MOST_LAYERS) {
@@ -95,18 +103,22 @@ impl Forms {
         if self.votes.len() >= MOST && !self.votes.contains_key(key) {
             return false;
         }
-        let own = self.of.entry(node.clone()).or_default();
-        if own.len() >= MOST_OF_ONE && !own.contains(key) {
+        let own = self.of.get(node);
+        if own.is_some_and(|own| own.len() >= MOST_OF_ONE && !own.contains(key)) {
             return false;
         }
-        own.insert(key.clone());
         let votes = self.votes.entry(key.clone()).or_default();
         votes.take_back(node, Some(&what));
+        let mut counts = false;
         if votes.by.len() < MOST_KINDS || votes.by.contains_key(&what) {
             let nodes = votes.by.entry(what).or_default();
-            if nodes.len() < MOST_MAKERS {
-                nodes.insert(node.clone());
-            }
+            counts = nodes.contains(node) || nodes.len() < MOST_MAKERS && nodes.insert(node.clone());
+        }
+        // Of who is one too many nothing is to be forgotten: what is kept grows with the layers, and not with the nodes.
+        if counts {
+            self.of.entry(node.clone()).or_default().insert(key.clone());
+        } else if let Some(own) = self.of.get_mut(node) {
+            own.remove(key);
         }
         true
     }
@@ -165,8 +177,17 @@ impl Forms {
         self.images.get(image).into_iter().flatten().filter_map(agreed).collect()
     }
 
-    /// Whether there is no room for more.
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether it is to be looked what nobody has any more: there is no room, and it was not looked just now.
+    pub(crate) fn wants_room(&mut self) -> bool {
+        self.rest = self.rest.saturating_sub(1);
+        let wants = self.is_full() && self.rest == 0;
+        if wants {
+            self.rest = REST;
+        }
+        wants
+    }
+
+    fn is_full(&self) -> bool {
         self.votes.len() >= MOST || self.images.len() >= MOST
     }
 
@@ -174,7 +195,7 @@ impl Forms {
     pub(crate) fn keep(&mut self, is_held: impl Fn(&str) -> bool) {
         let Forms { votes, of, images, .. } = self;
         images.retain(|image, _| is_held(image));
-        let used: BTreeSet<&Key> = images.values().flatten().collect();
+        let used: HashSet<&Key> = images.values().flatten().collect();
         votes.retain(|key, _| used.contains(key));
         of.values_mut().for_each(|keys| keys.retain(|key| used.contains(key)));
     }
@@ -283,9 +304,49 @@ mod tests {
         let long = form(&"x".repeat(MOST_TEXT + 1), "a");
         forms.made(&node(3), "long", vec![long]);
         assert_eq!(forms.agreed("long"), []);
-        assert!(!forms.is_full());
+        for other in [form("l: n9 made x", "a"), form("l", "a\nALARM"), form("l", "a b")] {
+            forms.made(&node(3), "words", vec![other]);
+        }
+        assert_eq!(forms.agreed("words"), []);
+        assert!(!forms.wants_room());
         forms.keep(|image| image == "5");
         assert_eq!((forms.votes.len(), forms.of[&node(1)].len()), (1, 1));
         assert_eq!(forms.agreed("5"), [form("5", "a")]);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_nodes_whose_word_is_not_needed() {
+        let mut forms = needing(2);
+        (0..MOST_MAKERS + 100).for_each(|n| drop(made(&mut forms, n, "a")));
+        assert_eq!((forms.of.len(), forms.votes.len()), (MOST_MAKERS, 1));
+        // Said again, and otherwise: it is one's own word that is taken back.
+        made(&mut forms, 0, "a");
+        assert_eq!(forms.of.len(), MOST_MAKERS);
+        let last = MOST_MAKERS + 99;
+        assert_eq!(made(&mut forms, last, "b").len(), 1);
+        assert_eq!(forms.agreed("image"), []);
+        made(&mut forms, last, "a");
+        assert_eq!(forms.agreed("image"), [form("layer", "a")]);
+        (0..MOST_MAKERS).for_each(|n| forms.forget(&node(n)));
+        assert!(forms.votes.is_empty());
+    }
+
+    #[test]
+    fn where_there_is_no_room_it_is_looked_now_and_then_what_nobody_has() {
+        let mut forms = needing(1);
+        for n in 0..MOST {
+            let (by, name) = (node(n / MOST_OF_ONE), n.to_string());
+            forms.made(&by, &name, vec![form(&name, "a")]);
+        }
+        assert!(forms.wants_room());
+        // All of it is somebody's: whoever says more does not have all gone through each time.
+        forms.keep(|_| true);
+        assert_eq!((1..REST).filter(|_| forms.wants_room()).count(), 0);
+        forms.made(&node(99), "more", vec![form("more", "a")]);
+        assert_eq!(forms.agreed("more"), []);
+        assert!(forms.wants_room());
+        forms.keep(|image| image != "7");
+        forms.made(&node(99), "more", vec![form("more", "a")]);
+        assert_eq!(forms.agreed("more"), [form("more", "a")]);
     }
 }
