@@ -25,8 +25,8 @@ use disk::{BLOCK, FileType, INODE, Inode};
 use inodes::{Inodes, ROOT};
 use out::Out;
 
-/// Raised with every change by which an archive makes other bytes than before: nodes take each other's images only where the same version
-/// wrote them.
+/// Raised with every change by which an archive makes other bytes than before, of the image, of the skeleton beside it, or of the head of what
+/// travels, which has a layer's report: nodes take each other's images only where the same version wrote them, and say so where these differ.
 pub(crate) const VERSION: u32 = 1;
 
 /// By which a directory hides all of its namesakes in lower layers.

@@ -234,4 +234,20 @@ mod tests {
         assert!(Head::parse(&unsaved.print().unwrap(), "w", &layer, size).is_err());
         assert!(Head::parse(b"{}", "w", &layer, size).is_err());
     }
+
+    /// Nodes digest it, and compare digests: of another form it needs another version of the writer, or nodes of two versions of Berth, which
+    /// made the same, are an alarm.
+    #[test]
+    fn one_version_of_the_writer_has_one_form_of_the_head() {
+        assert_eq!(crate::erofs::VERSION, 1, "what is below is of this version");
+        let (_dir, bundle) = bundle(&[1; 4096], b"skeleton", None);
+        let head = String::from_utf8(bytes(&bundle, (0, HEAD as u64))).unwrap();
+        let expected = concat!(
+            r#"{"writer":"w","layer":"sha256:dac1d7cfa95021764849fd102524e141488c5e3a90f861dbb5a12d9ac8584f85","#,
+            r#""image":4096,"skeleton":8,"replaced":0,"report":{"entries":0,"bytes":0,"whiteouts":0,"#,
+            r#""opaque_directories":0,"devices_skipped":0,"overlay_attributes_stripped":0,"capabilities_stripped":0,"#,
+            r#""other_attributes_skipped":0,"setid_stripped":0,"replaced":0,"unsaved":0}}"#
+        );
+        assert_eq!(head.trim_end(), expected);
+    }
 }
