@@ -139,11 +139,14 @@ fn held(images: &Images, told: &Told) -> berth_images::Result<Held> {
         if !travel {
             return Vec::new();
         }
-        let made = before.remove(digest).unwrap_or_else(|| {
-            let mut made = store.made_forms(digest).unwrap_or_default();
-            made.truncate(MOST_MADE);
-            made
-        });
+        let made = match before.remove(digest).map_or_else(|| store.made_forms(digest), Ok) {
+            Ok(made) => made.into_iter().take(MOST_MADE).collect::<Vec<MadeForm>>(),
+            Err(e) => {
+                // It is looked at again the next time.
+                tracing::debug!("what this node made of image {digest} is not told: {e}");
+                return Vec::new();
+            }
+        };
         known.insert(digest.clone(), made.clone());
         made
     };

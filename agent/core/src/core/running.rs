@@ -2,7 +2,7 @@
 
 use super::{AgentCore, SIGKILL, SOON, run_of};
 use crate::event::{AgentEffect, Fetched, ImageEvent, StepTimers};
-use crate::state::{Prolog, RunKey, Step, Unbegun, made_up};
+use crate::state::{Prolog, Run, RunKey, Step, Unbegun, made_up};
 use berth_model::carry::{Carried, Registration};
 use berth_model::ids::StepKey;
 use berth_model::launch::{ImagePull, StepExit, StepPhase};
@@ -26,12 +26,18 @@ impl AgentCore {
     }
 
     /// A Start that another node brought: it counts where it would have counted on the link, had it come there now. What this agent knows of
-    /// steps and runs that are over keeps an old one from beginning again. One that may be older than what it knows begins nothing, nor one
-    /// that was held back: the controller has long said itself what was missing.
+    /// steps and runs that are over keeps an old one from beginning again, and nothing is said of these: whoever brings one again and again has
+    /// the controller hear nothing. One that may be older than what it knows begins nothing, nor one that was held back: the controller has long
+    /// said itself what was missing.
     pub(super) fn carried(&mut self, carried: Carried, now: Time) {
         let Carried { to, start } = carried;
         let key = start.launch.key;
-        let known = self.steps.contains_key(&key) || self.over.forgot_since(to.asked);
+        let run = run_of(key);
+        let over = |run: &Run| run.ending || run.finished.contains(&key.step);
+        let known = self.steps.contains_key(&key)
+            || self.over.has(run)
+            || self.runs.get(&run).is_some_and(over)
+            || self.over.forgot_since(to.asked);
         let here = start.launch.node == self.config.node && start.term == self.term;
         if !here || known || !self.is_registered_as(&to, now) {
             return;
