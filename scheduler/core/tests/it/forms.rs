@@ -3,26 +3,31 @@
 use crate::common::*;
 use berth_model::config::Config;
 use berth_model::exchange::{FromPeers, HeldImage, ImageWay, MadeForm, ToPeers};
-use berth_model::ids::{NodeName, Uid};
+use berth_model::ids::{NodeName, Term, Uid};
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::{Request, Response};
 use berth_model::spec::ResolvedImage;
-use berth_sched_core::{Event, Write};
+use berth_sched_core::{Cluster, CoreConfig, Event, Write};
 
 const DIGEST: &str = "sha256:1";
 
-/// A cluster of so many nodes that give images to each other.
-fn cluster(count: usize, agreed: u32) -> World {
+fn config(agreed: u32) -> Config {
     let mut config = Config::default();
     config.images.forms_agreed = agreed;
-    let mut w = World::new(&config);
-    for n in 1..=count {
-        let name = format!("n{n}");
-        w.node(&name, hardware(2, 1, 8000, 0));
-        let (address, key) = (format!("{name}:1"), format!("key of {name}"));
-        says(&mut w, &name, FromPeers::Ready { address, key, streams: true, connected: Vec::new() });
-    }
+    config
+}
+
+/// A cluster of so many nodes that give images to each other.
+fn cluster(count: usize, agreed: u32) -> World {
+    let mut w = World::new(&config(agreed));
+    (1..=count).for_each(|n| registers(&mut w, &format!("n{n}")));
     w
+}
+
+fn registers(w: &mut World, name: &str) {
+    w.node(name, hardware(2, 1, 8000, 0));
+    let (address, key) = (format!("{name}:1"), format!("key of {name}"));
+    says(w, name, FromPeers::Ready { address, key, streams: true, connected: Vec::new() });
 }
 
 fn says(w: &mut World, node: &str, said: FromPeers) -> Vec<ToPeers> {
@@ -168,7 +173,22 @@ fn a_controller_that_starts_believes_nothing_before_nodes_have_said_it_again() {
         holds(&mut w, node, true, &["sha256:a"]);
     }
     assert_eq!(told(&mut w, "n3"), [form("sha256:a")]);
-    // The same node registers anew, and has nothing any more.
+    let config = CoreConfig::new(&config(2)).unwrap();
+    w.core = Cluster::restore(config, Term(2), stored(&w.writes), w.now).unwrap();
+    ["n1", "n2", "n3"].iter().for_each(|node| registers(&mut w, node));
+    holds(&mut w, "n1", true, &["sha256:a"]);
+    assert_eq!(told(&mut w, "n3"), []);
+    holds(&mut w, "n2", true, &["sha256:a"]);
+    assert_eq!(told(&mut w, "n3"), [form("sha256:a")]);
+}
+
+#[test]
+fn who_registers_anew_and_has_nothing_any_more_counts_no_more() {
+    let mut w = cluster(3, 2);
+    for node in ["n1", "n2"] {
+        holds(&mut w, node, true, &["sha256:a"]);
+    }
+    assert_eq!(told(&mut w, "n3"), [form("sha256:a")]);
     says(&mut w, "n2", FromPeers::Holds { all: true, images: Vec::new(), gone: Vec::new() });
     assert_eq!(told(&mut w, "n3"), []);
 }
