@@ -380,7 +380,14 @@ impl Driver {
     }
 
     fn feed(&mut self, event: AgentEvent) {
+        let brought =
+            if let AgentEvent::Carried(carried) = &event { Some(carried.start.launch.key) } else { None };
         let effects = self.core.handle(event, boot_clock());
+        // Of one that begins nothing nothing is said: somebody may bring it again and again.
+        let begins = |effect: &AgentEffect| matches!(effect, AgentEffect::PrepareImage { key, .. } if Some(*key) == brought);
+        if let Some(key) = brought.filter(|_| effects.iter().any(begins)) {
+            tracing::info!("step {key}: its start came by another node");
+        }
         for effect in effects {
             self.perform(effect);
         }

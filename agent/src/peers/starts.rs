@@ -54,7 +54,6 @@ impl Peers {
         let carried = bringer.take(&self.node).await;
         let carried =
             carried.map_err(|e| format!("the start of a step that it brings counts for nothing: {e}"))?;
-        tracing::info!("step {}: its start came by another node", carried.start.launch.key);
         if let Some(inputs) = self.inputs.get() {
             // An error means that the agent ends.
             let _ = inputs.send(Input::Core(AgentEvent::Carried(Box::new(carried))));
