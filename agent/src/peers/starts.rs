@@ -30,19 +30,26 @@ impl Peers {
                     (Arc::clone(&peers), Arc::clone(&identity), Arc::clone(&carry));
                 handing.spawn(async move {
                     let (Ok(_turn), Some(to)) = (peers.handing.acquire().await, carry.to.get(at)) else {
-                        return;
+                        return None;
                     };
-                    if let Err(e) = identity.hand_over(&carry, to, peers.controller.as_deref()).await {
-                        tracing::info!(
-                            "{} is not handed its start, the controller will tell it: {e}",
-                            to.address
-                        );
-                    }
+                    let handed = identity.hand_over(&carry, to, peers.controller.as_deref()).await;
+                    handed.err().map(|e| format!("{}: {e}", to.address))
                 });
             }
+            let mut failed = Vec::new();
+            let all = async {
+                while let Some(done) = handing.join_next().await {
+                    failed.extend(done.ok().flatten());
+                }
+            };
             // What is not done by then is given up with the set.
-            let all = async { while handing.join_next().await.is_some() {} };
             let _ = tokio::time::timeout(BRANCH, all).await;
+            if let Some(first) = failed.first() {
+                let count = failed.len();
+                tracing::info!(
+                    "starts of a step that are not handed on, the controller sends them: {count}; the first: {first}"
+                );
+            }
         });
     }
 
