@@ -30,9 +30,12 @@ pub(crate) async fn environment(identity: &Identity) -> Result<Vec<ByteStr>, Fai
             identity.user
         ))
     };
+    let (name, options) = identity.login_shell();
     let mut command = std::process::Command::new(identity.shell.as_os());
     command
-        .args(["-l", "-c", "printf '\\0berth-login-environment\\0'; exec env -0"])
+        .arg0(name.as_os())
+        .args(options)
+        .arg("printf '\\0berth-login-environment\\0'; exec env -0")
         .env_clear()
         .env("HOME", identity.home.as_os())
         .env("USER", &identity.user)
@@ -74,6 +77,7 @@ pub(crate) async fn environment(identity: &Identity) -> Result<Vec<ByteStr>, Fai
 mod tests {
     use super::*;
     use crate::users;
+    use std::os::unix::fs::PermissionsExt;
 
     fn asked(home: &std::path::Path, shell: &str) -> Result<Vec<ByteStr>, Failure> {
         let identity = users::own_identity().unwrap();
@@ -90,6 +94,19 @@ mod tests {
         let all = asked(home.path(), "/bin/sh").unwrap();
         assert!(all.contains(&"BY_PROFILE=a b".into()), "{all:?}");
         assert!(!all.iter().any(|text| text.0.starts_with(b"welcome")), "{all:?}");
+    }
+
+    #[test]
+    fn a_shell_that_takes_no_option_beside_a_command_gives_its_environment_too() {
+        let home = tempfile::tempdir().unwrap();
+        let shell = home.path().join("tcsh");
+        let script = "#!/bin/sh\n[ \"$1\" = -c ] || exit 1\nOWN=1; export OWN\nexec /bin/sh \"$@\"\n";
+        std::fs::write(&shell, script).unwrap();
+        std::fs::set_permissions(&shell, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let all = asked(home.path(), shell.to_str().unwrap()).unwrap();
+        assert!(all.contains(&"OWN=1".into()), "{all:?}");
+        let bash = Identity { shell: "/bin/bash".into(), ..users::own_identity().unwrap() };
+        assert_eq!(bash.login_shell(), (ByteStr::from("-bash"), &["-l", "-c"][..]));
     }
 
     #[test]

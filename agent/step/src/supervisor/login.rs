@@ -26,9 +26,12 @@ pub fn environment(identity: &Identity) -> Result<Vec<ByteStr>, LaunchFailure> {
             identity.user
         ))
     };
+    let (name, options) = identity.login_shell();
     let mut command = Command::new(identity.shell.as_os());
     command
-        .args(["-l", "-c", "printf '\\0berth-login-environment\\0'; exec env -0"])
+        .arg0(name.as_os())
+        .args(options)
+        .arg("printf '\\0berth-login-environment\\0'; exec env -0")
         .env_clear()
         .env("HOME", identity.home.as_os())
         .env("USER", &identity.user)
