@@ -256,6 +256,13 @@ fn a_run_that_its_node_knows_as_over_runs_as_another_one() {
     // What is told of a run that is not there any more changes nothing.
     w.gone("n1", batch, 0);
     assert_eq!((w.state(batch), w.starts()), (JobState::Running, vec![]));
+    // Nor does a node fill the log that says so of each.
+    for attempt in 1..100 {
+        w.gone("n1", batch, attempt);
+        assert_eq!(w.starts(), [batch_key(batch, attempt + 1)]);
+    }
+    let about = |write: &&Write| matches!(write, Write::AddAudit(row) if row.what.starts_with("n1 knows"));
+    assert_eq!(w.writes.iter().filter(about).count(), 61);
 }
 
 #[test]
