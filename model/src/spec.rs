@@ -43,16 +43,6 @@ pub struct Identity {
     pub shell: ByteStr,
 }
 
-impl Identity {
-    /// As what the login shell is called to be that of a login, and by which options it runs a command as such. By the name `csh` and `tcsh`
-    /// know it, which take no option for it beside a command; by the option those that go by the name at a terminal alone.
-    pub fn login_shell(&self) -> (ByteStr, &'static [&'static str]) {
-        let name = self.shell.0.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let options: &[&str] = if name.ends_with(b"csh") { &["-c"] } else { &["-l", "-c"] };
-        (ByteStr([b"-".as_slice(), name].concat()), options)
-    }
-}
-
 /// Which command made a job, and so who drives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

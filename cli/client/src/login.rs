@@ -2,6 +2,7 @@
 
 use crate::error::Failure;
 use berth_model::ByteStr;
+use berth_model::login_shell;
 use berth_model::spec::Identity;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -12,10 +13,6 @@ use tokio::io::AsyncReadExt as _;
 
 /// How long the user's profile may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What comes before the environment: profiles may print, too.
-const MARK: &[u8] = b"\0berth-login-environment\0";
-/// More than any environment that a program could be started with.
-const MOST: u64 = 8 << 20;
 
 /// `NAME=value` strings.
 ///
@@ -30,12 +27,12 @@ pub(crate) async fn environment(identity: &Identity) -> Result<Vec<ByteStr>, Fai
             identity.user
         ))
     };
-    let (name, options) = identity.login_shell();
+    let (name, options) = login_shell::called(identity);
     let mut command = std::process::Command::new(identity.shell.as_os());
     command
         .arg0(name.as_os())
         .args(options)
-        .arg("printf '\\0berth-login-environment\\0'; exec env -0")
+        .arg(login_shell::ASK)
         .env_clear()
         .env("HOME", identity.home.as_os())
         .env("USER", &identity.user)
@@ -50,10 +47,13 @@ pub(crate) async fn environment(identity: &Identity) -> Result<Vec<ByteStr>, Fai
     let mut child = tokio::process::Command::from(command).spawn().map_err(|e| failed(e.to_string()))?;
     let mut text = Vec::new();
     let read = async {
-        match child.stdout.take() {
-            Some(stdout) => stdout.take(MOST + 1).read_to_end(&mut text).await,
-            None => Ok(0),
+        let Some(mut stdout) = child.stdout.take() else { return Ok(()) };
+        while !login_shell::is_whole(&text) && text.len() <= login_shell::MOST {
+            if stdout.read_buf(&mut text).await? == 0 {
+                break;
+            }
         }
+        Ok::<(), std::io::Error>(())
     };
     let read = tokio::time::timeout(PATIENCE, read).await;
     // Whatever the profile started goes with the shell.
@@ -64,13 +64,10 @@ pub(crate) async fn environment(identity: &Identity) -> Result<Vec<ByteStr>, Fai
     match read {
         Err(_) => return Err(failed(format!("it took longer than {} s", PATIENCE.as_secs()))),
         Ok(Err(e)) => return Err(failed(e.to_string())),
-        Ok(Ok(_)) if text.len() as u64 > MOST => return Err(failed("it is far too long".into())),
-        Ok(Ok(_)) => {}
+        Ok(Ok(())) if text.len() > login_shell::MOST => return Err(failed("it is far too long".into())),
+        Ok(Ok(())) => {}
     }
-    let at =
-        text.windows(MARK.len()).position(|w| w == MARK).ok_or_else(|| failed("it printed none".into()))?;
-    let variables = text[at + MARK.len()..].split(|b| *b == 0);
-    Ok(variables.filter(|v| v.contains(&b'=')).map(ByteStr::from).collect())
+    login_shell::variables(&text).ok_or_else(|| failed("it printed none".into()))
 }
 
 #[cfg(test)]
@@ -105,8 +102,17 @@ mod tests {
         std::fs::set_permissions(&shell, std::fs::Permissions::from_mode(0o755)).unwrap();
         let all = asked(home.path(), shell.to_str().unwrap()).unwrap();
         assert!(all.contains(&"OWN=1".into()), "{all:?}");
-        let bash = Identity { shell: "/bin/bash".into(), ..users::own_identity().unwrap() };
-        assert_eq!(bash.login_shell(), (ByteStr::from("-bash"), &["-l", "-c"][..]));
+    }
+
+    #[test]
+    fn what_the_profile_leaves_behind_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join(".profile"), "sleep 600 &\nLEFT=$!; export LEFT\n").unwrap();
+        let all = asked(home.path(), "/bin/sh").unwrap();
+        let left = all.iter().find_map(|text| text.display().strip_prefix("LEFT=").map(str::to_string));
+        // It went with the shell.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.unwrap())).unwrap_or_default();
+        assert!(!stat.contains("(sleep) S"), "{stat}");
     }
 
     #[test]
