@@ -154,6 +154,13 @@ fn whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
     work().map_err(file_fault(path))
 }
 
+fn remove(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(file_fault(path)(e)),
+        _ => Ok(()),
+    }
+}
+
 /// How a machine joins.
 pub struct Joining<'a> {
     /// The controller, as `host:port`.
@@ -204,6 +211,10 @@ impl Joining<'_> {
             ));
         };
         let authority = seen.get().ok_or_else(|| fault("the controller showed no authority"))?;
+        // What the agent kept of another cluster, whose terms may be later and whose jobs are others, says nothing of this one.
+        let followed = berth_agent::Paths::new(&self.dir.0);
+        remove(&followed.term())?;
+        remove(&followed.highest())?;
         whole(&folder.join("authority.crt"), &authority, 0o644)?;
         let joined = Joined {
             address: self.address.clone(),
@@ -293,13 +304,7 @@ pub fn leave(dir: &StateDir) -> Result<(), Failure> {
             paths.push(path);
         }
     }
-    for path in paths {
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(file_fault(&path)(e)),
-            _ => {}
-        }
-    }
-    Ok(())
+    paths.iter().try_for_each(|path| remove(path))
 }
 
 /// The cluster's configuration as the agent of this machine last had it.

@@ -36,6 +36,7 @@ pub mod limits;
 pub mod link;
 pub mod listing;
 pub mod login;
+pub mod login_shell;
 pub mod member;
 pub mod memory;
 pub mod mount;

@@ -332,7 +332,10 @@ fn a_machine_that_leaves_is_gone_from_the_cluster_and_joins_again_as_root() {
     berth("front", &["down"]).ok();
     berth("front", &["leave"]).ok();
     assert!(!member("front"));
-    // Its name is free.
+    // Its name is free; and it may have been of another cluster meanwhile, with later terms and higher numbers.
+    let kept = |name: &str| hosts.state("n1").join("private").join(name);
+    std::fs::write(kept("agent-term.json"), "3000000").unwrap();
+    std::fs::write(kept("agent-highest.json"), r#"{"job": 90000, "attempt": 0, "step": 0}"#).unwrap();
     hosts.join("n1", &hosts.token("head", &[]));
     hosts.wait_node("n1", "idle", 60);
     let told = hosts.cmd("head", "srun").args(["-w", "n1", "hostname"]).ok();

@@ -2,6 +2,7 @@
 
 use crate::error::Failure;
 use berth_model::ByteStr;
+use berth_model::login_shell;
 use berth_model::spec::Identity;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -12,10 +13,6 @@ use tokio::io::AsyncReadExt as _;
 
 /// How long the user's profile may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What comes before the environment: profiles may print, too.
-const MARK: &[u8] = b"\0berth-login-environment\0";
-/// More than any environment that a program could be started with.
-const MOST: u64 = 8 << 20;
 
 /// `NAME=value` strings.
 ///
@@ -30,9 +27,12 @@ pub(crate) async fn environment(identity: &Identity) -> Result<Vec<ByteStr>, Fai
             identity.user
         ))
     };
+    let (name, options) = login_shell::called(identity);
     let mut command = std::process::Command::new(identity.shell.as_os());
     command
-        .args(["-l", "-c", "printf '\\0berth-login-environment\\0'; exec env -0"])
+        .arg0(name.as_os())
+        .args(options)
+        .arg(login_shell::ASK)
         .env_clear()
         .env("HOME", identity.home.as_os())
         .env("USER", &identity.user)
@@ -47,10 +47,13 @@ pub(crate) async fn environment(identity: &Identity) -> Result<Vec<ByteStr>, Fai
     let mut child = tokio::process::Command::from(command).spawn().map_err(|e| failed(e.to_string()))?;
     let mut text = Vec::new();
     let read = async {
-        match child.stdout.take() {
-            Some(stdout) => stdout.take(MOST + 1).read_to_end(&mut text).await,
-            None => Ok(0),
+        let Some(mut stdout) = child.stdout.take() else { return Ok(()) };
+        while !login_shell::is_whole(&text) && text.len() <= login_shell::MOST {
+            if stdout.read_buf(&mut text).await? == 0 {
+                break;
+            }
         }
+        Ok::<(), std::io::Error>(())
     };
     let read = tokio::time::timeout(PATIENCE, read).await;
     // Whatever the profile started goes with the shell.
@@ -61,19 +64,17 @@ pub(crate) async fn environment(identity: &Identity) -> Result<Vec<ByteStr>, Fai
     match read {
         Err(_) => return Err(failed(format!("it took longer than {} s", PATIENCE.as_secs()))),
         Ok(Err(e)) => return Err(failed(e.to_string())),
-        Ok(Ok(_)) if text.len() as u64 > MOST => return Err(failed("it is far too long".into())),
-        Ok(Ok(_)) => {}
+        Ok(Ok(())) if text.len() > login_shell::MOST => return Err(failed("it is far too long".into())),
+        Ok(Ok(())) => {}
     }
-    let at =
-        text.windows(MARK.len()).position(|w| w == MARK).ok_or_else(|| failed("it printed none".into()))?;
-    let variables = text[at + MARK.len()..].split(|b| *b == 0);
-    Ok(variables.filter(|v| v.contains(&b'=')).map(ByteStr::from).collect())
+    login_shell::variables(&text).ok_or_else(|| failed("it printed none".into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::users;
+    use std::os::unix::fs::PermissionsExt;
 
     fn asked(home: &std::path::Path, shell: &str) -> Result<Vec<ByteStr>, Failure> {
         let identity = users::own_identity().unwrap();
@@ -90,6 +91,28 @@ mod tests {
         let all = asked(home.path(), "/bin/sh").unwrap();
         assert!(all.contains(&"BY_PROFILE=a b".into()), "{all:?}");
         assert!(!all.iter().any(|text| text.0.starts_with(b"welcome")), "{all:?}");
+    }
+
+    #[test]
+    fn a_shell_that_takes_no_option_beside_a_command_gives_its_environment_too() {
+        let home = tempfile::tempdir().unwrap();
+        let shell = home.path().join("tcsh");
+        let script = "#!/bin/sh\n[ \"$1\" = -c ] || exit 1\nOWN=1; export OWN\nexec /bin/sh \"$@\"\n";
+        std::fs::write(&shell, script).unwrap();
+        std::fs::set_permissions(&shell, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let all = asked(home.path(), shell.to_str().unwrap()).unwrap();
+        assert!(all.contains(&"OWN=1".into()), "{all:?}");
+    }
+
+    #[test]
+    fn what_the_profile_leaves_behind_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join(".profile"), "sleep 600 &\nLEFT=$!; export LEFT\n").unwrap();
+        let all = asked(home.path(), "/bin/sh").unwrap();
+        let left = all.iter().find_map(|text| text.display().strip_prefix("LEFT=").map(str::to_string));
+        // It went with the shell.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.unwrap())).unwrap_or_default();
+        assert!(!stat.contains("(sleep) S"), "{stat}");
     }
 
     #[test]

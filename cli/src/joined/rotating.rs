@@ -3,7 +3,7 @@
 //! The key to come is on the disk, and `rotating` names it, before the controller hears of it. Who finds that file later asks once more for
 //! that exchange, by the old key and by the new one: the controller makes it once, and one of the two is told so.
 
-use super::{Joined, fault, file_fault, private, whole};
+use super::{Joined, fault, file_fault, private, remove, whole};
 use berth_client::error::Failure;
 use berth_client::site::StateDir;
 use berth_rpc::{Hex, Question, Remote, Reply, RpcError, Uplink};
@@ -12,7 +12,6 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Names the key to come.
@@ -157,13 +156,6 @@ fn sweep(dir: &StateDir, key: &str) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-fn remove(path: &Path) -> Result<(), Failure> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(file_fault(path)(e)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -149,9 +149,11 @@ struct Shortage {
 }
 
 /// What is too much now.
-fn excess(rules: &RoomRules, space: Space, layers: u64, more: u64, until: Until) -> Size {
-    let beyond_most = layers.saturating_add(more).saturating_sub(rules.max_size.unwrap_or(u64::MAX));
-    let files = space.files.beyond(rules.low_watermark, 0);
+fn excess(rules: &RoomRules, space: Space, layers: Size, more: u64, until: Until) -> Size {
+    let beyond_most = layers.bytes.saturating_add(more).saturating_sub(rules.max_size.unwrap_or(u64::MAX));
+    // What all layers together could not bring are others' files: every image would go for nothing, and more so where a layer is one file.
+    let files = Some(space.files.beyond(rules.low_watermark, 0)).filter(|files| *files <= layers.files);
+    let files = files.unwrap_or(0);
     match until {
         Until::Mark => Size { bytes: space.bytes.beyond(rules.low_watermark, more).max(beyond_most), files },
         Until::Most => Size { bytes: beyond_most, files: 0 },
@@ -164,7 +166,7 @@ fn excess(rules: &RoomRules, space: Space, layers: u64, more: u64, until: Until)
 }
 
 /// `None` where there is room.
-fn shortage(rules: &RoomRules, space: Space, layers: u64, wanted: Wanted) -> Option<Shortage> {
+fn shortage(rules: &RoomRules, space: Space, layers: Size, wanted: Wanted) -> Option<Shortage> {
     let excess = |until| excess(rules, space, layers, wanted.bytes, until);
     if wanted.pressing {
         // What is known to be needed, and an eighth for what files take beside their bytes: nobody's images go for more than that.
@@ -182,7 +184,7 @@ fn shortage(rules: &RoomRules, space: Space, layers: u64, wanted: Wanted) -> Opt
     let why = if beyond(space.bytes, wanted.bytes) {
         let more = if wanted.bytes > 0 { ", with more to come" } else { "" };
         Some(format!("its filesystem was {}% full{more}", space.bytes.percent()))
-    } else if beyond(space.files, 0) {
+    } else if beyond(space.files, 0) && excess(Until::Mark).files > 0 {
         Some(format!("{}% of the files that its filesystem can have were there", space.files.percent()))
     } else {
         None
@@ -384,15 +386,20 @@ mod tests {
         Space { bytes: of(bytes), files: of(files) }
     }
 
-    fn short(rules: &RoomRules, used: u64, layers: u64, bytes: u64, pressing: bool) -> Option<u64> {
+    /// Layers of so many bytes, and as many files as there can be.
+    fn layers(bytes: u64) -> Size {
+        Size { bytes, files: 1000 }
+    }
+
+    fn short(rules: &RoomRules, used: u64, taken: u64, bytes: u64, pressing: bool) -> Option<u64> {
         let wanted = Wanted { bytes, pressing, short: None };
-        shortage(rules, space(used, 0), layers, wanted).map(|short| short.size.bytes)
+        shortage(rules, space(used, 0), layers(taken), wanted).map(|short| short.size.bytes)
     }
 
     #[test]
     fn files_have_their_marks_where_a_filesystem_has_only_so_many() {
         let found = |rules: &RoomRules, files: u64, wanted: Wanted| {
-            shortage(rules, space(100, files), 100, wanted).map(|short| (short.size, short.until))
+            shortage(rules, space(100, files), layers(100), wanted).map(|short| (short.size, short.until))
         };
         let none = Wanted::default();
         assert_eq!(found(&RULES, 850, none), None);
@@ -401,7 +408,7 @@ mod tests {
         assert_eq!(found(&full, 1000, none), None);
         // A filesystem that makes them as they are needed has no marks for them.
         let plain = Space { files: Filled::default(), ..space(100, 0) };
-        assert!(shortage(&RULES, plain, 100, none).is_none());
+        assert!(shortage(&RULES, plain, layers(100), none).is_none());
         // What lacked where an image did not fit: files, or bytes.
         let short = Some(Shortfall { need: 80, rest: 40 });
         let pressing = Wanted { pressing: true, short, ..none };
@@ -416,6 +423,21 @@ mod tests {
         let images = [(1, 1, 500, 8), (2, 2, 10, 60), (3, 3, 10, 60)].map(image);
         let chosen = |bytes, files| choose(&images, Size { bytes, files }, 0).len();
         assert_eq!([chosen(100, 0), chosen(0, 61), chosen(100, 69), chosen(511, 1)], [1, 2, 3, 3]);
+    }
+
+    #[test]
+    fn no_images_go_for_files_that_are_others() {
+        let found = |bytes: u64, files: u64, taken: u64, wanted: Wanted| {
+            let taken = Size { bytes, files: taken };
+            shortage(&RULES, space(bytes, files), taken, wanted).map(|short| short.size)
+        };
+        let none = Wanted::default();
+        assert_eq!(found(100, 900, 150, none), Some(Size { bytes: 0, files: 150 }));
+        assert_eq!(found(100, 900, 149, none), None);
+        assert_eq!(found(851, 900, 149, none), Some(Size { bytes: 101, files: 0 }));
+        // Where one did not fit, one makes room for it.
+        let pressing = Wanted { pressing: true, short: Some(Shortfall { need: 8, rest: 8 }), ..none };
+        assert_eq!(found(100, 1000, 16, pressing), Some(Size { bytes: 1, files: 0 }));
     }
 
     #[test]
@@ -441,7 +463,7 @@ mod tests {
         let space = space(300, 0);
         let claimed = Wanted { bytes: u64::MAX, ..Wanted::default() };
         assert_eq!(believed(space, claimed).bytes, 100);
-        assert!(shortage(&RULES, space, 300, believed(space, claimed)).is_none());
+        assert!(shortage(&RULES, space, layers(300), believed(space, claimed)).is_none());
         let full = Error::io("x", rustix::io::Errno::NOSPC);
         assert_eq!(full.kind(), crate::error::ErrorKind::NoSpace);
         let full = full.lacking(Shortfall { need: 2, rest: 1 });
@@ -457,7 +479,7 @@ mod tests {
         let of = |need, rest| {
             let wanted =
                 Wanted { pressing: true, short: Some(Shortfall { need, rest }), ..Wanted::default() };
-            shortage(&RULES, space, 900, wanted).map(|short| (short.size.bytes, short.until))
+            shortage(&RULES, space, layers(900), wanted).map(|short| (short.size.bytes, short.until))
         };
         assert_eq!(of(80, 40), Some((40, Until::Free(90))));
         // Bytes are not what lacked.

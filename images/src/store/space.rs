@@ -84,14 +84,14 @@ impl Store {
         Ok(self.space()?.bytes.total())
     }
 
-    /// Bytes that all layers take.
-    pub(super) fn layers_size(&self) -> Result<u64> {
-        let mut total = 0u64;
+    /// What all layers take.
+    pub(super) fn layers_size(&self) -> Result<Size> {
+        let mut total = Size::default();
         for diff_id in self.stored_layers()? {
-            total = total.saturating_add(self.layer_size(&diff_id)?);
+            total = total.and(self.size_at(&diff_id.file_name(), &diff_id)?);
         }
         for id in self.stored_merged()? {
-            total = total.saturating_add(self.merged_size(&id)?);
+            total = total.and(self.size_at(&merged_name(&id), &id)?);
         }
         Ok(total)
     }

@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, lgetxattr, llistxattr, openat, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Stat, fstatfs, lgetxattr, llistxattr, openat, readlinkat, statat,
+};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -50,12 +52,27 @@ fn wide(number: impl Into<u64>) -> u64 {
     number.into()
 }
 
+/// A filesystem that tells how many blocks a file takes when it has written it, seconds later.
+const ZFS: u64 = 0x2fc1_2fc1;
+
+/// Whether it is known at once in this tree what a file takes.
+fn tells_at_once(root: impl AsFd) -> bool {
+    let kind = fstatfs(root).map(|found| u64::try_from(found.f_type).unwrap_or_default() & 0xffff_ffff);
+    kind != Ok(ZFS)
+}
+
+/// Bytes of a file, without its holes where the blocks tell of them.
+fn without_holes(size: i64, blocks: i64, tells: bool) -> u64 {
+    let number = |n: i64| u64::try_from(n).unwrap_or(0);
+    let most = if tells { number(blocks).saturating_mul(512) } else { u64::MAX };
+    number(size).min(most)
+}
+
 impl Taken {
-    fn add(&mut self, file: &Found<'_>) {
+    fn add(&mut self, file: &Found<'_>, tells: bool) {
         self.files += 1;
         if FileType::from_raw_mode(file.stat.st_mode) == FileType::RegularFile {
-            let number = |n: i64| u64::try_from(n).unwrap_or(0);
-            let bytes = number(file.stat.st_size).min(number(file.stat.st_blocks).saturating_mul(512));
+            let bytes = without_holes(file.stat.st_size, file.stat.st_blocks, tells);
             // A file of several names comes several times.
             let names = wide(file.stat.st_nlink).max(1);
             self.bytes = self.bytes.saturating_add(bytes / names);
@@ -66,9 +83,9 @@ impl Taken {
 /// Writes the listing of the tree at `root`, with the sums of contents where there is a way to make them.
 pub(crate) fn write(root: impl AsFd, out: impl Write, sum: Option<Sum>) -> io::Result<Taken> {
     let mut out = zstd::Encoder::new(out, 1)?;
-    let mut taken = Taken::default();
+    let (mut taken, tells) = (Taken::default(), tells_at_once(&root));
     walk(root, |file| {
-        taken.add(file);
+        taken.add(file, tells);
         let mut facts = file.facts()?;
         if let Some(sum) = sum.filter(|_| file.has_content()) {
             match file.sum(sum) {
@@ -358,6 +375,15 @@ mod tests {
         let (mut file, mut content) = (file, Vec::new());
         file.read_to_end(&mut content)?;
         Ok(Digest::of(Algorithm::Sha256, &content))
+    }
+
+    #[test]
+    fn what_a_filesystem_tells_later_is_no_hole() {
+        assert_eq!(without_holes(1 << 40, 8, true), 4096);
+        assert_eq!(without_holes(5, 8, true), 5);
+        // As ZFS says of a file that was just written, whatever it has.
+        assert_eq!(without_holes(1 << 20, 1, false), 1 << 20);
+        assert!(tells_at_once(File::open("/proc").unwrap()));
     }
 
     #[test]

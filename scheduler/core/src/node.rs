@@ -60,8 +60,8 @@ pub(crate) struct Node {
     pub(crate) fence_look: Option<Time>,
     /// Why it was not powered off the last time, and when it had been heard of last then: said once.
     pub(crate) unfenced: Option<(Time, String)>,
-    /// The registration that was told that its fenced devices are well.
-    pub(crate) told_resumed: Option<Session>,
+    /// The registration that was told that its fenced devices are well, and whether it was heard on once since.
+    pub(crate) told_resumed: Option<(Session, bool)>,
     /// It was given up while it was connected: when what it had counts as lost at the latest.
     pub(crate) given_up: Option<Time>,
     /// What is in the log of hardware that it lacks.

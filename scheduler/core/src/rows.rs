@@ -78,6 +78,9 @@ pub struct Restored {
     /// Nodes of the backup that are not waited for any more, and have told nothing: one that comes after all may have followed a later term.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unheard: BTreeSet<NodeName>,
+    /// How often nodes said that they follow a later term, and have not come since.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub superseded: BTreeMap<NodeName, u32>,
 }
 
 /// What is awaited of a node after a restore.

@@ -2,6 +2,7 @@
 
 use super::step::LaunchFailure;
 use berth_model::ByteStr;
+use berth_model::login_shell;
 use berth_model::spec::Identity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read};
@@ -11,10 +12,6 @@ use std::time::{Duration, Instant};
 
 /// How long the user's profile may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What comes before the environment: profiles may print, too.
-const MARK: &[u8] = b"\0berth-login-environment\0";
-/// More than any environment that a program could be started with.
-const MOST: usize = 8 << 20;
 
 /// `NAME=value` strings.
 pub fn environment(identity: &Identity) -> Result<Vec<ByteStr>, LaunchFailure> {
@@ -26,9 +23,12 @@ pub fn environment(identity: &Identity) -> Result<Vec<ByteStr>, LaunchFailure> {
             identity.user
         ))
     };
+    let (name, options) = login_shell::called(identity);
     let mut command = Command::new(identity.shell.as_os());
     command
-        .args(["-l", "-c", "printf '\\0berth-login-environment\\0'; exec env -0"])
+        .arg0(name.as_os())
+        .args(options)
+        .arg(login_shell::ASK)
         .env_clear()
         .env("HOME", identity.home.as_os())
         .env("USER", &identity.user)
@@ -50,10 +50,7 @@ pub fn environment(identity: &Identity) -> Result<Vec<ByteStr>, LaunchFailure> {
     };
     end(&mut child);
     let text = text.map_err(|e| failed(e.to_string()))?;
-    let at =
-        text.windows(MARK.len()).position(|w| w == MARK).ok_or_else(|| failed("it printed none".into()))?;
-    let variables = text[at + MARK.len()..].split(|b| *b == 0);
-    Ok(variables.filter(|v| v.contains(&b'=')).map(ByteStr::from).collect())
+    login_shell::variables(&text).ok_or_else(|| failed("it printed none".into()))
 }
 
 fn read(mut stdout: ChildStdout) -> io::Result<Vec<u8>> {
@@ -67,8 +64,12 @@ fn read(mut stdout: ChildStdout) -> io::Result<Vec<u8>> {
         }
         match stdout.read(&mut piece)? {
             0 => return Ok(text),
-            n if text.len() + n > MOST => return Err(io::Error::other("it is far too long")),
+            n if text.len() + n > login_shell::MOST => return Err(io::Error::other("it is far too long")),
             n => text.extend_from_slice(&piece[..n]),
+        }
+        // What the profile left in the background may have the pipe open for ever.
+        if login_shell::is_whole(&text) {
+            return Ok(text);
         }
     }
 }

@@ -119,21 +119,24 @@ impl Cluster {
         let Some(link) = node.link else { return };
         // What is well by now, and an agent of an earlier version, have nothing to hear.
         let is_told = node.has_fenced() && node.features.iter().any(|known| known == RESUMED);
-        (node.row.resumed, node.told_resumed) = (is_told, is_told.then_some(link.session));
+        (node.row.resumed, node.told_resumed) = (is_told, is_told.then_some((link.session, false)));
         self.out.nodes.insert(name.clone());
         if is_told {
             self.send(name, ToAgent::Resumed { term: self.term });
         }
     }
 
-    /// An agent is heard on: what it was told by this registration did not go with a connection that broke at once.
+    /// An agent is heard on: what it was told by this registration did not go with a connection that broke at once. The first time may be of
+    /// what was on its way before.
     pub(super) fn has_heard_of_resume(&mut self, name: &NodeName, session: Session) {
-        let was_told = |node: &Arc<Node>| node.row.resumed && node.told_resumed == Some(session);
-        if self.nodes.get(name).is_some_and(was_told)
-            && let Some(node) = self.node_mut(name)
-        {
+        let told = |node: &Arc<Node>| node.told_resumed.filter(|(by, _)| node.row.resumed && *by == session);
+        let Some((_, again)) = self.nodes.get(name).and_then(told) else { return };
+        let Some(node) = self.node_mut(name) else { return };
+        if again {
             node.row.resumed = false;
             self.out.nodes.insert(name.clone());
+        } else {
+            node.told_resumed = Some((session, true));
         }
     }
 

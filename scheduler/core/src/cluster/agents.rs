@@ -210,7 +210,9 @@ impl Cluster {
             return self.turn_away(connection, format!("the agent of {name} has a later connection"));
         }
         let late = self.has_not_come(name);
-        if self.restored.unheard.remove(name) {
+        let given_up = self.restored.unheard.remove(name);
+        let followed = self.restored.superseded.remove(name).is_some();
+        if given_up || followed {
             self.out.meta = true;
         }
         let before = self.nodes.get(name).and_then(|n| n.link);

@@ -74,9 +74,9 @@ impl Cluster {
             job.row.attempt == attempt && matches!(&job.row.phase, Phase::Running(run) if run.on(node))
         };
         if self.job(id).is_some_and(there) {
-            self.note_own(format!(
-                "{node} knows run {attempt} of job {id} as over: another one had that number before"
-            ));
+            let what =
+                format!("{node} knows run {attempt} of job {id} as over: another one had that number before");
+            self.note_lost_by(node, what);
             self.lose_run(node, id, attempt);
         }
     }

@@ -13,7 +13,7 @@ use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::launch::StepExit;
 use berth_model::link::EndCause;
 use berth_model::time::{Span, Time};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How far the ids of jobs go on above those of the backup.
@@ -24,6 +24,8 @@ const ATTEMPTS: u32 = 100;
 const STEPS: u32 = 1_000;
 /// By how much a node may raise the term by what it reports: more than controllers can have begun, or restores have gone on by, which is a million each.
 const MOST: u64 = 1 << 22;
+/// How often a node may do that which does not come then: each time costs the core, and all agents their connections.
+const MOST_TIMES: u32 = 8;
 /// For how long nothing starts since the port of a controller listens. Agents that have lost their controller try again within seven seconds.
 pub(super) const COMING: Span = Span::from_secs(30);
 
@@ -66,6 +68,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
             not_before: Some(Time::default()),
             awaited: stored.nodes.iter().map(|n| (n.name.clone(), Awaited::Word)).collect(),
             unheard: BTreeSet::new(),
+            superseded: BTreeMap::new(),
         }),
     });
     tokens.chain([entry, counters]).collect()
@@ -166,8 +169,11 @@ impl Cluster {
 
     /// An agent that comes for the first time since the restore follows a later term than ours: we go on under a higher one. Whether that is so.
     pub(super) fn supersede(&mut self, node: &NodeName, term: Term) -> bool {
-        let so = self.has_not_come(node) && term.0 - self.term.0 <= MOST;
+        let times = self.restored.superseded.get(node).copied().unwrap_or_default();
+        let so = self.has_not_come(node) && term.0 - self.term.0 <= MOST && times < MOST_TIMES;
         if so {
+            self.restored.superseded.insert(node.clone(), times + 1);
+            self.out.meta = true;
             self.out.effects.push(Effect::Supersede(term));
         }
         so

@@ -172,6 +172,16 @@ impl Cluster {
         self.note_own(what);
     }
 
+    /// Enters what became of a run by the word of its node.
+    pub(super) fn note_lost_by(&mut self, node: &NodeName, what: String) {
+        let made = self.count_entry(node);
+        if made <= MOST_REMOVALS {
+            self.note_own(what);
+        } else if made == MOST_REMOVALS + 1 {
+            self.note_own(format!("{node} knows more runs as over within an hour than are entered here"));
+        }
+    }
+
     /// Whoever has the file can be the cluster's controller and any of its machines.
     pub(super) fn note_backup(
         &mut self,

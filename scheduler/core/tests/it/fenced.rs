@@ -107,6 +107,12 @@ fn an_agent_that_is_away_is_told_of_it_when_it_is_back() {
     assert_eq!(comes(&mut w, "boot", fenced()), 1);
     let asked = w.clock();
     w.heartbeat("n1", asked);
+    // What it said may have been on its way when it was told.
+    assert_eq!(comes(&mut w, "boot", fenced()), 1);
+    for _ in 0..2 {
+        assert!(stored(&w.writes).nodes[0].resumed);
+        w.heartbeat("n1", asked);
+    }
     assert_eq!((comes(&mut w, "boot", fenced()), shown(&w).as_str()), (0, "Xid 119"));
     assert!(!stored(&w.writes).nodes[0].resumed);
     // A boot ends what was seen before it, and what is fenced then is so by what was seen since.

@@ -185,6 +185,27 @@ fn nodes_that_were_given_up_or_are_in_no_backup_are_followed_when_they_come() {
 }
 
 #[test]
+fn a_node_whose_term_is_later_each_time_and_that_never_comes_is_followed_no_more() {
+    let w = World::small();
+    let mut back = w.of_backup(w.writes.len());
+    back.agent_term = Term(5000);
+    let followed = |back: &mut World| {
+        back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+        back.superseded.take().is_some()
+    };
+    assert_eq!((0..20).filter(|_| followed(&mut back)).count(), 8);
+    // Each of them cost a core, so that it is on record.
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    back.core = Cluster::restore(config, Term(1002), stored_after(&w, &back), back.now).unwrap();
+    assert!(!followed(&mut back));
+    // It may come all the same.
+    back.agent_term = Term(1002);
+    assert!(!followed(&mut back) && awaited(&back).is_empty());
+    let restored = stored_after(&w, &back).meta.unwrap().restored.unwrap();
+    assert!(restored.superseded.is_empty(), "{restored:?}");
+}
+
+#[test]
 fn numbers_of_what_is_over_are_passed_over() {
     let mut w = World::small();
     w.node("n2", hardware(4, 1, 4000, 0));
@@ -235,6 +256,13 @@ fn a_run_that_its_node_knows_as_over_runs_as_another_one() {
     // What is told of a run that is not there any more changes nothing.
     w.gone("n1", batch, 0);
     assert_eq!((w.state(batch), w.starts()), (JobState::Running, vec![]));
+    // Nor does a node fill the log that says so of each.
+    for attempt in 1..100 {
+        w.gone("n1", batch, attempt);
+        assert_eq!(w.starts(), [batch_key(batch, attempt + 1)]);
+    }
+    let about = |write: &&Write| matches!(write, Write::AddAudit(row) if row.what.starts_with("n1 knows"));
+    assert_eq!(w.writes.iter().filter(about).count(), 61);
 }
 
 #[test]
