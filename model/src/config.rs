@@ -208,7 +208,7 @@ pub struct ImagesConfig {
     /// a registry. Empty: each node may.
     pub gateways: String,
     /// So many nodes have to have made a layer's read-only image alike, each by itself, before others take it as it is instead of making their
-    /// own of the layer's archive; 0: none is taken.
+    /// own of the layer's archive; 0, the default: none is taken, and kernels mount what their own node made alone.
     pub forms_agreed: u32,
     /// Percent of the filesystem with a node's store in use above which images that nobody needs are removed, those not
     /// used for longest first; 100 waits until it is full.
@@ -256,7 +256,7 @@ impl Default for ImagesConfig {
             prefetch: 2,
             peers: u32::from(PEERS),
             gateways: String::new(),
-            forms_agreed: 2,
+            forms_agreed: 0,
             high_watermark: 85,
             low_watermark: 75,
             max_size: String::new(),
