@@ -17,6 +17,9 @@ int main(int argc, char **argv)
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     if (argc > 3 && !strcmp(argv[1], "abort")) {
+        /* Who is still beginning would find this one gone, and abort as well; the second time all are connected. */
+        MPI_Barrier(MPI_COMM_WORLD);
+        MPI_Barrier(MPI_COMM_WORLD);
         if (rank == atoi(argv[2]))
             MPI_Abort(MPI_COMM_WORLD, atoi(argv[3]));
         for (;;)
