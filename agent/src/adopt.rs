@@ -118,7 +118,12 @@ async fn phase(
 ) -> io::Result<Option<AdoptedPhase>> {
     let key = file.launch.key;
     let owner = (file.launch.identity.uid, file.launch.identity.gid);
-    if let Some((link, state)) = supervisors::find(dir, boot_id).await? {
+    let found = supervisors::find(dir, boot_id).await?;
+    if found.is_none() && matches!(dir.read_state(), Ok(None)) {
+        return Ok(None);
+    }
+    registry.prepare(key, owner, file.launch.job.het.as_ref());
+    if let Some((link, state)) = found {
         supervise(registry, key, owner, dir.clone(), link, events.clone());
         return Ok(Some(match state.phase {
             StepPhase::Exited(exit) => AdoptedPhase::Exited(exit),
@@ -126,10 +131,6 @@ async fn phase(
             StepPhase::Starting | StepPhase::Preparing(_) => AdoptedPhase::Starting,
         }));
     }
-    if matches!(dir.read_state(), Ok(None)) {
-        return Ok(None);
-    }
-    registry.prepare(key, owner);
     Ok(Some(match dir.read_exit() {
         Ok(Some(exit)) => {
             registry.ended(key, &exit);

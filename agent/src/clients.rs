@@ -274,9 +274,7 @@ async fn attach_to(
     service: &Service,
 ) -> Result<Answer, Option<String>> {
     let key = attach.key();
-    if peer.job.is_some_and(|job| job != key.job) {
-        return Err(Some(format!("step {key} is not of the job that this socket belongs to")));
-    }
+    let foreign = || peer.job.is_some_and(|job| !service.registry.is_of(key, job));
     let mut changes = service.registry.subscribe();
     let patience = tokio::time::sleep(UNKNOWN_STEP);
     tokio::pin!(patience);
@@ -287,6 +285,7 @@ async fn attach_to(
             Some(((owner, _), _)) if *owner != peer.uid && peer.uid.0 != 0 => {
                 return Err(Some(format!("step {key} belongs to uid {owner}, and you are uid {}", peer.uid)));
             }
+            Some(_) if foreign() => return Err(Some(not_of_the_job(key))),
             Some((_, StepStage::Live(to))) => return Ok(Answer::Passed(to.clone())),
             Some((_, StepStage::Ended(exit))) => return Ok(Answer::Ended(exit.clone())),
             Some((_, StepStage::Preparing)) | None => {}
@@ -301,10 +300,14 @@ async fn attach_to(
     }
 }
 
+fn not_of_the_job(key: StepKey) -> String {
+    format!("step {key} is not of the job that this socket belongs to")
+}
+
 /// What a step has on this node: for its owner and for root.
 async fn describe(key: StepKey, peer: Peer, service: &Service) -> Result<Effective, String> {
-    if peer.job.is_some_and(|job| job != key.job) {
-        return Err(format!("step {key} is not of the job that this socket belongs to"));
+    if peer.job.is_some_and(|job| !service.registry.is_of(key, job)) {
+        return Err(not_of_the_job(key));
     }
     match service.registry.get(key) {
         Some(((owner, _), _)) if owner != peer.uid && peer.uid.0 != 0 => {

@@ -557,7 +557,8 @@ impl Driver {
     }
 
     fn prepare_image(&mut self, key: StepKey, launch: Box<StepLaunch>, login: Option<Login>) {
-        self.node.registry.prepare(key, (launch.identity.uid, launch.identity.gid));
+        let owner = (launch.identity.uid, launch.identity.gid);
+        self.node.registry.prepare(key, owner, launch.job.het.as_ref());
         if launch.container.is_none() && launch.enter.is_none() {
             let event = match self.node.images.host_is_admitted(&launch) {
                 Ok(()) => {

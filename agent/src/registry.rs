@@ -1,6 +1,7 @@
 //! Which steps the node has, whose they are and how far they are: what a client that wants to attach is
 //! answered from.
 
+use berth_model::het::HetFacts;
 use berth_model::ids::{Attempt, Gid, JobId, StepKey, Uid};
 use berth_model::launch::StepExit;
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ struct Entry {
     stage: StepStage,
     /// Its client is a process of the job, and ends with it.
     inside: bool,
+    /// The jobs of which its own is a component, itself among them; none where it is one by itself.
+    whole: Vec<JobId>,
 }
 
 /// Steps by key. Cheap to clone; every clone is the same registry.
@@ -46,17 +49,19 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// A step that is to run here.
-    pub fn prepare(&self, key: StepKey, owner: (Uid, Gid)) {
+    /// A step that is to run here, and the components of the job that its own is one of.
+    pub fn prepare(&self, key: StepKey, owner: (Uid, Gid), het: Option<&HetFacts>) {
+        let whole = het.map(|het| het.groups.iter().map(|group| group.job).collect()).unwrap_or_default();
         self.change(|steps| {
-            steps.entry(key).or_insert(Entry { owner, stage: StepStage::Preparing, inside: false });
+            steps.entry(key).or_insert(Entry { owner, stage: StepStage::Preparing, inside: false, whole });
         });
     }
 
     /// Its supervisor takes commands.
     pub fn live(&self, key: StepKey, owner: (Uid, Gid), to: mpsc::UnboundedSender<SupervisorCommand>) {
         self.change(|steps| {
-            steps.insert(key, Entry { owner, stage: StepStage::Live(to), inside: false });
+            let whole = steps.remove(&key).map(|entry| entry.whole).unwrap_or_default();
+            steps.insert(key, Entry { owner, stage: StepStage::Live(to), inside: false, whole });
         });
     }
 
@@ -70,6 +75,12 @@ impl Registry {
                 }
             }
         });
+    }
+
+    /// Whether a process of a job may have to do with a step: one of its own, or of another component of it.
+    pub fn is_of(&self, key: StepKey, job: JobId) -> bool {
+        let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        key.job == job || steps.get(&key).is_some_and(|entry| entry.whole.contains(&job))
     }
 
     /// Whether a supervisor still serves it.
@@ -135,7 +146,33 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_model::het::HetGroup;
     use berth_model::ids::StepId;
+    use berth_model::launch::Layout;
+
+    #[test]
+    fn a_job_has_to_do_with_its_own_steps_and_those_of_its_other_components() {
+        let registry = Registry::default();
+        let key = |job| StepKey { job: JobId(job), attempt: Attempt(0), step: StepId::Number(1) };
+        let group = |job| HetGroup {
+            job: JobId(job),
+            partition: "all".into(),
+            layout: Layout { nodes: Vec::new(), tasks: Vec::new(), cpus: Vec::new() },
+            tasks: None,
+            tasks_per_node: None,
+            cpus_per_task: None,
+            mem_per_node: None,
+            mem_per_cpu: None,
+        };
+        let het = HetFacts { leader: JobId(7), offset: 1, groups: vec![group(7), group(8)] };
+        registry.prepare(key(8), (Uid(1), Gid(1)), Some(&het));
+        registry.prepare(key(9), (Uid(1), Gid(1)), None);
+        let (to, _from) = mpsc::unbounded_channel();
+        registry.live(key(8), (Uid(1), Gid(1)), to);
+        let has = |of, job| registry.is_of(key(of), JobId(job));
+        assert!(has(8, 7) && has(8, 8) && !has(8, 9));
+        assert!(has(9, 9) && !has(9, 8) && !has(10, 9));
+    }
 
     #[test]
     fn the_end_of_a_run_is_told_where_a_process_of_it_was_the_client_and_to_no_later_run() {

@@ -386,8 +386,8 @@ if [ "$whole" -gt 1 ]; then
   # Each task sees its own GPU alone, and no two the same.
   seen=$($in -n2 --overcommit --gpus-per-task=1 nvidia-smi -L 2>&1)
   different=$(printf '%s\n' "$seen" | grep -o 'UUID: [^)]*' | sort -u | grep -c .)
-  lines=$(printf '%s\n' "$seen" | grep -c '^GPU ')
-  [ "$different $lines" = "2 2" ] && say ok "two tasks have one GPU each" || say BAD "two tasks of one GPU each see $lines, of which $different are different: $(printf '%s' "$seen" | line)"
+  seen_lines=$(printf '%s\n' "$seen" | grep -c '^GPU ')
+  [ "$different $seen_lines" = "2 2" ] && say ok "two tasks have one GPU each" || say BAD "two tasks of one GPU each see $seen_lines, of which $different are different: $(printf '%s' "$seen" | line)"
 else
   say INFO "one GPU: that tasks have their own was not tried"
 fi

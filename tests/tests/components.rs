@@ -78,6 +78,22 @@ fn a_batch_job_of_components_has_each_ones_image_and_one_set_of_ranks_as_root() 
     }
     assert_eq!(blocks[4], "0: first 0\n1: second 1\n2: second 2\n", "{text}");
     assert!(blocks[5].contains("code 2\n") && blocks[5].ends_with("code 1\n"), "{text}");
+
+    // A script that is in a container itself asks by its own job's socket, and hears the other component, too.
+    let script = format!(
+        "#!/bin/sh\n\
+         #SBATCH -N1 -n1 -w n1 -o inside --container-image={image}\n\
+         #SBATCH hetjob\n\
+         #SBATCH -N2 -n2 -w n[2-3] --container-image={image}\n\
+         srun --het-group=1 -l sh -c 'echo said; exit 0' | sort\n\
+         srun --het-group=0,1 -l echo both | sort\n\
+         echo heard | srun --het-group=1 -N1 -n1 cat\n",
+        image = image.display(),
+    );
+    std::fs::write(&outside, script).unwrap();
+    let told = hosts.cmd("n1", "sbatch").args(["--wait", "job.sh"]).limit(120).run();
+    let text = read(&hosts, "inside");
+    assert_eq!(text, "0: said\n1: said\n0: both\n1: both\n2: both\nheard\n", "{told}");
     assert!(
         blocks[5].contains("het group value of 2, but the job allocation has maximum value of 1"),
         "{text}"

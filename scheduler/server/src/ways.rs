@@ -30,7 +30,9 @@ pub(crate) fn told(
     let none = || Refusal::new(RefusalCode::NotFound, format!("step {step} is none that runs"));
     let job = shared.snapshot().job(step.job).ok_or_else(none)?;
     let its_own = job.identity.uid == peer.uid || peer.uid.0 == 0;
-    if !its_own || peer.job.is_some_and(|own| own != step.job) {
+    // Of another component of the job in which the client is, too.
+    let beside = |own| job.spec.het.is_some_and(|het| het.members().any(|member| member == own));
+    if !its_own || peer.job.is_some_and(|own| own != step.job && !beside(own)) {
         let text = format!("step {step} belongs to {}, and you are uid {}", job.identity.user, peer.uid);
         return Err(Refusal::new(RefusalCode::Denied, text));
     }

@@ -176,6 +176,12 @@ impl Follower {
             ));
             return Ok(Some(1));
         };
+        if let (Some(why), None) = (&refused, &step.message) {
+            out::complain(&format!(
+                "{name}: warning: StepId={} is over, and not all that it wrote is seen here: {why}",
+                self.step.key
+            ));
+        }
         match &step.message {
             // Of several nodes the record says itself which it was.
             Some(why) if self.nodes.layout().nodes.len() > 1 => {
