@@ -473,12 +473,12 @@ fn mpirun_in_a_container_starts_its_processes_in_the_image_on_all_nodes_by_our_s
 /// is no sshd on these hosts.
 #[test]
 fn mpirun_of_an_open_mpi_that_knows_no_slurm_starts_its_processes_on_all_nodes_as_root() {
-    let hosts = Hosts::cluster(3, "kill_wait_seconds = 2\n");
+    let hosts = Hosts::cluster(4, "kill_wait_seconds = 2\n");
     let ring = open_mpis(&hosts.work());
     let line = format!("env OMPI_MCA_plm=^slurm OMPI_MCA_ras=^slurm mpirun.openmpi {}", ring.display());
     let all = "ranks 5 token 5 sum 15";
     // Two nodes have two tasks, and the third has one.
-    let layout = ["-N3", "-n5", "--ntasks-per-node=2", "--mem=300"];
+    let layout = ["-w", "n[2-4]", "-n5", "--ntasks-per-node=2", "--mem=300"];
     std::fs::write(
         hosts.work().join("job.sh"),
         format!("#!/bin/sh\n{line}\nsrun -N1 -n1 --overlap {line}\n"),
