@@ -7,7 +7,7 @@ use berth_model::ids::*;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::*;
 use berth_model::request::*;
-use berth_model::spec::{JobKind, JobSelector, StepSpec};
+use berth_model::spec::{JobKind, JobSelector};
 use berth_model::state::{ExitStatus, JobState, Reason};
 use berth_model::time::{Span, Time};
 use berth_sched_core::*;
@@ -20,7 +20,7 @@ fn hash(of: u8) -> String {
     hex(&[of; 32])
 }
 
-fn key(of: u8) -> KeyId {
+pub(crate) fn key(of: u8) -> KeyId {
     KeyId::of_digest([of; 32])
 }
 
@@ -29,7 +29,7 @@ fn id(n: u8) -> String {
     format!("aaaaaaa{}", char::from(b'a' + n))
 }
 
-fn token_with(n: u8, change: impl FnOnce(&mut NewToken)) -> Request {
+pub(crate) fn token_with(n: u8, change: impl FnOnce(&mut NewToken)) -> Request {
     let mut token =
         NewToken { role: MemberRole::Compute, ttl: HOUR, uses: 1, approval: false, administrators: false };
     change(&mut token);
@@ -41,7 +41,7 @@ fn token(n: u8) -> Request {
     token_with(n, |_| {})
 }
 
-fn enrol(with: u8, of: u8, name: &str) -> Request {
+pub(crate) fn enrol(with: u8, of: u8, name: &str) -> Request {
     Request::Enrol {
         token: id(with),
         hash: hash(with),
@@ -63,7 +63,7 @@ fn remove(name: &str, force: bool) -> Request {
     Request::RemoveMember { name: name.into(), force }
 }
 
-fn ready(address: &str, key: KeyId) -> FromPeers {
+pub(crate) fn ready(address: &str, key: KeyId) -> FromPeers {
     FromPeers::Ready { address: address.into(), key: key.0, streams: true, connected: vec![] }
 }
 
@@ -72,18 +72,18 @@ fn leave(name: &str, of: u8) -> Request {
 }
 
 impl World {
-    fn root(&mut self, body: Request) -> Result<Response, Refusal> {
+    pub(crate) fn root(&mut self, body: Request) -> Result<Response, Refusal> {
         self.request(actor(0), body)
     }
 
-    fn joined(&mut self, body: Request) -> MemberInfo {
+    pub(crate) fn joined(&mut self, body: Request) -> MemberInfo {
         match self.root(body) {
             Ok(Response::Enrolled { member }) => member,
             other => panic!("{other:?}"),
         }
     }
 
-    fn refused(&mut self, body: Request, code: RefusalCode) -> String {
+    pub(crate) fn refused(&mut self, body: Request, code: RefusalCode) -> String {
         let before = self.writes.len();
         let refusal = self.root(body).unwrap_err();
         assert_eq!(refusal.code, code, "{refusal}");
@@ -92,122 +92,24 @@ impl World {
     }
 
     /// What was entered into the log.
-    fn log(&self) -> Vec<AuditRow> {
+    pub(crate) fn log(&self) -> Vec<AuditRow> {
         let rows =
             self.writes.iter().filter_map(|w| if let Write::AddAudit(row) = w { Some(row) } else { None });
         rows.map(|row| (**row).clone()).collect()
     }
 
-    fn restored(&self) -> Cluster {
+    pub(crate) fn restored(&self) -> Cluster {
         let config = CoreConfig::new(&Config::default()).unwrap();
         Cluster::restore(config, Term(2), stored(&self.writes), self.now).unwrap()
     }
 
-    fn token_rows(&self) -> Vec<TokenRow> {
+    pub(crate) fn token_rows(&self) -> Vec<TokenRow> {
         stored(&self.writes).tokens
     }
 }
 
-fn empty() -> World {
+pub(crate) fn empty() -> World {
     World::new(&Config::default())
-}
-
-#[test]
-fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
-    let mut w = empty();
-    w.root(token_with(0, |token| token.uses = 3)).unwrap();
-    let from = |name: &str, of: u8, address: &str| match enrol(0, of, name) {
-        Request::Enrol { token, hash, key, name, .. } => {
-            Request::Enrol { token, hash, key, name, from: address.into() }
-        }
-        other => other,
-    };
-    // n1 is on the controller's machine, and so is n3, which joined as others do.
-    w.joined(from("n2", 2, "10.0.0.2"));
-    w.joined(from("n3", 3, "127.0.0.1"));
-    w.joined(from("n4", 4, "fe80::4"));
-    for name in ["n1", "n2", "n3", "n4"] {
-        w.node(name, hardware(2, 1, 4000, 0));
-    }
-    let job = w.batch("a", |spec| {
-        spec.resources.min_nodes = 4;
-        spec.resources.exclusive = true;
-    });
-    let mut steps = 0;
-    let mut told = |w: &mut World, first: &str, pytorch: bool| {
-        steps += 1;
-        let spec = StepSpec {
-            pytorch,
-            overlap: true,
-            nodes: Some(1),
-            tasks: Some(1),
-            node_list: vec![first.into()],
-            ..step(&format!("step {steps}"))
-        };
-        w.sent.clear();
-        w.request(actor(1000), Request::CreateStep { job, spec: Box::new(spec) }).unwrap();
-        let start = w.sent.iter().find_map(|m| if let ToAgent::Start(s) = m { Some(s) } else { None });
-        start.unwrap().launch.master.clone()
-    };
-    assert_eq!(told(&mut w, "n2", false), None, "nobody asked");
-    let some = |address: &str| Some(address.to_string());
-    assert_eq!(told(&mut w, "n1", true), some(""));
-    assert_eq!(told(&mut w, "n2", true), some("10.0.0.2"));
-    assert_eq!(told(&mut w, "n3", true), some(""));
-    assert_eq!(told(&mut w, "n4", true), None, "it means another one on each machine");
-    // What a node says itself is newer; what is no address does not get into anybody's environment.
-    for (address, expected) in [
-        ("10.0.0.9:7818", "10.0.0.9"),
-        ("[fd00::9]:7818", "fd00::9"),
-        ("a\nB=1:7818", "10.0.0.2"),
-        // All addresses of a machine are none, and neither is one that means another machine on each.
-        ("0.0.0.0:7818", "10.0.0.2"),
-        ("[::]:7818", "10.0.0.2"),
-        ("[fe80::9]:7818", "10.0.0.2"),
-        ("127.0.0.1:7818", "10.0.0.2"),
-    ] {
-        let said = ready(address, key(2));
-        w.tell("n2", |session| FromAgent::Peers { session, said });
-        assert_eq!(told(&mut w, "n2", true), some(expected), "{address}");
-    }
-    let said = ready(":7818", key(1));
-    w.tell("n1", |session| FromAgent::Peers { session, said });
-    assert_eq!(told(&mut w, "n1", true), some(""));
-}
-
-#[test]
-fn a_step_is_told_the_address_of_its_clients_machine_as_the_controller_knows_it() {
-    let mut w = empty();
-    w.root(token_with(0, |token| token.uses = 3)).unwrap();
-    let from = |name: &str, of: u8, address: &str| match enrol(0, of, name) {
-        Request::Enrol { token, hash, key, name, .. } => {
-            Request::Enrol { token, hash, key, name, from: address.into() }
-        }
-        other => other,
-    };
-    w.joined(from("n2", 2, "10.0.0.2"));
-    w.joined(from("front", 3, "10.0.0.3"));
-    w.joined(from("far", 4, "fe80::4"));
-    w.node("n1", hardware(2, 1, 4000, 0));
-    let job = w.batch("a", |spec| spec.resources.exclusive = true);
-    let mut steps = 0;
-    let mut told = |machine: Option<&str>, attached: bool| {
-        steps += 1;
-        // What a client says of itself counts for nothing.
-        let client_address = Some("192.0.2.1".to_string());
-        let spec = StepSpec { overlap: true, attached, client_address, ..step(&format!("step {steps}")) };
-        w.sent.clear();
-        let client = Actor { via: machine.map(NodeName::from), ..actor(1000) };
-        w.request(client, Request::CreateStep { job, spec: Box::new(spec) }).unwrap();
-        let start = w.sent.iter().find_map(|m| if let ToAgent::Start(s) = m { Some(s) } else { None });
-        start.unwrap().launch.client_address.clone()
-    };
-    let some = |address: &str| Some(address.to_string());
-    assert_eq!(told(None, true), some(""), "the controller's own machine");
-    assert_eq!(told(Some("n2"), true), some("10.0.0.2"));
-    assert_eq!(told(Some("front"), true), some("10.0.0.3"), "a login node");
-    assert_eq!(told(Some("far"), true), None, "it means another one on each machine");
-    assert_eq!(told(Some("n2"), false), None, "it has no client");
 }
 
 #[test]
