@@ -171,6 +171,20 @@ fn exports(us: &Person<'_>, image: &str, digest: &str) {
     };
     assert!(holds("x.tar", 257, b"ustar") && holds("x.docker", 257, b"ustar") && holds("x.sqsh", 0, b"hsqs"));
     assert!(us.home.join("x.oci/oci-layout").exists());
+    // As other tools have it in front of the path, and as sources are named.
+    for (word, file, format) in [
+        ("oci", "w", "dir-layout"),
+        ("docker-archive", "w.d", "docker"),
+        ("oci-archive", "w.o", "oci"),
+        ("sqsh", "w.s", "sqsh"),
+    ] {
+        let told = us.told(&["export", image, &format!("{word}:{file}")]);
+        assert_eq!((&told["file"], &told["format"]), (&json!(file), &json!(format)));
+        assert!(us.home.join(file).exists());
+    }
+    us.refused(&["export", image, "oci:x:latest"], "without a tag");
+    us.refused(&["export", image, "oci:"], "a path stands behind oci:");
+    us.refused(&["export", image, "sqsh:y", "--format=oci"], "say one of them");
     us.refused(&["export", "no/such:1", "none.tar"], "no/such");
     us.refused(&["export", image, "x.oci"], "target is a directory");
 }

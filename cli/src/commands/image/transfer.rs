@@ -9,6 +9,8 @@ use berth_client::out;
 use berth_images::{Credentials, Digest, Error, HistoryEntry, Reference, SaveForm, Store};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Characters of a command that fit into a line.
@@ -83,7 +85,7 @@ impl From<SaveForm> for Format {
 pub struct Export {
     /// Name or digest
     image: String,
-    /// File or directory to write
+    /// File or directory to write; oci:DIRECTORY, oci-archive:FILE, docker-archive:FILE and sqsh:FILE say the form, too
     file: PathBuf,
     /// The form, whatever the path says
     #[arg(long, value_enum)]
@@ -198,19 +200,53 @@ pub fn one_line(text: String) -> String {
 
 /// Writes an image of the store to a file.
 pub fn export(args: &Export, store: &Store, state: Option<&Path>) -> Outcome {
-    let format = args.format.unwrap_or_else(|| SaveForm::of(&args.file).into());
-    let digest = write(&args.image, &args.file, format.into(), args.quiet, store, state)?;
+    let (said, path) = destination(&args.file)?;
+    if let (Some((word, said)), Some(format)) = (said, args.format)
+        && SaveForm::from(said) != SaveForm::from(format)
+    {
+        return Err(Failure::user(format!(
+            "{}: {word} is {}, and --format says {}: say one of them",
+            args.file.display(),
+            said.called(),
+            format.called()
+        )));
+    }
+    let format = args.format.or(said.map(|(_, said)| said)).unwrap_or_else(|| SaveForm::of(path).into());
+    let digest = write(&args.image, path, format.into(), args.quiet, store, state)?;
     if args.json {
-        let file = args.file.display().to_string();
-        let bytes = bytes_of(&args.file).map_err(|e| {
+        let file = path.display().to_string();
+        let bytes = bytes_of(path).map_err(|e| {
             Failure::new(Kind::Internal, format!("{file}: was written, and cannot be read: {e}"))
         })?;
         return out::print(&document(&Exported { digest, file, format, bytes })?).map(|()| 0);
     }
     if !args.quiet {
-        out::print(&format!("{} is in {}, {}\n", args.image, args.file.display(), format.called()))?;
+        out::print(&format!("{} is in {}, {}\n", args.image, path.display(), format.called()))?;
     }
     Ok(0)
+}
+
+/// What the words in front of a path say of the form, as other tools have them there and as we do of sources; and the path.
+fn destination(file: &Path) -> Result<(Option<(&'static str, Format)>, &Path), Failure> {
+    const WORDS: [(&str, Format); 4] = [
+        ("oci:", Format::DirLayout),
+        ("oci-archive:", Format::Oci),
+        ("docker-archive:", Format::Docker),
+        ("sqsh:", Format::Sqsh),
+    ];
+    let bytes = file.as_os_str().as_bytes();
+    let Some((word, format)) = WORDS.into_iter().find(|(word, _)| bytes.starts_with(word.as_bytes())) else {
+        return Ok((None, file));
+    };
+    let path = &bytes[word.len()..];
+    if path.is_empty() || path.contains(&b':') {
+        return Err(Failure::user(format!(
+            "{}: a path stands behind {word}, without a tag: the image's own names are written; a file that is called so is ./{}",
+            file.display(),
+            file.display()
+        )));
+    }
+    Ok((Some((word, format)), Path::new(OsStr::from_bytes(path))))
 }
 
 /// Bytes of a file, or of all files below a directory.
