@@ -226,8 +226,11 @@ pub fn export(args: &Export, store: &Store, state: Option<&Path>) -> Outcome {
     Ok(0)
 }
 
+/// A word in front of a path, and the form that it says.
+type Said = (&'static str, Format);
+
 /// What the words in front of a path say of the form, as other tools have them there and as we do of sources; and the path.
-fn destination(file: &Path) -> Result<(Option<(&'static str, Format)>, &Path), Failure> {
+fn destination(file: &Path) -> Result<(Option<Said>, &Path), Failure> {
     const WORDS: [(&str, Format); 4] = [
         ("oci:", Format::DirLayout),
         ("oci-archive:", Format::Oci),
