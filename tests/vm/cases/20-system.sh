@@ -191,7 +191,7 @@ END
 case_a_daemon_reload_takes_no_device_away() {
     for where in host: /srv/image; do
         rm -f /srv/reload
-        job=$(sbatch --parsable -c1 --gres=gpu:2 --container-image=$where -o /srv/reload --wrap 'for i in $(seq 2000); do for d in /dev/loop-control /dev/fuse; do (exec 3<$d) && echo opens || echo refused; done; sleep 0.5; done')
+        job=$(sbatch --parsable -c1 --mem=64 --gres=gpu:2 --container-image=$where -o /srv/reload --wrap 'for i in $(seq 2000); do for d in /dev/loop-control /dev/fuse; do (exec 3<$d) && echo opens || echo refused; done; sleep 0.5; done')
         within 60 is_state "$job" RUNNING
         within 60 grep -q opens /srv/reload
         systemctl daemon-reload
@@ -205,7 +205,7 @@ case_a_daemon_reload_takes_no_device_away() {
         text=$(cat /sys/fs/cgroup/system.slice/berth-*.scope/berth-*/job_"$job"/cpuset.cpus)
         [[ $text =~ ^[01]$ ]] || fail "cpuset $text in $where"
         # What is not the job's does not begin to open either.
-        same "another's in $where" end "$(srun -c1 --container-image=$where sh -c 'for d in /dev/loop-control /dev/fuse; do (exec 3<$d) 2>/dev/null && echo opens; done; echo end')"
+        same "another's in $where" end "$(srun -c1 --mem=64 --container-image=$where sh -c 'for d in /dev/loop-control /dev/fuse; do (exec 3<$d) 2>/dev/null && echo opens; done; echo end')"
         scancel "$job"
         within 60 is_state "$job" CANCELLED
     done
