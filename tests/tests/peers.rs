@@ -84,10 +84,12 @@ fn nodes_that_start_at_once_ask_the_registry_for_each_blob_once_as_root() {
     as_often(&registry, "team/app", "team/one");
 }
 
-/// That manifests of one repository were asked for as often as those of the other.
+/// That manifests of one repository, which several nodes have, were not asked for by each of them: as often as those of the other, which one
+/// node has, or once more, as a node asks again where it is told a name before the answer to somebody else is there.
 fn as_often(registry: &Registry, of_many: &str, of_one: &str) {
     let (many, one) = (registry.manifests(of_many), registry.manifests(of_one));
-    assert!(one[1] > 0 && many == one, "HEAD and GET: {many:?} of {of_many}, {one:?} of {of_one}");
+    let close = many.iter().zip(&one).all(|(many, one)| *many <= one + 1);
+    assert!(one[1] > 0 && close, "HEAD and GET: {many:?} of {of_many}, {one:?} of {of_one}");
 }
 
 /// Without a job, too: a user, or root, has all nodes fetch an image.
