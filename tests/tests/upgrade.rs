@@ -121,7 +121,8 @@ fn controller_and_nodes_are_upgraded_under_running_steps_as_root() {
     hosts.wait_node("n3", "mixed", 60);
     std::fs::write(hosts.work().join("two"), "").unwrap();
     ended(&pair, "FAILED|6:0");
-    assert_eq!(read("pair"), "task 0 of 2 on n2\ntask 1 of 2 on n3\nunder it: 7\n");
+    let said = "task 0 of 2 on n2\ntask 1 of 2 on n3\nsrun: error: n3: task 0: Exited with exit code 7\nunder it: 7\n";
+    assert_eq!(read("pair"), said);
     hosts.wait_node("n3", "idle", 60);
     goes_on("n3's upgrade");
     hosts.install("n2", new);
