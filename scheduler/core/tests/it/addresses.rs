@@ -7,16 +7,20 @@ use berth_model::link::{FromAgent, ToAgent};
 use berth_model::request::*;
 use berth_model::spec::StepSpec;
 
-#[test]
-fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
-    let mut w = empty();
-    w.root(token_with(0, |token| token.uses = 3)).unwrap();
-    let from = |name: &str, of: u8, address: &str| match enrol(0, of, name) {
+/// A machine that joins from this address.
+fn from(name: &str, of: u8, address: &str) -> Request {
+    match enrol(0, of, name) {
         Request::Enrol { token, hash, key, name, .. } => {
             Request::Enrol { token, hash, key, name, from: address.into() }
         }
         other => other,
-    };
+    }
+}
+
+#[test]
+fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
+    let mut w = empty();
+    w.root(token_with(0, |token| token.uses = 3)).unwrap();
     // n1 is on the controller's machine, and so is n3, which joined as others do.
     w.joined(from("n2", 2, "10.0.0.2"));
     w.joined(from("n3", 3, "127.0.0.1"));
@@ -74,12 +78,6 @@ fn tasks_that_ask_are_told_by_which_address_their_first_node_is_found() {
 fn a_step_is_told_the_address_of_its_clients_machine_as_the_controller_knows_it() {
     let mut w = empty();
     w.root(token_with(0, |token| token.uses = 3)).unwrap();
-    let from = |name: &str, of: u8, address: &str| match enrol(0, of, name) {
-        Request::Enrol { token, hash, key, name, .. } => {
-            Request::Enrol { token, hash, key, name, from: address.into() }
-        }
-        other => other,
-    };
     w.joined(from("n2", 2, "10.0.0.2"));
     w.joined(from("front", 3, "10.0.0.3"));
     w.joined(from("far", 4, "fe80::4"));
