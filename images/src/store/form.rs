@@ -13,9 +13,9 @@ use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::bundle::{Bundle, FormRecord};
+use super::hashing::{self, Sum};
 use super::layer::{LISTING, REPAIR, REPLACED, SKELETON};
 use super::record::print;
-use super::sum::sum;
 use super::{Charge, Store, boot_id, files, pipeline};
 use crate::digest::Digest;
 use crate::erofs::{self, Image};
@@ -304,7 +304,7 @@ impl Store {
                 let unpacker = Unpacker::new(Tree::new(root), &self.limits, keeps_setid()).charging(charge);
                 let (report, _) = filling.fill(unpacker)?;
                 let listing = File::from(new_file(directory, LISTING).map_err(io)?);
-                let sums: Option<listing::Sum> = A::SUMMED.then_some(sum);
+                let sums: Option<listing::Sum> = A::SUMMED.then_some(hashing::of_content);
                 let taken = listing::write(&tree, listing, sums).map_err(|e| Error::io(&what, e))?;
                 Ok((Made { report, image: None, form: None, taken: Some(taken) }, None))
             }
@@ -366,9 +366,9 @@ impl Store {
     }
 
     /// Whether the image of a layer has other bytes than those that were written.
-    pub(super) fn image_changed(&self, diff_id: &Digest, written: &Digest) -> Result<bool> {
+    pub(super) fn image_changed(&self, diff_id: &Digest, written: &Sum) -> Result<bool> {
         let image = self.layer_file(diff_id, LayerForm::Erofs.name())?;
-        Ok(sum(&image).map_err(|e| Error::path(&self.layer_path(diff_id), e))? != *written)
+        Ok(!written.is_of(&image).map_err(|e| Error::path(&self.layer_path(diff_id), e))?)
     }
 }
 
@@ -376,7 +376,7 @@ impl Store {
 pub(super) struct Made {
     pub(super) report: LayerReport,
     /// Sum of its image, where it is one.
-    pub(super) image: Option<Digest>,
+    pub(super) image: Option<Sum>,
     /// What may travel of it.
     pub(super) form: Option<FormRecord>,
     /// What it takes, where it is a directory: an image tells it itself.
@@ -392,8 +392,8 @@ pub(super) struct Written {
 
 impl Written {
     /// By which is told later whether it was changed.
-    pub(super) fn sum(&self, what: &str) -> Result<Digest> {
-        sum(&self.file).map_err(|e| Error::io(what, e))
+    pub(super) fn sum(&self, what: &str) -> Result<Sum> {
+        Sum::of(&self.file).map_err(|e| Error::io(what, e))
     }
 
     /// Whether other nodes may have it as it is: of one that is holes for the most part, which may be larger than any disk, they make

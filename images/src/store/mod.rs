@@ -36,6 +36,7 @@ mod files;
 mod form;
 mod grant;
 mod granted;
+mod hashing;
 mod history;
 mod layer;
 mod lock;

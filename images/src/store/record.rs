@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::bundle::FormRecord;
+use super::hashing::Sum;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{ImageConfig, LayerInfo};
@@ -104,9 +105,10 @@ pub(super) struct LayerRecord {
     /// Whether its archive can be made again from skeleton and files.
     #[serde(default)]
     pub(super) rebuildable: bool,
-    /// Sum of the layer's image, where it is one: it stands for a listing.
-    #[serde(default, rename = "image_sum")]
-    pub(super) image: Option<Digest>,
+    /// Sum of the layer's image, where it is one: it stands for a listing. Under another name than before, so that an earlier version,
+    /// which could not read it, takes it for not noted, and the layer for what it is.
+    #[serde(default, rename = "image_blake3", alias = "image_sum", skip_serializing_if = "Option::is_none")]
+    pub(super) image: Option<Sum>,
     /// What may travel of the layer's image to other nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) form: Option<FormRecord>,

@@ -11,19 +11,22 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use crate::digest::{Algorithm, Digest, Hasher};
+use super::hashing::Hashing;
 
 /// Bytes that count as one: they are all zeros or not.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 /// Bytes that one thread takes at a time.
 const PART: u64 = 1 << 20;
+/// Bytes that are read at a time: few enough to be in the processor's cache when they are hashed, and many times as many as it
+/// hashes at once.
+const PIECE: usize = 256 << 10;
 /// Below this many bytes one thread does it.
 const LARGE: u64 = 16 << 20;
 /// Layers are made several at a time.
 const MAX_THREADS: usize = 4;
 
-/// The sum of a file.
-pub(super) fn sum(image: &File) -> io::Result<Digest> {
+/// The sum of a file, made with `H`.
+pub(super) fn summed<H: Hashing>(image: &File) -> io::Result<H::Sum> {
     let length = image.metadata()?.len();
     // How many cores there are is asked of files, which for a small one would take longer than the rest.
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -32,36 +35,53 @@ pub(super) fn sum(image: &File) -> io::Result<Digest> {
     std::thread::scope(|scope| {
         for _ in 1..threads {
             // Fewer do it as well, be it this thread alone.
-            if std::thread::Builder::new().spawn_scoped(scope, || summer.work()).is_err() {
+            if std::thread::Builder::new().spawn_scoped(scope, || summer.work::<H>()).is_err() {
                 break;
             }
         }
-        summer.work();
+        summer.work::<H>();
     });
     let mut sums = summer.sums.into_inner().unwrap_or_else(PoisonError::into_inner)?;
     sums.sort_unstable_by_key(|(part, _)| *part);
-    let mut hasher = Hasher::new(Algorithm::Sha256);
-    for (part, sum) in sums {
-        hasher.update(&part.to_le_bytes());
-        hasher.update(sum.hex().as_bytes());
-    }
-    hasher.update(&length.to_le_bytes());
-    Ok(hasher.finish())
+    Ok(H::whole(&sums, length))
 }
+
+/// Tells of blocks that are not all zeros, of those that follow each other at once, with where in `bytes` they begin.
+pub(super) fn runs(bytes: &[u8], mut tell: impl FnMut(usize, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut begun = None;
+    for (block, from) in bytes.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+        let something = block.iter().any(|byte| *byte != 0);
+        match begun {
+            None if something => begun = Some(from),
+            Some(first) if !something => {
+                tell(first, &bytes[first..from])?;
+                begun = None;
+            }
+            _ => {}
+        }
+    }
+    match begun {
+        Some(first) => tell(first, &bytes[first..]),
+        None => Ok(()),
+    }
+}
+
+/// Parts by where they begin, with their sums.
+type Parts = Vec<(u64, Vec<u8>)>;
 
 /// What the threads share.
 struct Summer<'a> {
     image: &'a File,
     /// Where the next part is looked for; the holder also has the file's position.
     next: Mutex<u64>,
-    sums: Mutex<io::Result<Vec<(u64, Digest)>>>,
+    sums: Mutex<io::Result<Parts>>,
 }
 
 impl Summer<'_> {
     /// Sums up parts until there are no more.
-    fn work(&self) {
+    fn work<H: Hashing>(&self) {
         let mut made = Vec::new();
-        let result = self.parts(&mut made);
+        let result = self.parts::<H>(&mut made);
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         match (&mut *sums, result) {
             (Ok(sums), Ok(())) => sums.append(&mut made),
@@ -70,28 +90,32 @@ impl Summer<'_> {
         }
     }
 
-    fn parts(&self, made: &mut Vec<(u64, Digest)>) -> io::Result<()> {
-        let mut buffer = vec![0; usize::try_from(PART).unwrap_or(BLOCK)];
+    fn parts<H: Hashing>(&self, made: &mut Parts) -> io::Result<()> {
+        let mut buffer = vec![0; PIECE];
         while let Some(part) = self.next_part()? {
-            let mut hasher = Hasher::new(Algorithm::Sha256);
+            let mut hashing = H::new();
             let mut something = false;
             let end = part + PART;
             let mut at = part;
             while let Some((data, hole)) = self.data(at)?.filter(|(data, _)| *data < end) {
-                let start = data - data % BLOCK as u64;
+                let mut from = data - data % BLOCK as u64;
                 at = hole.next_multiple_of(BLOCK as u64).min(end);
-                let wanted = usize::try_from(at - start).unwrap_or(BLOCK).min(buffer.len());
-                let read = read_full(self.image, &mut buffer[..wanted], start)?;
-                for (block, place) in buffer[..read].chunks(BLOCK).zip((start..).step_by(BLOCK)) {
-                    if block.iter().any(|byte| *byte != 0) {
+                while from < at {
+                    let wanted = usize::try_from(at - from).unwrap_or(usize::MAX).min(PIECE);
+                    let read = read_full(self.image, &mut buffer[..wanted], from)?;
+                    runs(&buffer[..read], |first, blocks| {
                         something = true;
-                        hasher.update(&place.to_le_bytes());
-                        hasher.update(block);
+                        hashing.add(from + first as u64, blocks);
+                        Ok(())
+                    })?;
+                    if read < wanted {
+                        break;
                     }
+                    from += read as u64;
                 }
             }
             if something {
-                made.push((part, hasher.finish()));
+                made.push((part, hashing.finish()));
             }
         }
         Ok(())
@@ -141,16 +165,24 @@ fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Debug;
+
+    use crate::store::hashing::{Blake3, Sha256};
 
     #[test]
     fn a_sum_says_what_is_where_and_not_how_holes_are_kept() {
+        says_what_is_where_and_not_how_holes_are_kept::<Blake3>();
+        says_what_is_where_and_not_how_holes_are_kept::<Sha256>();
+    }
+
+    fn says_what_is_where_and_not_how_holes_are_kept<H: Hashing<Sum: PartialEq + Debug>>() {
         let with = |length: u64, data: &[(u64, &[u8])]| {
             let file = tempfile::tempfile().unwrap();
             file.set_len(length).unwrap();
             for (at, bytes) in data {
                 file.write_all_at(bytes, *at).unwrap();
             }
-            sum(&file).unwrap()
+            summed::<H>(&file).unwrap()
         };
         let large = vec![7; 600_000];
         // More than can be read while somebody waits.

@@ -14,9 +14,10 @@ use berth_model::exchange::MadeForm;
 
 use super::bundle::{FormRecord, HEAD, Head};
 use super::form::{LayerForm, Made, new_file, writer};
+use super::hashing::Sum;
 use super::layer::{MOST_MIRRORS, REPLACED, SKELETON};
 use super::pipeline::{QUEUE, read_chunk};
-use super::sum::sum;
+use super::sum::runs;
 use super::work::WorkDir;
 use super::{Charge, Store};
 use crate::digest::{Digest, Hasher};
@@ -26,8 +27,6 @@ use crate::progress::{Progress, ProgressEvent};
 use crate::source::{BlobKind, BlobSource, mismatch};
 use crate::unpack::LayerReport;
 
-/// Blocks of zeros are left to be holes.
-const BLOCK: usize = 4096;
 /// Most bytes of what a source says of one layer's images.
 const MOST_TEXT: u64 = 64 << 10;
 
@@ -124,7 +123,7 @@ impl Taking<'_> {
                 (_, written) => written,
             }
         })?;
-        let image = sum(&image).map_err(|e| Error::io(self.what(), e))?;
+        let image = Sum::of(&image).map_err(|e| Error::io(self.what(), e))?;
         let form = FormRecord { writer: head.writer, digest, size: self.form.size, made: false };
         Ok(Made { report: head.report, image: Some(image), form: Some(form), taken: None })
     }
@@ -228,29 +227,15 @@ impl Coming {
     }
 }
 
-/// Writes into a file that is empty there.
+/// Writes into a file that is empty there. Blocks of zeros are left to be holes.
 fn put(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    let mut begun = None;
-    for (block, from) in bytes.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
-        let something = block.iter().any(|byte| *byte != 0);
-        match begun {
-            None if something => begun = Some(from),
-            Some(first) if !something => {
-                file.write_all_at(&bytes[first..from], at + first as u64)?;
-                begun = None;
-            }
-            _ => {}
-        }
-    }
-    match begun {
-        Some(first) => file.write_all_at(&bytes[first..], at + first as u64),
-        None => Ok(()),
-    }
+    runs(bytes, |first, blocks| file.write_all_at(blocks, at + first as u64))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sum::BLOCK;
 
     #[test]
     fn zeros_are_holes_and_all_else_is_where_it_was() {

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::ensure::{record_name, use_lock};
 use super::form::LayerForm;
+use super::hashing::of_content;
 use super::layer::LISTING;
 use super::lock::Hold;
 use super::merge::merged_name;
 use super::record::{ImageRecord, LayerRecord};
-use super::sum::sum;
 use super::turn::place_lock;
 use super::{Store, files};
 use crate::digest::{Digest, Hasher};
@@ -277,13 +277,13 @@ impl Store {
     fn compare_at(&self, name: &str, record: &LayerRecord) -> Result<(Vec<Problem>, bool)> {
         if let Some(written) = &record.image {
             let image = self.file_at(name, LayerForm::Erofs.name())?;
-            let found = sum(&image).map_err(|e| Error::io(format!("image store: {name}"), e))?;
-            let changed = (found != *written).then(|| Problem::of("its image was changed"));
+            let same = written.is_of(&image).map_err(|e| Error::io(format!("image store: {name}"), e))?;
+            let changed = (!same).then(|| Problem::of("its image was changed"));
             return Ok((changed.into_iter().collect(), true));
         }
         let what = format!("image store: {name}");
         let tree = self.tree_at(name)?;
-        let found = listing::compare(&tree, self.file_at(name, LISTING)?, sum);
+        let found = listing::compare(&tree, self.file_at(name, LISTING)?, of_content);
         let Compared { changes, summed } = found.map_err(|e| recover(&what, e))?;
         Ok((changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect(), summed))
     }
@@ -324,7 +324,7 @@ impl Store {
         }
         let tree = self.layer_tree(diff_id)?;
         let what = format!("image store: layer {}", diff_id.file_name());
-        let found = listing::compare(&tree, self.layer_file(diff_id, LISTING)?, sum);
+        let found = listing::compare(&tree, self.layer_file(diff_id, LISTING)?, of_content);
         let changes = found.map_err(|e| recover(&what, e))?.changes;
         let mut problems: Vec<_> = changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect();
         let mut complete = false;

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use berth_images::{LayerForm, PreparedImage};
+use berth_images::{Algorithm, Digest, LayerForm, PreparedImage};
 use proptest::prelude::*;
 
 use crate::hostile::ATTRIBUTES;
@@ -315,7 +315,7 @@ fn the_store_looks_after_images_as_after_directories() {
     // One of which an earlier build noted another sum cannot be compared.
     let record = details.layers[1].path.with_file_name("layer.json");
     let text = std::fs::read_to_string(&record).unwrap();
-    std::fs::write(&record, text.replace("\"image_sum\"", "\"image\"")).unwrap();
+    std::fs::write(&record, text.replace("\"image_blake3\"", "\"image\"")).unwrap();
     let problems = store.verify(&[]).unwrap().problems();
     assert!(problems.len() == 1 && problems[0].contains("earlier version"), "{problems:?}");
     std::fs::write(&record, text).unwrap();
@@ -334,6 +334,48 @@ fn the_store_looks_after_images_as_after_directories() {
     let removed = store.remove(&digest).unwrap();
     assert_eq!((removed.layers, removed.bytes), (2, 3));
     bench.assert_empty();
+}
+
+/// The sum that earlier versions noted of an image.
+fn earlier_sum(image: &[u8]) -> Digest {
+    let mut parts = Vec::new();
+    for (part, place) in image.chunks(1 << 20).zip((0u64..).step_by(1 << 20)) {
+        let mut blocks = Vec::new();
+        for (block, at) in part.chunks(4096).zip((place..).step_by(4096)) {
+            if block.iter().any(|byte| *byte != 0) {
+                blocks.extend(at.to_le_bytes());
+                blocks.extend_from_slice(block);
+            }
+        }
+        if !blocks.is_empty() {
+            parts.extend(place.to_le_bytes());
+            parts.extend_from_slice(Digest::of(Algorithm::Sha256, &blocks).hex().as_bytes());
+        }
+    }
+    parts.extend((image.len() as u64).to_le_bytes());
+    Digest::of(Algorithm::Sha256, &parts)
+}
+
+#[test]
+fn a_layer_of_which_an_earlier_version_noted_the_sum_is_looked_at_by_that() {
+    let bench = Bench::of(LayerForm::Erofs);
+    let large: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
+    let image = bench.import(vec![Tar::new().file("large", &large).file("zeros", &[0; 9000]).end()]).unwrap();
+    let store = bench.store();
+    let place = only_layer(&image);
+    let mut bytes = std::fs::read(place).unwrap();
+    let record = place.with_file_name("layer.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let at = text.find("\"image_blake3\": \"blake3:").unwrap();
+    let end = at + text[at..].find(',').unwrap();
+    let noted = format!("\"image_sum\": \"{}\"", earlier_sum(&bytes));
+    std::fs::write(&record, [&text[..at], &noted, &text[end..]].concat()).unwrap();
+    assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(place, bytes).unwrap();
+    let problems = store.verify(&[]).unwrap().problems();
+    assert!(problems.len() == 1 && problems[0].contains("its image was changed"), "{problems:?}");
 }
 
 /// Before Linux 6.12 each is a loop device, and not any number can be handed to a container.
