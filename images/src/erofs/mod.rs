@@ -13,6 +13,8 @@ mod disk;
 mod inodes;
 mod names;
 mod out;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::OwnedFd;
 
@@ -27,6 +29,7 @@ use out::Out;
 
 /// Raised with every change by which an archive makes other bytes than before, of the image, of the skeleton beside it, or of the head of what
 /// travels, which has a layer's report: nodes take each other's images only where the same version wrote them, and say so where these differ.
+/// `tests` has what this one makes.
 pub(crate) const VERSION: u32 = 1;
 
 /// By which a directory hides all of its namesakes in lower layers.
