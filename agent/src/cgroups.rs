@@ -67,8 +67,17 @@ pub(crate) struct Bringing<'a> {
     pub(crate) cpus: &'a [u32],
     /// Device files that it may open of those that are allocated.
     pub(crate) given: &'a [String],
-    /// What it writes stays in memory, as in a store that is in a tmpfs, where it is counted as the store's: no bound of its own can hold.
-    pub(crate) unbounded: bool,
+    pub(crate) written: Written,
+}
+
+/// Where it stays what something writes that brings an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// On a disk.
+    Disk,
+    /// In memory, as in a store that is in a tmpfs, which may come to take so many bytes of it; `None` without a bound. The kernel counts
+    /// each page for whoever wrote it first, and to the groups above that one also when it is gone: so there is room for all of them.
+    Memory(Option<u64>),
 }
 
 /// Name of the device program by which a group that is there is kept from devices that came after it.
@@ -306,10 +315,16 @@ impl Cgroups {
 
     /// What all of a kind may have that bring images for a user, and what one of them may.
     fn bounds(&self, of: &Bringing<'_>) -> [CgroupLimits; 2] {
-        let bound = |bytes: u64| (!of.unbounded).then_some(bytes);
-        let all = CgroupLimits { memory: bound(BRING_MEMORY_OF_A_USER), ..CgroupLimits::default() };
+        let bound = |bytes: u64| match of.written {
+            Written::Disk => Some(bytes),
+            Written::Memory(most) => most.map(|most| bytes.saturating_add(most)),
+        };
+        // A page of the store keeps what its group said of swap.
+        let swaps = of.written != Written::Disk;
+        let all = CgroupLimits { memory: bound(BRING_MEMORY_OF_A_USER), swaps, ..CgroupLimits::default() };
         let one = CgroupLimits {
             memory: bound(BRING_MEMORY),
+            swaps,
             cpus: of.cpus.to_vec(),
             pids: Some(BRING_PIDS),
             devices: Some(self.denials(of.given)),
@@ -564,11 +579,11 @@ mod tests {
     }
 
     fn of(what: Brings, user: u32) -> Bringing<'static> {
-        Bringing { what, user: Uid(user), whose: "job_1", cpus: &[], given: &[], unbounded: false }
+        Bringing { what, user: Uid(user), whose: "job_1", cpus: &[], given: &[], written: Written::Disk }
     }
 
     #[test]
-    fn what_unpacks_is_bounded_beside_what_fetches_but_where_its_files_are_in_memory() {
+    fn what_unpacks_is_bounded_beside_what_fetches_and_beside_files_that_are_in_memory() {
         let dir = tempfile::tempdir().unwrap();
         let v1 = BTreeMap::from([(Controller::Cpuset, dir.path().to_path_buf())]);
         let facts = CgroupFacts { v1, ..CgroupFacts::default() };
@@ -578,7 +593,15 @@ mod tests {
         for what in Brings::ALL {
             assert_eq!(memory(&of(what, 1)), [Some(2 << 30), Some(1 << 30)]);
         }
-        assert_eq!(memory(&Bringing { unbounded: true, ..of(Brings::Unpack, 1) }), [None, None]);
+        let into = |written| Bringing { written, ..of(Brings::Unpack, 1) };
+        let most = 5 << 20;
+        let bounds = [Some((2 << 30) + most), Some((1 << 30) + most)];
+        assert_eq!(memory(&into(Written::Memory(Some(most)))), bounds);
+        assert_eq!(memory(&into(Written::Memory(Some(u64::MAX)))), [Some(u64::MAX); 2]);
+        assert_eq!(memory(&into(Written::Memory(None))), [None, None]);
+        // What is in memory for good may be swapped out, as elsewhere on the node.
+        let swaps = |written| cgroups.bounds(&into(written)).map(|bounds| bounds.swaps);
+        assert_eq!((swaps(Written::Disk), swaps(Written::Memory(None))), ([false; 2], [true; 2]));
         let begun = Brings::ALL.map(|what| (what, cgroups.bring(&of(what, 1)).unwrap().unwrap()));
         let tree = dir.path().join(tree_name(state));
         let groups = ["fetch/user_1", "unpack/user_1"].map(|group| tree.join(group));

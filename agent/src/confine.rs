@@ -3,7 +3,7 @@
 //! but it has the cores and devices of its job, and no others. What unpacks runs as the store's own identity, for the user none the less: the
 //! memory that it takes is bounded as that of what fetches is.
 
-use crate::cgroups::{Bringing, Brings, Cgroups};
+use crate::cgroups::{Bringing, Brings, Cgroups, Written};
 use crate::jobs;
 use berth_images::{Confine, Confined, Error, ErrorKind, in_memory};
 use berth_model::ids::Uid;
@@ -16,6 +16,9 @@ use std::time::Duration;
 
 /// How long what is left may take to end.
 const REMOVAL: Duration = Duration::from_secs(2);
+/// Bytes of memory that a process may have for itself where the files that it writes are memory, too, and its group's bound leaves room
+/// for all of these. More than a group has on a disk (1 GiB): stacks count, and what was asked for and never touched.
+const OWN_MEMORY: u64 = 3 << 29;
 
 /// Places of fetchers, of one job or of a user without one.
 pub(crate) struct Fetchers {
@@ -65,7 +68,7 @@ impl Confine for Fetchers {
                 whose: &self.whose,
                 cpus: &self.cpus,
                 given: &self.devices,
-                unbounded: false,
+                written: Written::Disk,
             },
         )
     }
@@ -95,9 +98,9 @@ impl fmt::Debug for Unpackers {
 impl Confine for Unpackers {
     fn place(&self) -> berth_images::Result<Box<dyn Confined>> {
         // What is written there is the store's for good, and has its bound.
-        let unbounded = in_memory(&self.store).is_some();
+        let written = in_memory(&self.store).map_or(Written::Disk, |memory| Written::Memory(memory.memory()));
         let (what, user) = (Brings::Unpack, self.user);
-        place(&self.cgroups, &Bringing { what, user, whose: "image", cpus: &[], given: &[], unbounded })
+        place(&self.cgroups, &Bringing { what, user, whose: "image", cpus: &[], given: &[], written })
     }
 }
 
@@ -106,7 +109,8 @@ fn place(cgroups: &Arc<Cgroups>, of: &Bringing<'_>) -> berth_images::Result<Box<
         let what = "control group of what brings the image";
         Error::new(ErrorKind::Io, what, e.to_string()).next("look at the node's control groups")
     })?;
-    Ok(Box::new(Place { cgroups: Arc::clone(cgroups), what: of.what, user: of.user, group }))
+    let own = (of.written != Written::Disk).then_some(OWN_MEMORY);
+    Ok(Box::new(Place { cgroups: Arc::clone(cgroups), what: of.what, user: of.user, group, own }))
 }
 
 /// That of one process, with what it starts.
@@ -116,11 +120,17 @@ struct Place {
     user: Uid,
     /// `None` where nothing can be limited.
     group: Option<Cgroup>,
+    /// Bytes of memory that are no files'.
+    own: Option<u64>,
 }
 
 impl Confined for Place {
     fn lists(&self) -> Vec<PathBuf> {
         self.group.as_ref().map(Cgroup::lists).unwrap_or_default()
+    }
+
+    fn own_memory(&self) -> Option<u64> {
+        self.own
     }
 
     fn ran_out(&self) -> bool {

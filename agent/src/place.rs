@@ -51,7 +51,7 @@ pub struct StoreMemory {
 
 /// Whether the store at `place` is the machine's memory: a tmpfs, say, or a machine that runs from the network.
 pub fn store_memory(config: &ImagesConfig, place: &Path) -> Option<StoreMemory> {
-    let InMemory { kind, bytes } = in_memory(place)?;
+    let InMemory { kind, bytes, .. } = in_memory(place)?;
     let most = match (bytes, config.max_bytes()) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),

@@ -48,6 +48,8 @@ use crate::store::{PreparedImage, SeenFile, Store};
 const LOOKS: u16 = 500;
 /// Milliseconds that a killed process is waited for.
 const ENDS: u16 = 2000;
+/// With what a Rust program ends that is given no more memory.
+const STARVED: &str = "memory allocation of ";
 /// Longest line of a report, and longest answer of a resolver.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -547,13 +549,16 @@ impl<R: Read + AsFd> Read for Said<'_, R> {
 /// Relays the report until it says how things ended, and through which file all was read, if through one.
 fn follow(report: impl Read, progress: &dyn Progress) -> Result<Option<SeenFile>> {
     let mut lines = BufReader::new(report);
-    let (mut stray, mut whole) = (String::new(), None);
+    let (mut stray, mut whole, mut starved) = (String::new(), None, false);
     loop {
         let mut line = Vec::new();
         let read = (&mut lines)
             .take(MAX_LINE)
             .read_until(b'\n', &mut line)
             .map_err(|e| Error::io("unpacking process", e))?;
+        if read == 0 && starved {
+            return Err(too_much_memory());
+        }
         if read == 0 {
             let error = died("unpacking");
             return Err(if stray.is_empty() {
@@ -567,7 +572,10 @@ fn follow(report: impl Read, progress: &dyn Progress) -> Result<Option<SeenFile>
             Ok(Report::Whole(file)) => whole = Some(file),
             Ok(Report::Done) => return Ok(whole),
             Ok(Report::Failed(error)) => return Err(error),
-            Err(_) => stray = printable(String::from_utf8_lossy(&line).trim(), 300),
+            Err(_) => {
+                stray = printable(String::from_utf8_lossy(&line).trim(), 300);
+                starved |= stray.starts_with(STARVED);
+            }
         }
     }
 }
@@ -618,6 +626,10 @@ fn ran_out(error: Error, place: Option<&dyn Confined>) -> Error {
     if error.kind() != ErrorKind::Unreachable || !place.is_some_and(Confined::ran_out) {
         return error;
     }
+    too_much_memory()
+}
+
+fn too_much_memory() -> Error {
     Error::new(ErrorKind::Refused, "unpacking process", "it took more memory than what unpacks an image may have")
         .next("try again when fewer of your images are fetched here; if it stays so, build the image with smaller layers")
 }
@@ -625,6 +637,9 @@ fn ran_out(error: Error, place: Option<&dyn Confined>) -> Error {
 fn run_in(command: &mut Command, place: Option<&dyn Confined>) {
     for list in place.map(Confined::lists).unwrap_or_default() {
         command.arg("--join").arg(list);
+    }
+    if let Some(bytes) = place.and_then(Confined::own_memory) {
+        command.args(["--own-memory", &bytes.to_string()]);
     }
 }
 
@@ -703,5 +718,13 @@ mod tests {
     fn a_report_that_stops_is_an_error_with_the_last_words() {
         let error = follow(&b"thread panicked\n"[..], &()).unwrap_err().to_string();
         assert!(error.contains("unpacking process") && error.contains("thread panicked"), "{error}");
+    }
+
+    #[test]
+    fn what_is_given_no_more_memory_took_too_much() {
+        let said = b"memory allocation of 1048576 bytes failed\nand more words\n";
+        let error = follow(&said[..], &()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("more memory than"), "{error}");
     }
 }

@@ -341,7 +341,7 @@ pub(crate) fn helper(agent: i32, uid: u32, words: &str) -> Option<i32> {
     })
 }
 
-/// What the control groups of a process say that unpacks an image: of its own, and of all of its user's.
+/// What the control groups of a process say that unpacks an image: of its own, and of all of its user's; and what it may have for itself.
 const BOUNDS: &str = r#"at=$(sed -n 's#.*\(/berth-[^:/]*/unpack/[^:]*\)$#\1#p' "/proc/$1/cgroup" | head -n 1)
 [ -n "$at" ] || exit 1
 for place in $(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .* - cgroup2\{0,1\} .*/\1/p' /proc/self/mountinfo); do
@@ -349,14 +349,18 @@ for place in $(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .* - cgroup2\{0,1\} 
         for group in "$at" "${at%/*}"; do find "$place" -path "*$group/$file" -exec cat {} + 2>/dev/null; done
     done
 done
-echo "$at""#;
+echo "$at"
+sed -n 's/^Max data size *\([^ ]*\) .*/\1/p' "/proc/$1/limits""#;
 
-/// Each import has a process of its own that unpacks, whose memory no job is charged with.
-#[test]
-fn what_unpacks_for_a_user_has_bounds_of_its_own_as_root() {
+/// Bytes of 1.5 GiB, which such a process may have for itself where the store is in memory.
+const OWN_MEMORY: &str = "1610612736";
+
+/// What is said of the process that unpacks an image for a job of the user: the bounds of its groups, its group, and the most that it may
+/// have for itself.
+fn unpacking(config: &str) -> Vec<String> {
     let registry = Registry::open();
     let image = registry.push(&images::layers(), "team/layers:1", &[]);
-    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let sandbox = Sandbox::with_config(Who::root(), &format!("{}{config}", registry.without_tls()));
     let container = format!("--container-image={image}");
     let words =
         ["--parsable", "--hold", "--mem=64M", "-o", "/dev/null", &container, "--wrap", "cat /data/kept"];
@@ -371,10 +375,27 @@ fn what_unpacks_for_a_user_has_bounds_of_its_own_as_root() {
     });
     registry.thaw();
     let told = told.expect("what unpacks is in no group of its own");
-    let lines: Vec<&str> = told.lines().collect();
-    assert!(lines.starts_with(&["1073741824", "2147483648"]), "{told}");
-    assert!(lines.last().unwrap().contains(&format!("/unpack/user_{}/", user.uid)), "{told}");
     sandbox.wait_state(job, "COMPLETED", 90);
+    let lines: Vec<String> = told.lines().map(str::to_owned).collect();
+    assert!(lines.iter().any(|line| line.contains(&format!("/unpack/user_{}/", user.uid))), "{told}");
+    lines
+}
+
+/// Each import has a process of its own that unpacks, whose memory no job is charged with.
+#[test]
+fn what_unpacks_for_a_user_has_bounds_of_its_own_as_root() {
+    let told = unpacking("");
+    assert_eq!(told[..2], ["1073741824", "2147483648"], "{told:?}");
+    assert_ne!(told.last().unwrap(), OWN_MEMORY, "{told:?}");
+}
+
+/// What it writes is charged to its groups then, and may be as much as the store holds, with 2 KiB for each of its 16,384 files.
+#[test]
+fn what_unpacks_into_memory_has_bounds_of_its_own_beside_the_stores_as_root() {
+    let store = (64 << 20) + 16_384 * 2048_u64;
+    let told = unpacking("memory = \"64M\"\n");
+    assert_eq!(told[..2], [(1 << 30) + store, (2 << 30) + store].map(|bytes| bytes.to_string()), "{told:?}");
+    assert_eq!(told.last().unwrap(), OWN_MEMORY, "{told:?}");
 }
 
 /// The process that speaks to the registry is the user's, who may stop it; it holds the image's lock by way of the other one.

@@ -44,6 +44,7 @@ struct Options {
     registries: Option<String>,
     identity: Option<RunAs>,
     join: Vec<PathBuf>,
+    own_memory: Option<u64>,
     store: Option<PathBuf>,
     image: Option<String>,
     grant: Option<u32>,
@@ -94,6 +95,7 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Options> {
             "--directory" => options.directory = Some(PathBuf::from(&value)),
             "--as" => options.identity = Some(parse_identity(&text()?).ok_or_else(|| bad(&name))?),
             "--join" => options.join.push(PathBuf::from(&value)),
+            "--own-memory" => options.own_memory = Some(text()?.parse().map_err(|_| bad(&name))?),
             "--store" => options.store = Some(PathBuf::from(&value)),
             "--image" => options.image = Some(text()?),
             "--login" => options.login = Some(text()?),
@@ -154,7 +156,7 @@ pub(crate) enum SetId {
 /// is without links; `--pin SOURCE` how the
 /// file of a canonical source is; `--hand SOURCE` sends that file, opened, over the socket that standard output is, and `--judge
 /// yes`, with the other end as standard input, says which one it is. With `--no-links yes` files are opened through no link. All take
-/// `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`; with
+/// `--registries JSON`, `--as UID:GID:GROUPS` and, for each list of processes of a control group that it goes into, `--join FILE`, and `--own-memory BYTES`; with
 /// `--login REGISTRY --login-bytes N` a login of that registry comes first on `input`. Gives the exit code. Call it before any thread exists.
 pub fn fetcher_main(
     arguments: impl IntoIterator<Item = OsString>,
@@ -166,7 +168,7 @@ pub fn fetcher_main(
             options.image.as_deref().and_then(|text| serde_json::from_str::<ResolvedManifest>(text).ok());
         let source = image.map(|image| image.source).or(options.resolve.clone()).unwrap_or_default();
         let podman = matches!(Engine::of(&source), Some((Engine::Podman, _)));
-        join(&options.join)?;
+        join(&options.join, options.own_memory)?;
         go_first()?;
         if options.identity.is_some() {
             leave_terminal()?;
@@ -302,7 +304,7 @@ impl<F: Fn() -> Result<Box<dyn BlobSource>> + Send + Sync> BlobSource for Openin
     }
 }
 
-/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--forms yes] [--signers JSON] [--repair JSON] [--look yes] [--seen yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS] [--join FILE]` makes the image present, or
+/// The unpacker: `--store ROOT --image JSON --grant UID [--quota BYTES] [--peers yes] [--forms yes] [--signers JSON] [--repair JSON] [--look yes] [--seen yes] [--patience MILLISECONDS] [--as UID:GID:GROUPS] [--join FILE] [--own-memory BYTES]` makes the image present, or
 /// repairs the layers that are named, from the fetcher at `input` and `output`, and writes its report to `report`, which is standard error. Gives the exit
 /// code. Call it before any thread exists.
 pub fn unpacker_main(
@@ -320,7 +322,7 @@ pub fn unpacker_main(
     };
     let run = || -> Result<()> {
         let options = parse(arguments)?;
-        join(&options.join)?;
+        join(&options.join, options.own_memory)?;
         go_first()?;
         become_identity(options.identity.as_ref(), SetId::Off)?;
         let (Some(root), Some(image)) = (&options.store, &options.image) else {

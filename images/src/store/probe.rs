@@ -100,6 +100,24 @@ pub struct InMemory {
     pub kind: String,
     /// Bytes that it may come to hold; `None` without a bound.
     pub bytes: Option<u64>,
+    /// Files that it may come to hold; `None` without a bound.
+    pub files: Option<u64>,
+}
+
+/// Bytes of memory that a file may take beside its content, its name included: about 1 KiB, and attributes, which a tmpfs bounds by as
+/// much again for each file that it may hold.
+const BESIDE: u64 = 2048;
+/// Bytes that a file with content has at least.
+const PAGE: u64 = 4096;
+
+impl InMemory {
+    /// Bytes of memory that all of it may come to take, with what files have beside their content; `None` without a bound. Where files
+    /// are not bounded they count as those with content, of which there is room for so many.
+    pub fn memory(&self) -> Option<u64> {
+        let bytes = self.bytes?;
+        let files = self.files.unwrap_or(bytes / PAGE);
+        Some(bytes.saturating_add(files.saturating_mul(BESIDE)))
+    }
 }
 
 /// What keeps `place` in memory, be it there already or not; nothing, where that is a disk, or nobody tells.
@@ -119,8 +137,10 @@ pub fn in_memory(place: &Path) -> Option<InMemory> {
         }
         _ => return None,
     };
-    let size = fstatvfs(&found).ok().map(|found| found.f_blocks.saturating_mul(found.f_frsize));
-    Some(InMemory { kind, bytes: size.filter(|bytes| *bytes > 0) })
+    let (bytes, files) = fstatvfs(&found)
+        .map_or((0, 0), |found| (found.f_blocks.saturating_mul(found.f_frsize), found.f_files));
+    let bound = |number: u64| Some(number).filter(|number| *number > 0);
+    Some(InMemory { kind, bytes: bound(bytes), files: bound(files) })
 }
 
 /// Filesystems that are in memory.
@@ -175,7 +195,18 @@ mod tests {
         assert_eq!(shm.kind, "tmpfs");
         let found = rustix::fs::statvfs("/dev/shm").unwrap();
         assert_eq!(shm.bytes.unwrap_or(0), found.f_blocks * found.f_frsize);
+        assert_eq!(shm.files.unwrap_or(0), found.f_files);
         assert_eq!(in_memory(Path::new("/proc/self")), None);
+    }
+
+    #[test]
+    fn what_files_have_beside_their_content_is_memory_too() {
+        let of = |bytes, files| InMemory { kind: "tmpfs".to_owned(), bytes, files }.memory();
+        assert_eq!(of(Some(64 << 20), Some(16_384)), Some(96 << 20));
+        assert_eq!(of(Some(64 << 20), None), Some(96 << 20));
+        assert_eq!(of(Some(64 << 20), Some(100)), Some((64 << 20) + 204_800));
+        assert_eq!(of(None, Some(100)), None);
+        assert_eq!(of(Some(u64::MAX), Some(u64::MAX)), Some(u64::MAX));
     }
 
     #[test]

@@ -336,12 +336,14 @@ fn an_authority_of_a_users_own_vouches_for_no_registry_before_others_as_root() {
 #[derive(Debug, Default)]
 struct Places {
     lists: Vec<PathBuf>,
+    own_memory: Option<u64>,
     taken: AtomicU64,
     held: Arc<AtomicU64>,
 }
 
 struct Place {
     lists: Vec<PathBuf>,
+    own_memory: Option<u64>,
     held: Arc<AtomicU64>,
 }
 
@@ -349,13 +351,18 @@ impl Confine for Places {
     fn place(&self) -> Result<Box<dyn Confined>, Error> {
         self.taken.fetch_add(1, Ordering::SeqCst);
         self.held.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(Place { lists: self.lists.clone(), held: Arc::clone(&self.held) }))
+        let Places { lists, own_memory, held, .. } = self;
+        Ok(Box::new(Place { lists: lists.clone(), own_memory: *own_memory, held: Arc::clone(held) }))
     }
 }
 
 impl Confined for Place {
     fn lists(&self) -> Vec<PathBuf> {
         self.lists.clone()
+    }
+
+    fn own_memory(&self) -> Option<u64> {
+        self.own_memory
     }
 }
 
@@ -422,6 +429,20 @@ fn an_unpacker_goes_where_it_is_confined_and_an_image_that_is_there_needs_none_a
     assert!(error.contains("control group of what brings an image"), "{error}");
     assert!(shared.store.prepared(&other.digest).unwrap().is_none());
     assert_eq!(counts(), (2, 0));
+}
+
+/// Where files are memory, too, its control group does not tell what it has for itself.
+#[test]
+fn an_unpacker_has_no_more_memory_for_itself_than_it_is_given_as_root() {
+    let shared = Shared::new();
+    let image = shared.layout("good", vec![Tar::new().file("a", b"x").end()]);
+    let with = |own_memory| {
+        let confine: Arc<dyn Confine> = Arc::new(Places { own_memory, ..Places::default() });
+        Helpers { unpack_in: Some(confine), ..shared.user(Some(54_001), &Registries::default(), vec![]) }
+    };
+    with(Some(4096)).ensure(&shared.store, &image, &()).unwrap_err();
+    assert!(shared.store.prepared(&image.digest).unwrap().is_none());
+    drop(with(Some(1 << 30)).ensure(&shared.store, &image, &()).unwrap());
 }
 
 /// A source of one user's that does not go on, in the place where a layer that others want is made, or an image.

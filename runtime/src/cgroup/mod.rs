@@ -45,8 +45,10 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CgroupLimits {
-    /// Memory in bytes; swap is not given beside it.
+    /// Memory in bytes; swap is not given beside it, unless [`CgroupLimits::swaps`].
     pub memory: Option<u64>,
+    /// Where memory is limited: what is in it may be swapped out, as elsewhere on the node.
+    pub swaps: bool,
     /// CPU numbers; empty does not limit.
     pub cpus: Vec<u32>,
     /// CPU time in thousandths of a CPU.

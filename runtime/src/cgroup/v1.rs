@@ -92,7 +92,7 @@ impl Backend for V1 {
 
     fn apply(&self, limits: &CgroupLimits) -> Result<()> {
         if let (Some(dir), Some(bytes)) = (self.dir(Controller::Memory), limits.memory) {
-            memory(dir, bytes)?;
+            memory(dir, bytes, limits.swaps)?;
         }
         if let Some(dir) = self.dir(Controller::Cpuset)
             && !limits.cpus.is_empty()
@@ -140,11 +140,15 @@ impl Backend for V1 {
     }
 }
 
-fn memory(dir: &Path, bytes: u64) -> Result<()> {
+fn memory(dir: &Path, bytes: u64, swaps: bool) -> Result<()> {
     // The limit with swap may never be below the one without: the order depends on the direction.
     let (plain, swap) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
     let bytes = bytes.to_string();
     if !dir.join(swap).exists() {
+        return write(dir, plain, &bytes);
+    }
+    if swaps {
+        write(dir, swap, "-1")?;
         return write(dir, plain, &bytes);
     }
     match write(dir, plain, &bytes) {
@@ -169,6 +173,25 @@ pub(super) fn devices(dir: &Path, policy: &DevicePolicy) -> Result<()> {
         DevicePolicy::DenyOthers { denied, family } => {
             let others = family.others();
             write_each(dir, "devices.deny", denied.iter().map(ToString::to_string).chain(others))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swap_is_given_where_it_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, swap) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
+        let read = |file| std::fs::read_to_string(dir.path().join(file)).unwrap();
+        for (swaps, said) in [(false, "4096"), (true, "-1")] {
+            for file in [plain, swap] {
+                std::fs::write(dir.path().join(file), "").unwrap();
+            }
+            memory(dir.path(), 4096, swaps).unwrap();
+            assert_eq!((read(plain).as_str(), read(swap).as_str()), ("4096", said));
         }
     }
 }

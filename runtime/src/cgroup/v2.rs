@@ -128,7 +128,7 @@ impl Backend for V2 {
         if let Some(bytes) = limits.memory.filter(|_| self.has(Controller::Memory)) {
             write(dir, "memory.max", &bytes.to_string())?;
             if dir.join("memory.swap.max").exists() {
-                write(dir, "memory.swap.max", "0")?;
+                write(dir, "memory.swap.max", if limits.swaps { "max" } else { "0" })?;
             }
         }
         if self.has(Controller::Cpuset) && !limits.cpus.is_empty() {
@@ -172,5 +172,26 @@ impl Backend for V2 {
     fn kill_at_once(&self) -> bool {
         // From kernel 5.14.
         write(&self.dir, "cgroup.kill", "1").is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swap_is_given_where_it_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().to_path_buf();
+        let group =
+            V2 { dir: base.clone(), base, name: "group".into(), controllers: vec![Controller::Memory] };
+        for (swaps, said) in [(false, "0"), (true, "max")] {
+            for file in ["memory.max", "memory.swap.max"] {
+                std::fs::write(dir.path().join(file), "").unwrap();
+            }
+            group.apply(&CgroupLimits { memory: Some(4096), swaps, ..CgroupLimits::default() }).unwrap();
+            let read = |file| read(dir.path(), file).unwrap();
+            assert_eq!((read("memory.max"), read("memory.swap.max")), ("4096".into(), said.into()));
+        }
     }
 }
