@@ -35,7 +35,8 @@ for form in directory erofs; do
     perf script -i "$work/$form.perf" -F ip,sym 2>/dev/null | awk -v rate=$rate '
         function judge() {
             if (frames == "") return
-            if (frames ~ /sha2|sha256|sha512/) at = "hash: the blob and the archive in it"
+            if (frames ~ /blake3|store::sum::/) at = "sum up the image that was written"
+            else if (frames ~ /sha2|sha256|sha512/) at = "hash: the blob and the archive in it"
             else if (frames ~ /inflate|crc32|zlib|ZSTD_decompress|Huf|HUF_decompress/) at = "inflate"
             else if (frames ~ /fsync|syncfs|sync_inodes|sync_filesystem|do_sync_file_range/) at = "sync"
             else if (frames ~ /tcp_|inet_recvmsg|inet_sendmsg|unix_stream|sock_recvmsg|sock_sendmsg|__sys_recv|__sys_send/) at = "fetch: sockets"
