@@ -229,6 +229,9 @@ impl Around {
             ("SLURM_JOB_RESTART_COUNT", job.restarts.to_string()),
             ("SLURMD_NODENAME", launch.node.to_string()),
         ];
+        if let Some(sluid) = job.sluid {
+            pairs.push(("SLURM_JOB_SLUID", sluid.to_string()));
+        }
         if !gpus.is_empty() {
             pairs.push(("SLURM_JOB_GPUS", gpus.join(",")));
         }

@@ -293,6 +293,7 @@ fn job(env: &mut Env, launch: &StepLaunch) {
         }
     }
     env.maybe("SLURM_RESTART_COUNT", Some(job.restarts).filter(|n| *n > 0));
+    env.maybe("SLURM_JOB_SLUID", job.sluid);
     if launch.overcommit {
         env.set("SLURM_OVERCOMMIT", "1");
     }
@@ -405,6 +406,7 @@ mod tests {
     use crate::ids::{Attempt, Gid, JobId, Uid};
     use crate::launch::{ArrayPlace, JobFacts, NodeShare, Program};
     use crate::limits::Limits;
+    use crate::sluid::Sluid;
     use crate::spec::{Identity, IoSpec, JobKind, TermSize};
     use crate::time::{Span, Time};
     use std::collections::BTreeMap;
@@ -462,6 +464,7 @@ mod tests {
                 subids: false,
                 het: None,
                 imex_channel: None,
+                sluid: None,
             },
             name: "batch".into(),
             program: Program::Argv(vec![]),
@@ -576,6 +579,7 @@ mod tests {
         launch.job.mem_per_cpu = None;
         launch.job.mem_per_node = Some(200);
         launch.job.restarts = 2;
+        launch.job.sluid = Some(Sluid(14_593_501_092_478_253_056));
         launch.job.array = Some(ArrayPlace { array: JobId(357), task: 5, count: 4, min: 3, max: 9, step: 2 });
         launch.job.share.gres = vec![device(0)];
         launch.share = NodeShare { cpus: vec![0, 1, 2, 3], memory: 200, gres: vec![device(0)] };
@@ -584,7 +588,8 @@ mod tests {
             &map,
             "SLURM_NTASKS=3 SLURM_NPROCS=3 SLURM_TASKS_PER_NODE=2,1 SLURM_JOB_CPUS_PER_NODE=4,2 SLURM_CPUS_PER_TASK=2 \
              SLURM_TRES_PER_TASK=cpu=2 SLURM_JOB_NODELIST=n[5-6] SLURM_NODELIST=n[5-6] SLURM_JOB_NUM_NODES=2 \
-             SLURM_NNODES=2 SLURM_MEM_PER_NODE=200 SLURM_CPUS_ON_NODE=4 SLURM_RESTART_COUNT=2 SLURM_ARRAY_JOB_ID=357 \
+             SLURM_NNODES=2 SLURM_MEM_PER_NODE=200 SLURM_CPUS_ON_NODE=4 SLURM_RESTART_COUNT=2 SLURM_JOB_SLUID=sCN1M7XJ371Y00 \
+             SLURM_ARRAY_JOB_ID=357 \
              SLURM_ARRAY_TASK_ID=5 SLURM_ARRAY_TASK_COUNT=4 SLURM_ARRAY_TASK_MIN=3 SLURM_ARRAY_TASK_MAX=9 \
              SLURM_ARRAY_TASK_STEP=2 SLURM_JOB_GPUS=0 SLURM_GPUS_ON_NODE=1 CUDA_VISIBLE_DEVICES=0 GPU_DEVICE_ORDINAL=0 \
              ROCR_VISIBLE_DEVICES=0 ZE_AFFINITY_MASK=0 NVIDIA_VISIBLE_DEVICES=0 NV_GPU=0",

@@ -1,4 +1,4 @@
-//! How people name jobs, array tasks and steps: `12`, `12_3`, `12_[1-5]`, `12+1`, `12.0`, `12_3.batch`.
+//! How people name jobs, array tasks and steps: `12`, `12_3`, `12_[1-5]`, `12+1`, `sCN1M7XK76CZ00`, `12.0`, `12_3.batch`.
 
 use crate::grammar::{BadText, digits};
 use crate::ids::{JobId, StepId};
@@ -15,6 +15,7 @@ impl fmt::Display for JobSelector {
             JobSelector::Task(job, task) => f.pad(&format!("{job}_{task}")),
             JobSelector::Tasks(job, tasks) => f.pad(&format!("{job}_[{tasks}]")),
             JobSelector::Component(job, offset) => f.pad(&format!("{job}+{offset}")),
+            JobSelector::Sluid(sluid) => fmt::Display::fmt(sluid, f),
         }
     }
 }
@@ -24,8 +25,11 @@ impl FromStr for JobSelector {
 
     fn from_str(text: &str) -> Result<JobSelector, BadText> {
         let bad = |why: &str| BadText::new(text, WHAT, why);
-        const FORMS: &str =
-            "write JOB, ARRAY_TASK, ARRAY_[TASKS] or JOB+COMPONENT, such as 12, 12_3, 12_[1-5,7] or 12+1";
+        const FORMS: &str = "write JOB, ARRAY_TASK, ARRAY_[TASKS], JOB+COMPONENT or a SLUID, such as 12, 12_3, 12_[1-5,7], 12+1 or \
+             sCN1M7XK76CZ00";
+        if text.starts_with(['s', 'S']) {
+            return text.parse().map(JobSelector::Sluid).map_err(|_: BadText| bad(FORMS));
+        }
         let id = |s: &str| digits(s).and_then(|n| u32::try_from(n).ok());
         let job = |s: &str| id(s).filter(|n| *n > 0).map(JobId).ok_or_else(|| bad(FORMS));
         if let Some((leader, offset)) = text.split_once('+') {
@@ -78,6 +82,7 @@ pub fn list(text: &str) -> Result<Vec<(JobSelector, Option<StepId>)>, BadText> {
 mod tests {
     use super::*;
     use crate::grammar::soup;
+    use crate::sluid::Sluid;
     use proptest::prelude::*;
 
     #[test]
@@ -89,6 +94,10 @@ mod tests {
         assert_eq!("12+1".parse(), Ok(JobSelector::Component(JobId(12), 1)));
         let part = JobSelector::Component(JobId(12), 1);
         assert_eq!(with_step("12+1.0"), Ok((part, Some(StepId::Number(0)))));
+        let sluid: Sluid = "sCN1M7XK76CZ00".parse().unwrap();
+        assert_eq!("SCN1M7XK76CZ00".parse(), Ok(JobSelector::Sluid(sluid)));
+        assert_eq!(with_step("sCN1M7XK76CZ00.batch"), Ok((JobSelector::Sluid(sluid), Some(StepId::Batch))));
+        assert_eq!(list("1,sCN1M7XK76CZ00,4.0").unwrap().len(), 3);
         assert_eq!(with_step("12.0"), Ok((JobSelector::Job(JobId(12)), Some(StepId::Number(0)))));
         assert_eq!(with_step("12_3.batch"), Ok((JobSelector::Task(JobId(12), 3), Some(StepId::Batch))));
         assert_eq!(list("1,2_[3,5],4.0").unwrap().len(), 3);
@@ -108,6 +117,10 @@ mod tests {
             "_3",
             "4294967296",
             "12__3",
+            "s",
+            "sCN1M7XK76CZ0",
+            "sCN1M7XK76CZ00_1",
+            "sCN1M7XK76CZ00+1",
         ] {
             assert!(text.parse::<JobSelector>().is_err(), "{text}");
         }
@@ -118,12 +131,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read_back(job in 1u32.., task in 0u32..100, step in any::<u32>(), form in 0..4) {
+        fn what_is_printed_is_read_back(job in 1u32.., task in 0u32..100, step in any::<u32>(), form in 0..5) {
             let job = JobId(job);
             let selector = match form {
                 0 => JobSelector::Job(job),
                 1 => JobSelector::Task(job, task),
                 3 => JobSelector::Component(job, task),
+                4 => JobSelector::Sluid(Sluid(u64::from(step) + 1)),
                 _ => JobSelector::Tasks(job, ArraySpec::from_indices([task, task + 2, 300], None)),
             };
             prop_assert_eq!(selector.to_string().parse(), Ok(selector.clone()));

@@ -14,6 +14,7 @@ use crate::limits::Limits;
 use crate::mpi::{MpiType, offered};
 use crate::multiprog::RankProgram;
 use crate::receive::Receive;
+use crate::sluid::Sluid;
 use crate::spec::{ContainerSpec, Identity, IoSpec, JobKind, ResolvedImage, TermSize};
 use crate::state::ExitStatus;
 use crate::time::{Span, Time};
@@ -130,6 +131,9 @@ pub struct JobFacts {
     /// The channel by which it, and no other job, may share its GPUs' memory between nodes (IMEX).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imex_channel: Option<u32>,
+    /// Its name among the jobs of all clusters; absent of one that an earlier version took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sluid: Option<Sluid>,
 }
 
 /// What the tasks run.

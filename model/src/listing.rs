@@ -3,6 +3,7 @@
 use crate::bytes::ByteStr;
 use crate::ids::{Attempt, JobId, SubmissionId};
 use crate::record::JobInfo;
+use crate::sluid::Sluid;
 use crate::state::Reason;
 use crate::time::Time;
 use serde::Serialize;
@@ -71,6 +72,8 @@ pub struct WaitingJobs {
     pub begin: Vec<Time>,
     /// How they were submitted. Left out of brief lists.
     pub origin: Vec<Origin>,
+    /// Their SLUIDs, 0 where there is none. Left out of brief lists, and by controllers of earlier versions.
+    pub sluid: Vec<Sluid>,
 }
 
 /// How a job was submitted.
@@ -127,7 +130,9 @@ impl WaitingJobs {
             self.eligible.len(),
         ];
         let told = !self.origin.is_empty();
-        let matching = self.begin.len() == self.begin_of.len() && (!told || self.origin.len() == count);
+        let named = [0, count].contains(&self.sluid.len());
+        let matching =
+            self.begin.len() == self.begin_of.len() && (!told || self.origin.len() == count) && named;
         if columns.iter().any(|len| *len != count) || !matching {
             return None;
         }
@@ -152,6 +157,9 @@ impl WaitingJobs {
             job.spec.submission = origin.submission;
             job.spec.command = origin.command;
             job.spec.submit_line = origin.submit_line;
+        }
+        for (job, sluid) in jobs[first..].iter_mut().zip(self.sluid) {
+            job.sluid = Some(sluid).filter(|sluid| sluid.0 != 0);
         }
         Some(())
     }

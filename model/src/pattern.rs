@@ -2,6 +2,7 @@
 
 use crate::ids::{JobId, StepId};
 use crate::launch::StepLaunch;
+use crate::sluid::Sluid;
 use crate::spec::JobKind;
 
 /// Printed for `%a` in a job that is no array, as Slurm does.
@@ -20,6 +21,8 @@ pub struct Place<'a> {
     pub step: StepId,
     /// `%r`.
     pub restarts: u32,
+    /// `%S`.
+    pub sluid: Option<Sluid>,
     /// `%t`.
     pub task: u32,
     /// `%n`.
@@ -41,6 +44,7 @@ impl<'a> Place<'a> {
             array: launch.job.array.map(|a| (a.array, a.task)),
             step: launch.key.step,
             restarts: launch.job.restarts,
+            sluid: launch.job.sluid,
             task,
             node_index: launch.node_index,
             node: &launch.node.0,
@@ -128,6 +132,8 @@ impl Place<'_> {
             b'N' => Value::Text(self.node.split('.').next().unwrap_or(self.node).into()),
             b'n' => number(self.node_index),
             b'r' => number(self.restarts),
+            // Of a job without one it is the name of none, as in Slurm.
+            b'S' => Value::Text(self.sluid.unwrap_or_default().to_string().into()),
             b's' => match self.step {
                 StepId::Number(n) => number(n),
                 step => Value::Text(step.to_string().into()),
@@ -192,6 +198,7 @@ mod tests {
             array,
             step: StepId::Batch,
             restarts: 0,
+            sluid: Some(Sluid(14_593_501_092_478_253_056)),
             task: 0,
             node_index: 0,
             node: "n1.site.org",
@@ -239,6 +246,8 @@ mod tests {
             ("%X", "%X"),
             ("%0j", "178"),
             ("%r", "0"),
+            ("%S-%j", "sCN1M7XJ371Y00-178"),
+            ("%20S", "sCN1M7XJ371Y00"),
             ("%T", "%T"),
             ("", ""),
         ] {
@@ -259,6 +268,11 @@ mod tests {
         ] {
             assert_eq!(name(pattern, &place), expected, "{pattern}");
         }
+    }
+
+    #[test]
+    fn the_sluid_of_a_job_without_one_is_that_of_none() {
+        assert_eq!(name("%S", &Place { sluid: None, ..batch(None) }), "s0000000000000");
     }
 
     #[test]

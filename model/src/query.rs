@@ -3,6 +3,8 @@
 use crate::bytes::ByteStr;
 use crate::ids::{JobId, NodeName, Uid};
 use crate::record::JobInfo;
+use crate::sluid::Sluid;
+use crate::spec::JobSelector;
 #[cfg(doc)]
 use crate::spec::JobSpec;
 use crate::state::JobState;
@@ -21,18 +23,34 @@ pub struct JobQuery {
     pub states: Vec<JobState>,
     /// Whether jobs that ended lately are wanted, too.
     pub include_finished: bool,
-    /// Whether what a list of jobs shows is enough: see [`JobSpec::brief`]. Steps, what the job has on each node and
-    /// the owner's home, shell and groups are left out, too.
+    /// Whether what a list of jobs shows is enough: see [`JobSpec::brief`]. Steps, what the job has on each node, its
+    /// SLUID and the owner's home, shell and groups are left out, too.
     pub brief: bool,
+    /// Records by their SLUIDs, beside those of `ids`.
+    pub sluids: Vec<Sluid>,
 }
 
 impl JobQuery {
+    /// What these name, finished jobs included; everything that is not over where there are none.
+    pub fn of<'a>(selectors: impl IntoIterator<Item = &'a JobSelector>) -> JobQuery {
+        let mut query = JobQuery::default();
+        for selector in selectors {
+            ask(selector, &mut query.ids, &mut query.sluids);
+        }
+        query
+    }
+
+    /// Whether jobs are named.
+    pub fn names_jobs(&self) -> bool {
+        !self.ids.is_empty() || !self.sluids.is_empty()
+    }
+
     /// Whether the job is wanted. A job that is named, or whose state is named, is wanted also when it is over.
     pub fn matches(&self, job: &JobInfo) -> bool {
-        named(&self.ids, job)
+        named(&self.ids, &self.sluids, job)
             && (self.users.is_empty() || self.users.contains(&job.identity.uid))
             && if self.states.is_empty() {
-                self.include_finished || !self.ids.is_empty() || !job.state.is_terminal()
+                self.include_finished || self.names_jobs() || !job.state.is_terminal()
             } else {
                 self.states.contains(&job.state)
             }
@@ -59,12 +77,23 @@ pub struct AccountingQuery {
     pub partitions: Vec<String>,
     /// Accounts.
     pub accounts: Vec<String>,
+    /// Records by their SLUIDs, beside those of `ids`.
+    pub sluids: Vec<Sluid>,
 }
 
 impl AccountingQuery {
+    /// What these name; everything where there are none.
+    pub fn of<'a>(selectors: impl IntoIterator<Item = &'a JobSelector>) -> AccountingQuery {
+        let mut query = AccountingQuery::default();
+        for selector in selectors {
+            ask(selector, &mut query.ids, &mut query.sluids);
+        }
+        query
+    }
+
     /// Whether the job is wanted.
     pub fn matches(&self, job: &JobInfo) -> bool {
-        named(&self.ids, job)
+        named(&self.ids, &self.sluids, job)
             && (self.users.is_empty() || self.users.contains(&job.identity.uid))
             && (self.states.is_empty() || self.states.contains(&job.state))
             && self.from.is_none_or(|from| job.ended.is_none_or(|ended| ended >= from))
@@ -76,9 +105,19 @@ impl AccountingQuery {
     }
 }
 
-fn named(ids: &[JobId], job: &JobInfo) -> bool {
+fn ask(selector: &JobSelector, ids: &mut Vec<JobId>, sluids: &mut Vec<Sluid>) {
+    match selector {
+        JobSelector::Sluid(sluid) => sluids.push(*sluid),
+        other => ids.extend(other.named()),
+    }
+}
+
+fn named(ids: &[JobId], sluids: &[Sluid], job: &JobInfo) -> bool {
     let whole = job.array.or(job.spec.het.map(|het| het.leader));
-    ids.is_empty() || ids.contains(&job.id) || whole.is_some_and(|whole| ids.contains(&whole))
+    (ids.is_empty() && sluids.is_empty())
+        || ids.contains(&job.id)
+        || whole.is_some_and(|whole| ids.contains(&whole))
+        || job.sluid.is_some_and(|sluid| sluids.contains(&sluid))
 }
 
 /// What a running controller tells about itself and its agents.

@@ -5,6 +5,7 @@ use crate::hardware::{GresDevice, Hardware};
 use crate::het::HetStep;
 use crate::ids::{Attempt, JobId, NodeName, StepId};
 use crate::launch::{Layout, NodeShare, Usage};
+use crate::sluid::Sluid;
 use crate::spec::{ArraySpec, Identity, JobSpec, TimeLimit};
 use crate::state::{ExitStatus, JobState, NodeCondition, Reason};
 use crate::time::{Span, Time};
@@ -77,6 +78,10 @@ pub struct JobInfo {
     /// What the cluster has to say of it while it runs: of GPUs that are idle or fenced.
     #[serde(default)]
     pub notices: Vec<String>,
+    /// Its name among the jobs of all clusters; absent of one that an earlier version took. Shared by the waiting tasks of an array, and kept
+    /// over requeues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sluid: Option<Sluid>,
 }
 
 impl JobInfo {

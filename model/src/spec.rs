@@ -18,6 +18,7 @@ use crate::options::Stream;
 use crate::pattern::{self, Spread};
 use crate::pin::FilePin;
 use crate::receive::Receive;
+use crate::sluid::Sluid;
 use crate::time::{Span, Time};
 use crate::tres::GresKey;
 use crate::x11::X11Spec;
@@ -752,16 +753,20 @@ pub enum JobSelector {
     Tasks(JobId, ArraySpec),
     /// `12+1`: one component of a heterogeneous job, by its leader and from 0.
     Component(JobId, u32),
+    /// `sCN1M7XK76CZ00`: one record, be it a job, a task, a component, or the waiting tasks of an array.
+    Sluid(Sluid),
 }
 
 impl JobSelector {
-    /// The id under which the record, or all records of an array or of a job of several components, are asked for.
-    pub fn named(&self) -> JobId {
+    /// The id under which the record, or all records of an array or of a job of several components, are asked for; `None` of a SLUID,
+    /// which is looked up as it is.
+    pub fn named(&self) -> Option<JobId> {
         match self {
             JobSelector::Job(id)
             | JobSelector::Task(id, _)
             | JobSelector::Tasks(id, _)
-            | JobSelector::Component(id, _) => *id,
+            | JobSelector::Component(id, _) => Some(*id),
+            JobSelector::Sluid(_) => None,
         }
     }
 }

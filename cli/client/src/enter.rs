@@ -156,8 +156,7 @@ async fn create(
 
 /// Records that the selector names.
 async fn named(client: &Client, selector: &JobSelector) -> Result<Vec<JobInfo>, Failure> {
-    let id = selector.named();
-    let query = JobQuery { ids: vec![id], include_finished: true, ..JobQuery::default() };
+    let query = JobQuery { include_finished: true, ..JobQuery::of([selector]) };
     let query = &query;
     let mut found = client.persist(None, |client| async move { client.jobs(query).await }).await?;
     found.retain(|job| match selector {
@@ -170,6 +169,7 @@ async fn named(client: &Client, selector: &JobSelector) -> Result<Vec<JobInfo>, 
                 && (job.task == Some(*task) || job.waiting.as_ref().is_some_and(|w| w.contains(*task)))
         }
         JobSelector::Tasks(..) => false,
+        JobSelector::Sluid(sluid) => job.sluid == Some(*sluid),
     });
     Ok(found)
 }

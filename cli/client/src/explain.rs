@@ -85,6 +85,7 @@ impl Asked<'_> {
         let facts = JobFacts {
             het: None,
             imex_channel: None,
+            sluid: None,
             kind: job.kind,
             name: job.name.clone(),
             partition,
@@ -151,6 +152,7 @@ impl Asked<'_> {
         let facts = JobFacts {
             het: None,
             imex_channel: None,
+            sluid: info.sluid,
             kind: info.spec.kind,
             name: info.spec.name.clone(),
             partition: info.partition.clone(),

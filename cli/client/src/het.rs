@@ -181,7 +181,10 @@ async fn inside(
     runs: &[Run],
     selector: &JobSelector,
 ) -> Result<Vec<(usize, JobInfo)>, Failure> {
-    let found = named(client, selector.named()).await?;
+    let found = match selector.named() {
+        Some(leader) => named(client, leader).await?,
+        None => of_job(client, &crate::enter::job(client, selector).await?).await?,
+    };
     if found.is_empty() {
         return Err(Failure::user(format!(
             "job {selector} has no components: a step in it has one part; leave out ':' and --het-group"

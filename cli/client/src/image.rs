@@ -87,8 +87,7 @@ async fn rules(
             } else {
                 options.het_group.clone()
             };
-            let query =
-                JobQuery { ids: vec![selector.named()], include_finished: true, ..JobQuery::default() };
+            let query = JobQuery { include_finished: true, ..JobQuery::of([selector]) };
             let query = &query;
             let client = match client {
                 Some(client) => client,
@@ -111,7 +110,7 @@ fn accounts(found: &[JobInfo], selector: &JobSelector, groups: &[u32]) -> BTreeS
         (None, _) => true,
         (Some(het), JobSelector::Component(_, offset)) => het.offset == *offset,
         (Some(het), _) if !groups.is_empty() => groups.contains(&het.offset),
-        (Some(_), _) => job.id == selector.named(),
+        (Some(_), _) => selector.named().is_none_or(|id| job.id == id),
     };
     let accounts: BTreeSet<_> = found.iter().filter(meant).map(|job| job.spec.account.clone()).collect();
     // That there is no such job is said by whoever makes the step; the rules for everybody count in any case.

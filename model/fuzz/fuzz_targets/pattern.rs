@@ -11,6 +11,7 @@ fuzz_target!(|pattern: &[u8]| {
         array: Some((JobId(10), 3)),
         step: StepId::Number(0),
         restarts: 0,
+        sluid: None,
         task: 1,
         node_index: 0,
         node: "n1.site",

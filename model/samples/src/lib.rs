@@ -144,6 +144,7 @@ pub fn launch(key: StepKey) -> StepLaunch {
             subids: false,
             het: None,
             imex_channel: None,
+            sluid: None,
         },
         name: "step".into(),
         program: Program::Argv(vec!["true".into()]),

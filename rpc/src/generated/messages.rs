@@ -773,7 +773,7 @@ pub struct TasksSelector {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JobSelector {
-    #[prost(oneof = "job_selector::Kind", tags = "1, 2, 3, 130")]
+    #[prost(oneof = "job_selector::Kind", tags = "1, 2, 3, 130, 500")]
     pub kind: ::core::option::Option<job_selector::Kind>,
 }
 /// Nested message and enum types in `JobSelector`.
@@ -788,6 +788,8 @@ pub mod job_selector {
         Tasks(super::TasksSelector),
         #[prost(message, tag = "130")]
         Component(super::ComponentSelector),
+        #[prost(fixed64, tag = "500")]
+        Sluid(u64),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -913,6 +915,8 @@ pub struct JobFacts {
     pub mem_per_gpu: ::core::option::Option<u64>,
     #[prost(uint32, optional, tag = "171")]
     pub imex_channel: ::core::option::Option<u32>,
+    #[prost(fixed64, optional, tag = "504")]
+    pub sluid: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ArgvProgram {
@@ -1236,6 +1240,8 @@ pub struct JobInfo {
     pub steps: ::prost::alloc::vec::Vec<StepInfo>,
     #[prost(string, repeated, tag = "160")]
     pub notices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(fixed64, optional, tag = "503")]
+    pub sluid: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeInfo {
@@ -2901,6 +2907,8 @@ pub struct JobQuery {
     pub include_finished: bool,
     #[prost(bool, tag = "5")]
     pub brief: bool,
+    #[prost(fixed64, repeated, tag = "501")]
+    pub sluids: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AccountingQuery {
@@ -2920,6 +2928,8 @@ pub struct AccountingQuery {
     pub partitions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "8")]
     pub accounts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(fixed64, repeated, tag = "502")]
+    pub sluids: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JobPage {
@@ -2964,6 +2974,8 @@ pub struct WaitingJobs {
     pub begin: ::prost::alloc::vec::Vec<i64>,
     #[prost(message, repeated, tag = "14")]
     pub origin: ::prost::alloc::vec::Vec<Origin>,
+    #[prost(fixed64, repeated, tag = "505")]
+    pub sluid: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Origin {

@@ -14,7 +14,9 @@ mod spec;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use berth_model::{Attempt, ByteStr, Gid, JobId, NodeName, Session, Span, SubmissionId, Term, Time, Uid};
+use berth_model::{
+    Attempt, ByteStr, Gid, JobId, NodeName, Session, Sluid, Span, SubmissionId, Term, Time, Uid,
+};
 use std::fmt;
 
 /// A message that decodes as protobuf and yet makes no sense: names the field.
@@ -73,6 +75,7 @@ newtype!(
     Term(u64),
     Attempt(u32),
     Session(u64),
+    Sluid(u64),
     Time(i64),
     NodeName(String),
     SubmissionId(String),

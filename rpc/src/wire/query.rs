@@ -5,8 +5,8 @@ use crate::pb;
 use berth_model::query::{AccountingQuery, AgentStatus, JobQuery, Status};
 
 structs! {
-    JobQuery { ids, users, states, include_finished, brief }
-    AccountingQuery { ids, users, states, from, until, names, partitions, accounts }
+    JobQuery { ids, users, states, include_finished, brief, sluids }
+    AccountingQuery { ids, users, states, from, until, names, partitions, accounts, sluids }
     AgentStatus { node, version, connected, started }
 }
 

@@ -32,12 +32,12 @@ structs! {
     JobInfo {
         id, array, task, waiting, spec, identity, partition, time_limit, state, reason, attempt, priority,
         requested, allocated, layout, shares, exit, derived_exit, cancelled_by, submitted, eligible, started,
-        ended, steps, notices,
+        ended, steps, notices, sluid,
     }
     Origin { submission, command, submit_line }
     WaitingJobs {
         kinds, names, reasons, id, kind, name, reason, attempt, priority, submitted, eligible, begin_of, begin,
-        origin,
+        origin, sluid,
     }
     JobList { jobs, waiting }
     NodeInfo {

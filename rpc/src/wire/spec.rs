@@ -114,7 +114,7 @@ structs! {
     JobFacts {
         kind, name, partition, account, cluster, array, restarts, start, end, layout, submit_dir, submit_host,
         tasks, tasks_per_node, cpus_per_task, mem_per_node, mem_per_cpu, mem_per_gpu, share, subids, het,
-        imex_channel,
+        imex_channel, sluid,
     }
     StepLaunch {
         key, node, node_index, identity, job, name, program, env, user_env, work_dir, work_dir_explicit, io,
@@ -418,6 +418,7 @@ impl Field<pb::JobSelector> for JobSelector {
                 JobSelector::Task(array, task) => {
                     Kind::Task(pb::TaskSelector { array: array.0, task: *task })
                 }
+                JobSelector::Sluid(sluid) => Kind::Sluid(sluid.0),
                 JobSelector::Component(leader, offset) => {
                     Kind::Component(pb::ComponentSelector { leader: leader.0, offset: *offset })
                 }
@@ -431,6 +432,7 @@ impl Field<pb::JobSelector> for JobSelector {
         use pb::job_selector::Kind;
         match wire.kind {
             Some(Kind::Job(job)) => Ok(JobSelector::Job(Field::get(job)?)),
+            Some(Kind::Sluid(sluid)) => Ok(JobSelector::Sluid(Field::get(sluid)?)),
             Some(Kind::Component(c)) => Ok(JobSelector::Component(Field::get(c.leader)?, c.offset)),
             Some(Kind::Task(t)) => Ok(JobSelector::Task(Field::get(t.array)?, t.task)),
             Some(Kind::Tasks(t)) => Ok(JobSelector::Tasks(Field::get(t.array)?, required(t.tasks)?)),

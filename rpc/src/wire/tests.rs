@@ -78,7 +78,7 @@ macro_rules! wrapped {
         }
     )+ };
 }
-wrapped!(JobId, Uid, Gid, Term, Attempt, Session, Time, NodeName, SubmissionId);
+wrapped!(JobId, Uid, Gid, Term, Attempt, Session, Sluid, Time, NodeName, SubmissionId);
 
 impl Arbitrary for bool {
     fn arbitrary(r: &mut Source) -> Self {
@@ -248,7 +248,8 @@ impl Arbitrary for ResolvedImage {
 }
 impl Arbitrary for JobSelector {
     fn arbitrary(r: &mut Source) -> Self {
-        match r.below(4) {
+        match r.below(5) {
+            4 => JobSelector::Sluid(Arbitrary::arbitrary(r)),
             3 => JobSelector::Component(Arbitrary::arbitrary(r), Arbitrary::arbitrary(r)),
             0 => JobSelector::Job(Arbitrary::arbitrary(r)),
             1 => JobSelector::Task(Arbitrary::arbitrary(r), Arbitrary::arbitrary(r)),

@@ -72,7 +72,7 @@ impl Job {
         let info = assemble(View::Queue, self.spec.brief(), &self.row, &[]);
         let (groups, home, shell) = Default::default();
         let identity = Identity { groups, home, shell, ..info.identity };
-        self.as_it_is(JobInfo { shares: Vec::new(), identity, ..info })
+        self.as_it_is(JobInfo { shares: Vec::new(), identity, sluid: None, ..info })
     }
 
     /// Why a waiting job does not run.
@@ -317,6 +317,7 @@ fn assemble(view: View, spec: SpecRow, row: &JobRow, steps: &[&StepRow]) -> JobI
         started: run.map(|r| r.started),
         ended: result.map(|r| r.ended),
         notices: Vec::new(),
+        sluid: row.sluid,
     }
 }
 

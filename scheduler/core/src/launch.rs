@@ -258,5 +258,6 @@ fn facts(common: &Common<'_>, job: &Job, run: &Run, (share, layout): (NodeShare,
         subids: spec.container.as_ref().is_some_and(|c| c.subids == Some(true)),
         het: common.het.clone(),
         imex_channel: run.imex_channel,
+        sluid: job.row.sluid,
     }
 }

@@ -123,6 +123,7 @@ impl<'a> Page<'a> {
             let origin = job.spec.origin();
             self.bytes += origin.submission.0.len() + origin.command.0.len() + origin.submit_line.0.len();
             columns.origin.push(origin);
+            columns.sluid.push(job.row.sluid.unwrap_or_default());
         }
     }
 
@@ -175,5 +176,6 @@ fn in_common(job: &Job, brief: bool) -> JobInfo {
     info.spec.begin = None;
     info.spec.name.clear();
     (info.spec.command, info.spec.submit_line) = Default::default();
+    info.sluid = None;
     info
 }

@@ -11,6 +11,7 @@ use berth_model::launch::{ImagePull, NodeShare, StepExit};
 use berth_model::link::EndCause;
 use berth_model::member::{AuditInfo, KeyId, MemberInfo, MemberRole, MemberState, TokenInfo};
 use berth_model::rights::Role;
+use berth_model::sluid::Sluid;
 use berth_model::spec::{Identity, JobSpec, StepSpec, TimeLimit};
 use berth_model::state::{Cause, ExitStatus, JobState, NodeCondition, Reason};
 use berth_model::time::{Span, Time};
@@ -44,6 +45,9 @@ pub struct MetaRow {
     /// Steps of cluster time on the word of the wall clock alone, since the first run that may have a limit from before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leaps: Vec<Leap>,
+    /// The last SLUID that was given out. After a restore without its realm: those that follow are in another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sluid: Option<Sluid>,
 }
 
 /// A step of cluster time on the word of the wall clock alone.
@@ -161,6 +165,9 @@ pub struct JobRow {
     /// How many of its runs GPUs that do not work stopped, since it was last held for that.
     #[serde(default, skip_serializing_if = "is_none")]
     pub refusals: u32,
+    /// Its name among the jobs of all clusters; absent of one that an earlier version took, and of an array of which no task is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sluid: Option<Sluid>,
     /// How far it is.
     pub phase: Phase,
 }

@@ -8,6 +8,7 @@ use crate::rows::{MemberRow, Phase, TokenRow};
 use berth_model::ids::{JobId, NodeName, Uid};
 use berth_model::member::{KeyId, MemberInfo, TokenInfo};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
+use berth_model::sluid::Sluid;
 use berth_model::state::JobState;
 use berth_model::tres::Tres;
 use imbl::OrdMap;
@@ -23,12 +24,18 @@ pub struct Snapshot {
     pub(crate) members: OrdMap<NodeName, Arc<MemberRow>>,
     pub(crate) keys: OrdMap<KeyId, NodeName>,
     pub(crate) tokens: OrdMap<String, Arc<TokenRow>>,
+    pub(crate) sluids: OrdMap<Sluid, JobId>,
 }
 
 impl Snapshot {
     /// One record: a job, an array task, or an array's waiting tasks (under the array's id, while some wait).
     pub fn job(&self, id: JobId) -> Option<JobInfo> {
         self.jobs.get(&id).filter(|j| !j.row.is_empty_array()).map(|j| self.whole(j))
+    }
+
+    /// The record that has this SLUID.
+    pub fn job_of(&self, sluid: Sluid) -> Option<JobInfo> {
+        self.job(*self.sluids.get(&sluid)?)
     }
 
     /// With what nodes say of it while it runs.

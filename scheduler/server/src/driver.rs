@@ -16,6 +16,7 @@ use berth_sched_core::{
     Phase, RequestId, Stored, Write, commit,
 };
 use berth_store::{Room, SqliteStore, StoreError};
+use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -104,6 +105,8 @@ pub(crate) struct Driver {
     clock: ClusterClock,
     /// By how much time went on with the start, on the word of the wall clock alone.
     leap: Leap,
+    /// A random number, by which the realm of SLUIDs is drawn where none is on record; where the system gives none, the cluster's name decides.
+    random: Option<u64>,
     cluster: Cluster,
     inputs: Receiver<Input>,
     shared: Arc<Shared>,
@@ -160,6 +163,11 @@ impl Driver {
         let mut cluster = Cluster::restore(config.clone(), store.term(), stored, clock.now())
             .map_err(|error| ControllerError::Restore { path: store.path().to_path_buf(), error })?;
         cluster.has_leapt(leap);
+        let mut bytes = [0; 8];
+        let random = SystemRandom::new().fill(&mut bytes).ok().map(|()| u64::from_le_bytes(bytes));
+        if let Some(random) = random {
+            cluster.draw_realm(random);
+        }
         let shared = Arc::new(Shared::new(cluster.snapshot()));
         let (sender, inputs) = channel();
         let mut driver = Driver {
@@ -167,6 +175,7 @@ impl Driver {
             store,
             clock,
             leap,
+            random,
             cluster,
             inputs,
             shared: Arc::clone(&shared),
@@ -619,6 +628,9 @@ impl Driver {
         self.cluster = Cluster::restore(self.config.clone(), self.store.term(), stored, now)
             .map_err(|error| ControllerError::Restore { path, error })?;
         self.cluster.has_leapt(self.leap);
+        if let Some(random) = self.random {
+            self.cluster.draw_realm(random);
+        }
         // A new core believes that there is room.
         self.full = false;
         self.looked = None;

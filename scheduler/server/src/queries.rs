@@ -118,7 +118,7 @@ pub(crate) fn audit(turn: Turn, reader: Reader, most: Option<u32>) -> Answers<Ve
 pub(crate) fn jobs(turn: Turn, shared: &Shared, query: JobQuery) -> Answers<JobList> {
     let snapshot = shared.snapshot();
     paged(turn, move |out| {
-        if query.ids.is_empty() {
+        if !query.names_jobs() {
             return out.send_all(snapshot.list(&query));
         }
         let mut ids = query.ids.clone();
@@ -140,6 +140,7 @@ pub(crate) fn jobs(turn: Turn, shared: &Shared, query: JobQuery) -> Answers<JobL
         let found = ids
             .iter()
             .flat_map(|id| one_or_array(*id))
+            .chain(query.sluids.iter().filter_map(|sluid| snapshot.job_of(*sluid)))
             .filter(move |job| seen.insert((job.id, job.task)))
             .filter(|job| query.matches(job));
         out.send_all(grouped(found).map(JobList::from));

@@ -510,6 +510,8 @@ impl World {
         if let Some(leap) = self.controller.leap {
             core.has_leapt(leap);
         }
+        // Terms differ as random numbers would.
+        core.draw_realm(self.controller.term.0);
         core.audit().map_err(|e| format!("after a restart: {e}"))?;
         self.client.check_known(&core, &self.store)?;
         self.controller.core = Some(core);

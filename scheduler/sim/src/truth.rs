@@ -8,9 +8,10 @@ use berth_agent_core::StepTimers;
 use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
 use berth_model::launch::StepLaunch;
 use berth_model::request::{NodeStateChange, Request};
+use berth_model::sluid::Sluid;
 use berth_model::state::{ExitStatus, JobState};
 use berth_model::time::{Span, Time};
-use berth_sched_core::{Event, Phase, StepNode, Write};
+use berth_sched_core::{Event, JobRow, Phase, StepNode, Write};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What really became of a step on a node.
@@ -55,6 +56,8 @@ pub(crate) struct Truth {
     began: BTreeMap<(JobId, Attempt), Time>,
     /// Nodes from or to which nothing gets through.
     pub(crate) cut_off: BTreeSet<NodeName>,
+    /// All SLUIDs that ever were on record, also before a restore: of which job or array.
+    sluids: BTreeMap<Sluid, JobId>,
 }
 
 impl Truth {
@@ -78,6 +81,7 @@ impl Truth {
                         ));
                     }
                     *known = row.attempt;
+                    self.named(row)?;
                     let now = match &row.phase {
                         Phase::Ended { result, .. } => Some((row.attempt, result.state, result.exit)),
                         _ => None,
@@ -99,6 +103,13 @@ impl Truth {
             }
         }
         Ok(())
+    }
+
+    /// No two jobs have one SLUID. In an array it goes over to the last task.
+    fn named(&mut self, row: &JobRow) -> Result<(), String> {
+        let Some(sluid) = row.sluid else { return Ok(()) };
+        let of = *self.sluids.entry(sluid).or_insert(row.spec_of);
+        if of == row.spec_of { Ok(()) } else { Err(format!("job {} has {sluid}, as job {of} had", row.job)) }
     }
 
     /// How a step is on a node, on record.

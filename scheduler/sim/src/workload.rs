@@ -387,8 +387,8 @@ impl World {
 
     /// The owner of what is meant, an administrator, or a stranger.
     fn somebody(&mut self, selector: &JobSelector) -> Actor {
-        let job = &selector.named();
-        let owner = self.store.spec(*job).ok().flatten().map_or(1000, |s| s.identity.uid.0);
+        let job = selector.named().unwrap_or_default();
+        let owner = self.store.spec(job).ok().flatten().map_or(1000, |s| s.identity.uid.0);
         let stranger = 1000 + self.rng.count(0, 2);
         actor(*self.rng.pick(&[owner, owner, owner, 0, stranger]).unwrap_or(&0))
     }

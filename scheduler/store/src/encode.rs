@@ -2,8 +2,8 @@
 
 use crate::content::{Content, PAYLOAD_VERSION};
 use crate::error::StoreError;
-use berth_model::StepId;
 use berth_model::request::Payload;
+use berth_model::{Sluid, StepId};
 use berth_sched_core::{PayloadKey, ROW_VERSION};
 use rusqlite::Row;
 use std::path::Path;
@@ -31,6 +31,11 @@ pub(crate) fn step_of(number: i64) -> Option<StepId> {
         -1 => Some(StepId::Interactive),
         n => u32::try_from(n).ok().map(StepId::Number),
     }
+}
+
+/// A SLUID in its column, whose numbers have a sign.
+pub(crate) fn sluid_key(sluid: Sluid) -> i64 {
+    i64::from_ne_bytes(sluid.0.to_ne_bytes())
 }
 
 /// Key columns of a payload.

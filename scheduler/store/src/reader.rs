@@ -1,6 +1,6 @@
 //! Reading beside the writer: scripts and environments for starts, and accounting.
 
-use crate::encode::{decode, decode_payload, payload_key, step_number};
+use crate::encode::{decode, decode_payload, payload_key, sluid_key, step_number};
 use crate::error::StoreError;
 use crate::schema;
 use berth_model::JobId;
@@ -267,16 +267,20 @@ impl Reader {
 /// The narrowest selection that an index serves; the rest of the query is checked on the records.
 fn select(query: &AccountingQuery, ids: &[JobId]) -> (String, Vec<Value>) {
     // Beyond what one statement may name, all jobs are looked at.
-    if !ids.is_empty() && ids.len() <= 10_000 {
-        let marks = vec!["?"; ids.len()].join(",");
+    let sluids = &query.sluids;
+    if (1..=10_000).contains(&(ids.len() + sluids.len())) {
+        let marks = |count| vec!["?"; count].join(",");
+        let (marks, names) = (marks(ids.len()), marks(sluids.len()));
         let ids = || ids.iter().map(|id| Value::from(id.0));
+        let sluids = sluids.iter().map(|sluid| Value::from(sluid_key(*sluid)));
         let text = format!(
             "SELECT version, row FROM jobs WHERE job IN
              (SELECT job FROM jobs WHERE job IN ({marks})
-              UNION SELECT job FROM jobs WHERE spec_of IN ({marks}) AND spec_of <> job)
+              UNION SELECT job FROM jobs WHERE spec_of IN ({marks}) AND spec_of <> job
+              UNION SELECT job FROM jobs WHERE sluid IN ({names}))
              ORDER BY job"
         );
-        return (text, ids().chain(ids()).collect());
+        return (text, ids().chain(ids()).chain(sluids).collect());
     }
     match query.from {
         Some(from) => (

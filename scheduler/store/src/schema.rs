@@ -87,6 +87,11 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (job, node)
     ) WITHOUT ROWID;
 ",
+    "
+    -- By which jobs are found that are not in memory any more. Written with a row's first form alone: what a row says of itself counts.
+    ALTER TABLE jobs ADD COLUMN sluid INTEGER;
+    CREATE INDEX jobs_sluid ON jobs (sluid) WHERE sluid IS NOT NULL;
+",
 ];
 
 /// Opens a connection with the settings that every connection has.

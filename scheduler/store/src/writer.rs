@@ -3,7 +3,7 @@
 use crate::DATABASE;
 use crate::checkpoint::{Checkpointer, checkpoint};
 use crate::content::{Content, PAYLOAD_VERSION};
-use crate::encode::{CHUNK, RawRow, decode, decode_all, payload_key, step_number, step_of};
+use crate::encode::{CHUNK, RawRow, decode, decode_all, payload_key, sluid_key, step_number, step_of};
 use crate::error::{StoreError, is_full};
 use crate::lock::{DirectoryLock, private_directory};
 use crate::reader::Reader;
@@ -401,11 +401,18 @@ fn put(transaction: &Transaction<'_>, write: &Write) -> rusqlite::Result<()> {
             forget_beside(transaction, job)?;
             transaction
                 .prepare_cached(
-                    "INSERT INTO jobs (job, version, spec_of, ended, row) VALUES (?1, ?2, ?3, ?4, ?5)
+                    "INSERT INTO jobs (job, version, spec_of, ended, row, sluid) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                  ON CONFLICT (job) DO UPDATE SET
                  version = ?2, spec_of = ?3, ended = ?4, retired = 0, row = ?5",
                 )?
-                .execute(params![job.job.0, job.version, job.spec_of.0, ended(job), bytes(&**job)?])?
+                .execute(params![
+                    job.job.0,
+                    job.version,
+                    job.spec_of.0,
+                    ended(job),
+                    bytes(&**job)?,
+                    job.sluid.map(sluid_key)
+                ])?
         }
         Write::DeleteJob(job) => {
             transaction.prepare_cached("DELETE FROM jobs WHERE job = ?1")?.execute([job.0])?

@@ -16,6 +16,7 @@ fn counters(next_job: u32) -> Write {
         next_audit: 0,
         restored: None,
         leaps: vec![],
+        sluid: None,
     })
 }
 

@@ -21,7 +21,9 @@ use berth_model::request::Payload;
 use berth_model::rights::Role;
 use berth_model::spec::{BatchScript, Identity, IoSpec, JobKind, JobSpec, ResourceRequest, TimeLimit};
 use berth_model::state::{ExitStatus, JobState, Reason};
-use berth_model::{Attempt, ByteStr, Gid, JobId, NodeName, Span, StepId, StepKey, SubmissionId, Time, Uid};
+use berth_model::{
+    Attempt, ByteStr, Gid, JobId, NodeName, Sluid, Span, StepId, StepKey, SubmissionId, Time, Uid,
+};
 use berth_sched_core::{
     Allocation, AuditRow, BootClock, CommitError, CoreConfig, JobResult, JobRow, Mark, MemberRow, MetaRow,
     NodeRow, PayloadKey, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepResult, StepRow, Tasks, TokenRow,
@@ -98,6 +100,7 @@ fn row(job: u32, phase: Phase) -> JobRow {
         hold: None,
         eligible: Time(0),
         refusals: 0,
+        sluid: None,
         phase,
     }
 }
@@ -182,6 +185,7 @@ fn counters(next_job: u32) -> Write {
         next_audit: 7,
         restored: None,
         leaps: vec![],
+        sluid: None,
     })
 }
 
@@ -469,7 +473,7 @@ fn a_database_without_members_gets_their_tables() {
     let raw = rusqlite::Connection::open(dir.path().join(DATABASE)).unwrap();
     raw.execute_batch(
         "DROP TABLE members; DROP TABLE tokens; DROP TABLE audit; DROP TABLE parts; DROP TABLE departures;
-         PRAGMA user_version = 1",
+         DROP INDEX jobs_sluid; ALTER TABLE jobs DROP COLUMN sluid; PRAGMA user_version = 1",
     )
     .unwrap();
     // What an earlier version wrote has no number for the log.
@@ -481,6 +485,28 @@ fn a_database_without_members_gets_their_tables() {
     assert_eq!((stored.jobs.len(), stored.members.len(), stored.meta.unwrap().next_audit), (1, 0, 0));
     commit(&mut store, &[Write::AddAudit(Box::new(entry(1)))]).unwrap();
     assert_eq!(log(&store, None), [1]);
+}
+
+#[test]
+fn a_job_is_found_by_its_sluid_also_when_it_is_gone_from_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(dir.path()).unwrap();
+    // The realm is in the highest bits: to the database some of these numbers are negative.
+    let (low, high) = (Sluid(7), Sluid(u64::MAX - 7));
+    let named =
+        |job, sluid| Write::PutJob(Box::new(JobRow { sluid: Some(sluid), ..row(job, Phase::Pending) }));
+    let (one, two) = (named(1, low), named(2, high));
+    let writes = [spec(1), spec(2), spec(3), one, two, pending(3), Write::Retire(JobId(2))];
+    commit(&mut store, &writes).unwrap();
+    let of = |ids: &[u32], sluids: &[Sluid]| AccountingQuery {
+        ids: ids.iter().map(|id| JobId(*id)).collect(),
+        sluids: sluids.to_vec(),
+        ..AccountingQuery::default()
+    };
+    assert_eq!(all_jobs(&store, &of(&[], &[high])), [2]);
+    assert_eq!(all_jobs(&store, &of(&[3], &[low])), [1, 3]);
+    assert_eq!(all_jobs(&store, &of(&[], &[Sluid(8)])), [0; 0]);
+    assert_eq!(all_jobs(&store, &of(&[], &[])), [1, 2, 3]);
 }
 
 #[test]
@@ -501,7 +527,7 @@ fn a_newer_database_is_refused() {
     raw.pragma_update(None, "user_version", 77).unwrap();
     drop(raw);
     let text = SqliteStore::open(dir.path()).unwrap_err().to_string();
-    assert!(text.contains("schema 77, this version knows up to 3"), "{text}");
+    assert!(text.contains("schema 77, this version knows up to 4"), "{text}");
 }
 
 #[test]

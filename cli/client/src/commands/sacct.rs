@@ -337,16 +337,14 @@ impl Filter {
     }
 
     fn query(&self, ids: &Ids, window: &Window) -> AccountingQuery {
-        let id = JobSelector::named;
         AccountingQuery {
-            ids: ids.iter().flatten().map(|(s, _)| id(s)).collect(),
             users: self.users.clone(),
             from: window.given.then_some(window.from),
             until: window.given.then_some(window.to),
             names: self.names.clone(),
             partitions: self.partitions.clone(),
             accounts: self.accounts.clone(),
-            ..AccountingQuery::default()
+            ..AccountingQuery::of(ids.iter().flatten().map(|(selector, _)| selector))
         }
     }
 

@@ -362,6 +362,9 @@ fn allocation(job: &JobInfo, cluster: &str) -> Vec<(String, String)> {
         MemoryRequest::PerNode(m) => env.push(("SLURM_MEM_PER_NODE", m.to_string())),
         MemoryRequest::Default => {}
     }
+    if let Some(sluid) = job.sluid {
+        env.push(("SLURM_JOB_SLUID", sluid.to_string()));
+    }
     if let Some(account) = &job.spec.account {
         env.push(("SLURM_JOB_ACCOUNT", account.clone()));
     }
@@ -396,6 +399,7 @@ mod tests {
         let env = allocation(&job, "berth");
         let get = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!(get("SLURM_JOB_ID"), Some("12"));
+        assert_eq!(get("SLURM_JOB_SLUID"), Some("sCN1M7XJ371Y00"));
         assert_eq!(get("SLURM_TASKS_PER_NODE"), Some("3"));
         assert_eq!(get("SLURM_NTASKS"), Some("3"));
         assert_eq!(get("SLURM_MEM_PER_CPU"), Some("500"));

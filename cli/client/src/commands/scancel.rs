@@ -77,7 +77,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     for word in &parsed.words {
         let word = word.to_string_lossy();
         ids.extend(berth_model::jobid::list(&word).map_err(|_| {
-            Failure::user(format!("Invalid job id {word}\nwrite JOB, ARRAY_TASK or JOB.STEP"))
+            Failure::user(format!("Invalid job id {word}\nwrite JOB, ARRAY_TASK, JOB.STEP or a SLUID"))
         })?);
     }
     let mut request = filters(&parsed)?;
@@ -211,7 +211,9 @@ async fn confirmed(
             let question =
                 format!("Cancel {what} name={} partition={} [y/n]? ", info.spec.name, info.partition);
             if ask(&question, &mut input)? {
-                chosen.push((JobSelector::Job(info.id), step));
+                // The waiting tasks of an array have its id, which means all of its tasks.
+                let one = info.sluid.filter(|_| info.waiting.is_some());
+                chosen.push((one.map_or(JobSelector::Job(info.id), JobSelector::Sluid), step));
             }
         }
     }
@@ -245,6 +247,7 @@ fn names(selector: &JobSelector, job: &JobInfo) -> bool {
         JobSelector::Tasks(array, set) => {
             job.array == Some(*array) && job.task.is_none_or(|t| set.contains(t))
         }
+        JobSelector::Sluid(sluid) => job.sluid == Some(*sluid),
     }
 }
 

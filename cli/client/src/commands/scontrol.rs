@@ -36,7 +36,7 @@ use berth_model::record::JobInfo;
 use berth_model::request::{NodeStateChange, RefusalCode, Response};
 use berth_model::spec::JobSelector;
 use berth_model::state::NextState;
-use berth_model::{JobId, NodeName, StepId, StepKey};
+use berth_model::{NodeName, StepId, StepKey};
 use berth_rpc::{Client, RpcError};
 
 crate::doc::about!("scontrol.rs");
@@ -333,8 +333,8 @@ fn jobs(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Out
     let site = call.site()?;
     block_on(async {
         let client = site.connect().await?;
-        let ids: Vec<JobId> = selector.iter().map(id_of).collect();
-        let mut found = client.jobs(&JobQuery { ids, include_finished: true, ..JobQuery::default() }).await?;
+        let query = JobQuery { include_finished: true, ..JobQuery::of(&selector) };
+        let mut found = client.jobs(&query).await?;
         match (&selector, found.is_empty()) {
             (Some(_), true) => return Err(plain("slurm_load_jobs error: Invalid job id specified")),
             (None, true) => return out::print("No jobs in the system\n").map(|()| 0),
@@ -359,10 +359,6 @@ fn jobs(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Out
     })
 }
 
-fn id_of(selector: &JobSelector) -> JobId {
-    selector.named()
-}
-
 fn names(selector: &JobSelector, job: &JobInfo) -> bool {
     let waits = |index: u32| job.waiting.as_ref().is_some_and(|w| w.contains(index));
     match selector {
@@ -378,6 +374,7 @@ fn names(selector: &JobSelector, job: &JobInfo) -> bool {
         JobSelector::Tasks(array, set) => {
             job.array == Some(*array) && (job.task.is_some_and(|t| set.contains(t)) || set.iter().any(waits))
         }
+        JobSelector::Sluid(sluid) => job.sluid == Some(*sluid),
     }
 }
 
@@ -439,8 +436,7 @@ fn steps(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Ou
     let site = call.site()?;
     block_on(async {
         let client = site.connect().await?;
-        let ids = wanted.iter().map(|(s, _)| id_of(s)).collect();
-        let jobs = client.jobs(&JobQuery { ids, ..JobQuery::default() }).await?;
+        let jobs = client.jobs(&JobQuery::of(wanted.iter().map(|(selector, _)| selector))).await?;
         let view = view(Some(&client)).await;
         let takes = |job: &JobInfo, id: StepId| {
             wanted.as_ref().is_none_or(|(s, step)| names(s, job) && step.is_none_or(|w| w == id))
@@ -472,6 +468,9 @@ fn steps(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) -> Ou
         let detailed = || found.iter().zip(&details);
         let records = detailed().map(|((j, s), what)| {
             let mut lines = scontrol::step(j, s, &view);
+            if let Some(sluid) = j.sluid.filter(|_| parsed.has("details")) {
+                lines.insert(1, format!("SLUID={sluid}"));
+            }
             lines.extend(what.iter().flat_map(scontrol::effective));
             lines
         });
@@ -495,7 +494,7 @@ fn act(call: &Invocation<'_>, verb: &str, rest: &[String]) -> Outcome {
         for id in split(word) {
             let bad = |_| {
                 plain(format!(
-                    "Invalid job id specified for job {id}\nwrite JOB, ARRAY_TASK or ARRAY_[TASKS]"
+                    "Invalid job id specified for job {id}\nwrite JOB, ARRAY_TASK, ARRAY_[TASKS] or a SLUID"
                 ))
             };
             selectors.push(id.parse::<JobSelector>().map_err(bad)?);

@@ -140,8 +140,11 @@ fn request(parsed: &Parsed) -> Result<Request, Failure> {
     let selectors = match ids {
         None => None,
         Some(text) => {
-            let bad =
-                |_| Failure::user(format!("Invalid job id: {text}\nwrite JOB, ARRAY_TASK or ARRAY_[TASKS]"));
+            let bad = |_| {
+                Failure::user(format!(
+                    "Invalid job id: {text}\nwrite JOB, ARRAY_TASK, ARRAY_[TASKS] or a SLUID"
+                ))
+            };
             Some(berth_model::jobid::list(&text).map_err(bad)?)
         }
     };
@@ -221,7 +224,8 @@ async fn show(
     let brief = !whole && shown.into_iter().all(squeue::Field::is_brief);
     let include_finished =
         request.selectors.is_some() || request.states.is_some() || !request.users.is_empty();
-    let query = JobQuery { ids: ids(request), include_finished, brief, ..JobQuery::default() };
+    let named = request.selectors.iter().flatten().map(|(selector, _)| selector);
+    let query = JobQuery { include_finished, brief, ..JobQuery::of(named) };
     let all = client.jobs(&query).await?;
     check(client, request, &all).await?;
     let mut jobs: Vec<JobInfo> = all.into_iter().filter(|j| wanted(request, j)).collect();
@@ -256,10 +260,6 @@ async fn show(
         text.push_str(&squeue::row(&cells, job, &view));
     }
     out::print(&text)
-}
-
-fn ids(request: &Request) -> Vec<JobId> {
-    request.selectors.iter().flatten().map(|(selector, _)| selector.named()).collect()
 }
 
 /// A single id that names nothing, an unknown user and an unknown node are told.
@@ -312,6 +312,7 @@ fn selected(request: &Request, job: &JobInfo) -> bool {
         }
         JobSelector::Task(array, index) => in_array(*array) && has(*index),
         JobSelector::Tasks(array, set) => in_array(*array) && set.iter().any(has),
+        JobSelector::Sluid(sluid) => job.sluid == Some(*sluid),
     })
 }
 

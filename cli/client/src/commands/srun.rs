@@ -361,13 +361,21 @@ impl Run {
 
     /// The job that is to have the step.
     async fn job(&self, client: &Client, selector: &JobSelector) -> Result<JobInfo, Failure> {
+        let counted = match selector {
+            // Components are counted from their leader.
+            JobSelector::Sluid(_) if !self.options.het_group.is_empty() => {
+                let job = crate::enter::job(client, selector).await?;
+                Some(JobSelector::Job(job.spec.het.map_or(job.id, |het| het.leader)))
+            }
+            _ => None,
+        };
+        let selector = counted.as_ref().unwrap_or(selector);
         let component = match (selector, self.options.het_group.as_slice()) {
             (JobSelector::Job(leader), [group]) => Some(JobSelector::Component(*leader, *group)),
             _ => None,
         };
         let selector = component.as_ref().unwrap_or(selector);
-        let id = selector.named();
-        let query = JobQuery { ids: vec![id], include_finished: true, ..JobQuery::default() };
+        let query = JobQuery { include_finished: true, ..JobQuery::of([selector]) };
         let query = &query;
         let found = client.persist(None, |client| async move { client.jobs(query).await }).await?;
         let job = found.into_iter().find(|j| match selector {
@@ -375,7 +383,8 @@ impl Run {
             JobSelector::Component(leader, offset) => {
                 j.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
             }
-            _ => j.id == id,
+            JobSelector::Sluid(sluid) => j.sluid == Some(*sluid),
+            JobSelector::Job(id) | JobSelector::Tasks(id, _) => j.id == *id,
         });
         let expired = |why: String| {
             let hint =
@@ -672,6 +681,7 @@ async fn sinks(client: &Client, key: StepKey, layout: &Layout, spec: &StepSpec) 
         array: job.array.zip(job.task),
         step: key.step,
         restarts: key.attempt.0,
+        sluid: job.sluid,
         task: 0,
         node_index: 0,
         node: "",

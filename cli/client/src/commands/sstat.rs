@@ -9,10 +9,9 @@ use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::sacct::{self, Column, Layout, Row, Style, Units};
 use crate::getopt::{Arg, Opt, Refused, Spec};
 use crate::{Command, Invocation, block_on, out};
+use berth_model::StepId;
 use berth_model::query::JobQuery;
 use berth_model::record::{JobInfo, StepInfo};
-use berth_model::spec::JobSelector;
-use berth_model::{JobId, StepId};
 
 crate::doc::about!("sstat.rs");
 
@@ -67,6 +66,7 @@ const FIELDS: &[&str] = &[
     "MaxRSS",
     "NodeList",
     "NTasks",
+    "SLUID",
     "TRESUsageInAve",
     "TRESUsageInMax",
     "TRESUsageInTot",
@@ -101,8 +101,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let site = call.site()?;
     block_on(async {
         let client = site.connect().await?;
-        let ids: Vec<JobId> = wanted.iter().map(|(selector, _)| id_of(selector)).collect();
-        let jobs = client.jobs(&JobQuery { ids, ..JobQuery::default() }).await?;
+        let jobs = client.jobs(&JobQuery::of(wanted.iter().map(|(selector, _)| selector))).await?;
         let style = Style { view: view(Some(&client)).await, units, live: true };
         let mut text = if parsed.has("noheader") { String::new() } else { sacct::header(&columns, &layout) };
         let mut complaints = Vec::new();
@@ -167,15 +166,6 @@ fn columns(format: &str) -> Result<Vec<Column>, Failure> {
 fn error(what: &str, next: Option<&str>) -> Failure {
     let next = next.map(|next| format!("\nsstat: {next}")).unwrap_or_default();
     Failure::raw(Kind::User, format!("sstat: error: {what}{next}"))
-}
-
-fn id_of(selector: &JobSelector) -> JobId {
-    match selector {
-        JobSelector::Job(id)
-        | JobSelector::Component(id, _)
-        | JobSelector::Task(id, _)
-        | JobSelector::Tasks(id, _) => *id,
-    }
 }
 
 #[cfg(test)]

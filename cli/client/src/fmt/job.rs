@@ -289,6 +289,11 @@ pub fn tres_per_task(job: &JobInfo) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(","))
 }
 
+/// The SLUID; of a job that an earlier version took that of none, as in Slurm.
+pub fn sluid(job: &JobInfo) -> String {
+    job.sluid.unwrap_or_default().to_string()
+}
+
 /// `12.0`, `12_3.batch`.
 pub fn step_id(job: &JobInfo, step: &StepInfo) -> String {
     format!("{}.{}", id(job), step.id)

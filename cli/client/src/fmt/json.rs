@@ -165,6 +165,11 @@ fn optional(text: Option<&String>) -> &str {
     text.map_or("", String::as_str)
 }
 
+/// Empty where there is none.
+fn sluid(j: &JobInfo) -> String {
+    j.sluid.map_or_else(String::new, |sluid| sluid.to_string())
+}
+
 /// A job in the shape of `squeue --json` and `scontrol show job --json`.
 pub fn job<'a>(j: &'a JobInfo, view: &'a View) -> Item<'a> {
     let r = &j.spec.resources;
@@ -242,6 +247,12 @@ pub fn job<'a>(j: &'a JobInfo, view: &'a View) -> Item<'a> {
         "stdout_expanded": stdout_file,
         "state_description": "",
         "state_reason": job::reason(j),
+        "step_id": object! {
+            "job_id": number(j.id.0),
+            "sluid": sluid(j),
+            "step_het_component": unset(),
+            "step_id": "entire",
+        },
         "steps": j.steps.iter().map(|s| Item::from(step(j, s, view))).collect::<Vec<_>>(),
         "submit_line": text(&j.spec.submit_line),
         "submit_time": when(Some(j.submitted)),
@@ -350,10 +361,12 @@ pub fn account(j: &JobInfo, view: &View) -> Value {
         "kill_request_user": j.cancelled_by.map(|u| crate::users::name(u.0)).unwrap_or_default(),
         "name": j.spec.name,
         "nodes": hosts(&j.layout.nodes),
+        "original_sluid": sluid(j),
         "partition": j.partition,
         "priority": number(j.priority),
         "required": {"CPUs": j.requested.cpu, "memory_per_node": count(j.requested.mem / job::node_count(j).max(1))},
         "restart_cnt": j.attempt.0,
+        "sluid": sluid(j),
         "state": {"current": [j.state.name()], "reason": job::reason(j)},
         "steps": j.steps.iter().map(|s| step(j, s, view)).collect::<Vec<_>>(),
         "submit_line": text(&j.spec.submit_line),

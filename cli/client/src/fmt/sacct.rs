@@ -273,6 +273,7 @@ const RIGHT: &[Field] = fields![
     "NNodes" 8 |r, _| r.step.map_or_else(|| job::node_count(r.job), |s| s.layout.nodes.len() as u64).to_string();
     "NodeList" 15 |r, _| nodes(r);
     "NTasks" 8 |r, _| of_step(r, |s| tasks(s).to_string());
+    "OriginalSLUID" 14 |r, _| job::sluid(r.job);
     "Partition" 10 |r, _| of_job(r, |j| j.partition.clone());
     "Planned" 10 |r, s| of_job(r, |j| time::long(j.started.unwrap_or(s.view.now).since(j.eligible)));
     "Priority" 10 |r, _| of_job(r, |j| j.priority.to_string());
@@ -284,6 +285,7 @@ const RIGHT: &[Field] = fields![
     "ReqNodes" 8 |r, _| of_job(r, |j| j.spec.resources.min_nodes.to_string());
     "ReqTRES" 10 |r, s| of_job(r, |j| tres(&j.requested, true, s));
     "Restarts" 8 |r, _| of_job(r, |j| j.attempt.to_string());
+    "SLUID" 14 |r, _| job::sluid(r.job);
     "Start" 19 |r, s| when(s, r.step.map_or(r.job.started, |st| Some(st.started)));
     "State" 10 |r, _| state(r);
     "StdErr" 20 |r, _| of_job(r, |j| path(&j.spec.io.stderr));
@@ -346,7 +348,6 @@ pub const ABSENT: &[&str] = &[
     "MinCPU",
     "MinCPUNode",
     "MinCPUTask",
-    "OriginalSLUID",
     "OverSubscribe",
     "PlannedCPU",
     "PlannedCPURAW",
@@ -361,7 +362,6 @@ pub const ABSENT: &[&str] = &[
     "Reservation",
     "ReservationId",
     "SegmentSize",
-    "SLUID",
     "Suspended",
     "SystemComment",
     "TRESUsageInMaxNode",
@@ -485,6 +485,7 @@ pub fn names(selector: &JobSelector, job: &JobInfo) -> bool {
         JobSelector::Tasks(array, set) => {
             job.array == Some(*array) && job.task.is_none_or(|t| set.contains(t))
         }
+        JobSelector::Sluid(sluid) => job.sluid == Some(*sluid),
     }
 }
 
@@ -571,6 +572,9 @@ mod tests {
         assert_eq!(columns("jobid,bogus").err().as_deref(), Some("Invalid field requested: \"bogus\""));
         assert!(columns("MaxVMSize").err().unwrap().contains("not recorded here"));
         assert!(columns("state%x").is_err());
+        let named = table("jobid,sluid,originalsluid", &Layout::Between("|".into()), &two_steps());
+        assert_eq!(named.lines().nth(1), Some("637|sCN1M7XJ371Y00|sCN1M7XJ371Y00"));
+        assert_eq!(named.lines().nth(3), Some("637.0|sCN1M7XJ371Y00|sCN1M7XJ371Y00"));
     }
 
     #[test]

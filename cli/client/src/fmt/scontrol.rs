@@ -36,6 +36,7 @@ fn file(job: &JobInfo, pattern: &ByteStr) -> String {
         array: job.array.map(|array| (array, job.task.unwrap_or(u32::MAX - 1))),
         step: StepId::Batch,
         restarts: job.attempt.0,
+        sluid: job.sluid,
         task: 0,
         node_index: 0,
         node,
@@ -76,6 +77,9 @@ pub fn job(j: &JobInfo, view: &View, details: bool) -> Vec<String> {
         .het
         .map_or(String::new(), |het| format!(" HetJobId={} HetJobOffset={}", het.leader, het.offset));
     lines.push(format!("JobId={}{array}{het} JobName={}", j.id, j.spec.name));
+    if let Some(sluid) = j.sluid.filter(|_| details) {
+        lines.push(format!("SLUID={sluid}"));
+    }
     if let Some(het) = j.spec.het {
         lines.push(format!("HetJobIdSet={}", het.id_set()));
     }
@@ -467,6 +471,12 @@ mod tests {
         }
         assert!(text.ends_with("\n\n"));
         assert_eq!(record(&job(&j, &view(91), false), true).lines().count(), 1);
+        assert!(!text.contains("SLUID"), "{text}");
+        let text = record(&job(&j, &view(91), true), false);
+        let start = "JobId=9 JobName=run2\n   SLUID=sCN1M7XJ371Y00\n   UserId=alice(1001)";
+        assert!(text.starts_with(start), "{text}");
+        let unnamed = JobInfo { sluid: None, ..j };
+        assert!(!record(&job(&unnamed, &view(91), true), false).contains("SLUID"));
     }
 
     #[test]

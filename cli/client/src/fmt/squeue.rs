@@ -100,6 +100,7 @@ pub const FIELDS: &[Field] = fields![
     'Q', "prioritylong", "PRIORITY", |j, _| j.priority.to_string();
     'r', "reason", "REASON", |j, _| job::reason(j);
     'R', "reasonlist", "NODELIST(REASON)", |j, _| job::nodes_or_reason(j);
+    's', "sluid", "SLUID", |j, _| job::sluid(j);
     'S', "starttime", "START_TIME", |j, v| at(v, job::start(j, v));
     't', "statecompact", "ST", |j, _| j.state.code().into();
     'T', "state", "STATE", |j, _| j.state.name().into();
@@ -249,8 +250,18 @@ pub fn steps_by_names(format: &str) -> Format<&'static StepField> {
 }
 
 /// Fields that a brief record has no answer to (see [`berth_model::query::JobQuery::brief`]).
-const WHOLE: &[&str] =
-    &["allocnodes", "command", "comment", "container", "openmode", "stderr", "stdin", "stdout", "workdir"];
+const WHOLE: &[&str] = &[
+    "allocnodes",
+    "command",
+    "comment",
+    "container",
+    "openmode",
+    "sluid",
+    "stderr",
+    "stdin",
+    "stdout",
+    "workdir",
+];
 
 impl Field {
     /// Whether a brief record is enough for it.
@@ -393,6 +404,9 @@ mod tests {
             table("%K|%l|%L|%e|%m|%Z", &[array(11)], 0).lines().nth(1),
             Some("2-9%2|30:00|30:00|N/A|500M|/home/alice/work")
         );
+        assert_eq!(table("%i|%s", &[job(9, "x")], 0), "JOBID|SLUID\n9|sCN1M7XJ371Y00\n");
+        let unnamed = JobInfo { sluid: None, ..job(9, "x") };
+        assert_eq!(table("%s", &[unnamed], 0), "SLUID\ns0000000000000\n");
         let split = job::split(&array(11));
         assert_eq!(split.iter().map(job::id).collect::<Vec<_>>()[..2], ["11_2", "11_3"]);
         assert_eq!(split.len(), 8);

@@ -170,6 +170,7 @@ mod tests {
             array: None,
             step: StepId::Number(3),
             restarts,
+            sluid: None,
             task: 0,
             node_index: 0,
             node: "",

@@ -4,6 +4,7 @@ use super::*;
 use crate::devices::SHARD;
 use crate::ids::SubmissionId;
 use crate::options::{self, Command, Context, Source, Submitter, resolve, rows};
+use crate::sluid::Sluid;
 use std::collections::BTreeSet;
 
 /// As the reference lists what was seen in batch scripts of Slurm 26.05, always and under conditions; of a family of the same name
@@ -59,7 +60,6 @@ const EXCUSED: &[(&str, Excuse)] = &[
     ("SLURM_JOB_LICENSES", Refused("licenses")),
     ("SLURM_JOB_RESERVATION", Refused("reservation")),
     ("SLURM_JOB_SEGMENT_SIZE", Refused("segment")),
-    ("SLURM_JOB_SLUID", Nothing("jobs have no such identifier")),
     ("SLURM_NETWORK", Refused("network")),
     ("SLURM_NTASKS_PER_CORE", Refused("ntasks-per-core")),
     ("SLURM_NTASKS_PER_SOCKET", Refused("ntasks-per-socket")),
@@ -102,6 +102,7 @@ fn set_for(step: StepId) -> BTreeSet<String> {
     let mut rich = plain.clone();
     rich.job.array = Some(ArrayPlace { array: JobId(1), task: 1, count: 1, min: 1, max: 1, step: 1 });
     rich.job.restarts = 1;
+    rich.job.sluid = Some(Sluid(1));
     (rich.job.tasks, rich.job.tasks_per_node, rich.job.cpus_per_task) = (Some(1), Some(1), Some(1));
     rich.overcommit = true;
     rich.share.gres = vec![gpu.clone()];

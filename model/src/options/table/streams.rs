@@ -95,7 +95,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .help(
             "File for standard output. %j is the job's id, %A the array's, %a the array task's index, %b its last \
              digit, %s the step's, %J job.step, %x the job's name, %u the user, %N the node, %n its index, %t the \
-             task's number, %r the restarts; %5j pads with zeros; a backslash anywhere switches this off. By \
+             task's number, %r the restarts, %S the SLUID; %5j pads with zeros; a backslash anywhere switches this off. By \
              default slurm-%j.out, slurm-%A_%a.out for arrays, and srun's own output ('all'; 'none', or the number \
              of one task).",
         )

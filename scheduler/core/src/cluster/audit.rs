@@ -17,9 +17,24 @@ impl Cluster {
         self.audit_queue()?;
         self.audit_members()?;
         self.audit_components()?;
+        self.audit_sluids()?;
         let active = self.jobs.values().filter(|j| super::ending::is_active(j)).count();
         if active != self.active {
             return Err(format!("{active} jobs are active, {} are counted", self.active));
+        }
+        Ok(())
+    }
+
+    fn audit_sluids(&self) -> Result<(), String> {
+        let have = self.jobs.values().filter(|job| job.row.sluid.is_some()).count();
+        let entered = self.sluids.records();
+        if have != entered.len() {
+            return Err(format!("{have} jobs have a SLUID, {} are entered", entered.len()));
+        }
+        for (sluid, id) in &entered {
+            if self.jobs.get(id).and_then(|job| job.row.sluid) != Some(*sluid) {
+                return Err(format!("{sluid} is entered as that of job {id}, which does not have it"));
+            }
         }
         Ok(())
     }

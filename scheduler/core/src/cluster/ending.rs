@@ -602,6 +602,7 @@ impl Cluster {
             }
         }
         let Some(job) = self.jobs.remove(&id) else { return };
+        self.sluids.leave(&job.row);
         if job.row.job == array {
             let spec = &job.spec;
             let digest = super::submit::digest(spec.submission());

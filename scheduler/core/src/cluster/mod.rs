@@ -33,6 +33,7 @@ mod restore;
 mod restored;
 mod rights;
 mod select;
+mod sluids;
 mod steps;
 mod strange;
 mod submit;
@@ -78,6 +79,8 @@ pub struct Cluster {
     next_session: u64,
     next_audit: u64,
     jobs: OrdMap<JobId, Arc<Job>>,
+    /// Their records by SLUID, and what is needed to make more.
+    sluids: sluids::Sluids,
     nodes: OrdMap<NodeName, Arc<Node>>,
     members: OrdMap<NodeName, Arc<MemberRow>>,
     /// The members' names by their keys.
@@ -170,6 +173,7 @@ impl Cluster {
             next_session: 0,
             next_audit: 1,
             jobs: OrdMap::new(),
+            sluids: sluids::Sluids::default(),
             nodes: OrdMap::new(),
             members: OrdMap::new(),
             keys: OrdMap::new(),
@@ -252,6 +256,7 @@ impl Cluster {
             members: self.members.clone(),
             keys: self.keys.clone(),
             tokens: self.tokens.clone(),
+            sluids: self.sluids.records(),
         }
     }
 
@@ -464,6 +469,7 @@ impl Cluster {
                 next_audit: self.next_audit,
                 restored: Some(self.restored.clone()).filter(|r| *r != Restored::default()),
                 leaps: self.leaps.clone(),
+                sluid: self.sluids.last(),
             }));
         }
         Outcome { writes, after_commit: AfterCommit::new(out.effects), changed: out.changed }

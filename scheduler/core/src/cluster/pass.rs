@@ -191,10 +191,13 @@ impl Cluster {
         let Tasks::Range(set) = &mut job.row.tasks else { return None };
         let index = set.take_first()?;
         let emptied = set.is_empty();
+        // The last one has what was its range's, as in Slurm: who was told that one still finds something.
+        let left = if emptied { job.row.sluid.take() } else { None };
         let mut row = job.row.clone();
         let spec = job.spec.clone();
         let id = self.new_job_id();
         row.job = id;
+        row.sluid = left.or_else(|| Some(self.new_sluid()));
         row.tasks = Tasks::One(index);
         self.adopt(Job::new(spec, row));
         if emptied {

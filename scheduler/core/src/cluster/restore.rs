@@ -61,6 +61,7 @@ impl Cluster {
             cluster.next_audit = meta.next_audit.max(1);
             cluster.restored = meta.restored.clone().unwrap_or_default();
             cluster.leaps.clone_from(&meta.leaps);
+            cluster.sluids.go_on_after(meta.sluid);
         }
         for row in stored.nodes {
             let name = row.name.clone();
@@ -187,6 +188,7 @@ impl Cluster {
             let digest = super::submit::digest(spec.submission());
             self.submissions.insert((spec.identity.uid, digest, id));
         }
+        self.sluids.enter(&job.row);
         let job = Arc::new(job);
         self.active += usize::from(super::ending::is_active(&job));
         if self.jobs.insert(id, job).is_some() {

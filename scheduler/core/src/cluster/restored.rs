@@ -12,6 +12,7 @@ use berth_model::distribution::Distribution;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::launch::StepExit;
 use berth_model::link::EndCause;
+use berth_model::sluid::Sluid;
 use berth_model::time::{Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
         clock,
         next_audit: number + 1,
         leaps: meta.map(|m| m.leaps.clone()).unwrap_or_default(),
+        // What was given out since the backup was made is in the other realm.
+        sluid: meta.and_then(|m| m.sluid).map(Sluid::without_realm),
         restored: Some(Restored {
             before: JobId(next_job),
             attempts: attempt.saturating_add(ATTEMPTS),

@@ -1,4 +1,4 @@
-//! From what people name (`12`, `12_3`, `12_[1-5]`) to records, splitting ranges where a part is meant.
+//! From what people name (`12`, `12_3`, `12_[1-5]`, a SLUID) to records, splitting ranges where a part is meant.
 
 use super::Cluster;
 use crate::job::Job;
@@ -17,6 +17,7 @@ pub(super) fn text(selector: &JobSelector) -> String {
         JobSelector::Job(id) => id.to_string(),
         JobSelector::Task(id, task) => format!("{id}_{task}"),
         JobSelector::Component(id, offset) => format!("{id}+{offset}"),
+        JobSelector::Sluid(sluid) => sluid.to_string(),
         JobSelector::Tasks(id, spec) => {
             let ranges: Vec<String> = spec
                 .ranges
@@ -47,6 +48,11 @@ impl Cluster {
         let (id, wanted) = match selector {
             JobSelector::Job(id) => (*id, None),
             JobSelector::Component(id, offset) => return self.component(actor, *id, *offset),
+            JobSelector::Sluid(sluid) => {
+                let id = self.sluids.record(*sluid).ok_or_else(|| unknown(&what))?;
+                self.managed(actor, id)?;
+                return Ok(vec![id]);
+            }
             JobSelector::Task(id, task) => (*id, Some(TaskSet::from_sorted([*task]))),
             JobSelector::Tasks(id, spec) => (*id, Some(self.bounded_set(spec, &what)?)),
         };
@@ -101,6 +107,7 @@ impl Cluster {
         let mut row = job.row.clone();
         let id = self.new_job_id();
         row.job = id;
+        row.sluid = Some(self.new_sluid());
         row.tasks = match (inside.len(), inside.first()) {
             (1, Some(task)) => Tasks::One(task),
             _ => Tasks::Range(inside),
@@ -113,6 +120,7 @@ impl Cluster {
     /// Enters a new record into all books.
     pub(super) fn adopt(&mut self, job: Job) {
         let id = job.row.job;
+        self.sluids.enter(&job.row);
         self.jobs.insert(id, Arc::new(job));
         self.out.jobs.insert(id);
         self.out.changed.insert(id);

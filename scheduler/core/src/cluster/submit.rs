@@ -359,6 +359,7 @@ impl Cluster {
             hold,
             eligible,
             refusals: 0,
+            sluid: Some(self.new_sluid()),
             phase: Phase::Pending,
         };
         self.adopt(Job::new(spec, row));
@@ -411,6 +412,7 @@ impl Cluster {
         self.dequeue(id);
         let Some(job) = self.jobs.remove(&id) else { return };
         self.active -= 1;
+        self.sluids.leave(&job.row);
         self.arrays.remove(&id);
         self.submissions.remove(&(job.spec.identity.uid, digest(job.spec.submission()), id));
         self.out.jobs.remove(&id);

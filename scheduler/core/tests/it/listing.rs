@@ -54,7 +54,7 @@ fn a_list_says_what_the_records_say() {
     assert_eq!(listed(&w, &query), records);
     let brief = |mut job: JobInfo| {
         job.spec = job.spec.brief();
-        (job.steps, job.shares) = (vec![], vec![]);
+        (job.steps, job.shares, job.sluid) = (vec![], vec![], None);
         (job.identity.groups, job.identity.home, job.identity.shell) = Default::default();
         job
     };
@@ -92,7 +92,13 @@ fn columns_that_contradict_each_other_are_no_list() {
     astray.waiting.kind[0] = 1_000_000;
     let mut begins = page();
     begins.waiting.begin_of[0] = 1_000_000;
-    for list in [short, astray, begins] {
+    let mut unnamed = page();
+    unnamed.waiting.sluid.pop();
+    // A controller of an earlier version says nothing of them.
+    let mut silent = page();
+    silent.waiting.sluid.clear();
+    assert!(silent.records().unwrap().iter().any(|job| job.sluid.is_none()));
+    for list in [short, astray, begins, unnamed] {
         assert_eq!(list.records(), None);
     }
 }

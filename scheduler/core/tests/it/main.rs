@@ -33,6 +33,7 @@ mod reconfigure;
 mod restore;
 mod restored;
 mod rights;
+mod sluids;
 mod tree;
 mod troubles;
 mod warm;

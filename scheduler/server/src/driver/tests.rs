@@ -212,6 +212,7 @@ fn nothing_is_older_by_what_a_start_takes_on_trust() {
             next_audit: 2,
             restored: None,
             leaps: vec![],
+            sluid: None,
         };
         commit(&mut store, &[Write::AddAudit(Box::new(entry)), Write::PutMeta(counters)]).unwrap();
         let config = CoreConfig::new(&Config::default()).unwrap();

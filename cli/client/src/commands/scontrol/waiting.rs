@@ -11,13 +11,13 @@ use berth_model::state::JobState;
 
 /// Waits until the nodes of a job are there for it, its image included; says so unless `quiet`.
 pub(super) fn wait_job(call: &Invocation<'_>, word: &str, quiet: bool) -> Outcome {
-    let bad = |_| plain(format!("Invalid job id specified for job {word}\nwrite JOB or ARRAY_TASK"));
+    let bad = |_| plain(format!("Invalid job id specified for job {word}\nwrite JOB, ARRAY_TASK or a SLUID"));
     let selector: JobSelector = word.parse().map_err(bad)?;
     let problem = |why: &str| plain(format!("scontrol: Problem running job {word}: {why}"));
     let site = call.site()?;
     block_on(async {
         let client = site.connect().await?;
-        let query = JobQuery { ids: vec![selector.named()], include_finished: true, ..JobQuery::default() };
+        let query = JobQuery { include_finished: true, ..JobQuery::of([&selector]) };
         let known = client.jobs(&query).await?;
         let Some(job) = known.iter().find(|j| names(&selector, j) && !job::is_spent(j)) else {
             return Err(problem("there is no such job"));
