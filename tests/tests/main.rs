@@ -79,6 +79,7 @@ mod saving;
 mod several;
 mod signatures;
 mod simulating;
+mod sluids;
 mod srun_programs;
 mod starts;
 mod streams;
