@@ -111,8 +111,9 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// Differs from one run to the next.
-const MOMENTARY: &[&str] = &["SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME", "SLURM_TASK_PID"];
+/// Differs from one run to the next, or from one job to the next.
+const MOMENTARY: &[&str] =
+    &["SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME", "SLURM_JOB_SLUID", "SLURM_TASK_PID"];
 /// What a shell sets by itself.
 const OF_SHELLS: &[&str] = &["PWD", "OLDPWD", "SHLVL", "_"];
 

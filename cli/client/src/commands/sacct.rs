@@ -50,7 +50,7 @@ pub const SPEC: Spec = Spec {
         opt("endtime", Some('E'), Arg::Required("TIME"), "End of the window; now by default"),
         opt("format", Some('o'), Arg::Required("FIELDS"), "Columns: NAME[%[-]WIDTH],..."),
         opt("helpformat", Some('e'), Arg::None, "List the columns"),
-        opt("jobs", Some('j'), Arg::Required("IDS"), "These jobs, array tasks or steps"),
+        opt("jobs", Some('j'), Arg::Required("IDS"), "These jobs, array tasks or steps, by ids or SLUIDs"),
         opt("json", None, Arg::None, "As JSON"),
         opt("long", Some('l'), Arg::None, "Many columns"),
         opt("name", None, Arg::Required("NAMES"), "Jobs of these names"),

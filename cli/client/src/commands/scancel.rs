@@ -1,7 +1,7 @@
 //! Ends or signals jobs, array tasks and steps.
 //!
-//! Jobs are named by their ids (12, 12_3, 12_[1-5], 12.0, 12.batch) or chosen by filters, or both: then the filters
-//! narrow the ids. Without --signal a job gets SIGCONT and SIGTERM, and SIGKILL after KillWait seconds. With --signal
+//! Jobs are named by their ids (12, 12_3, 12_[1-5], 12.0, 12.batch) or SLUIDs (sCN1M7XK76CZ00), or chosen by filters,
+//! or both: then the filters narrow the ids. Without --signal a job gets SIGCONT and SIGTERM, and SIGKILL after KillWait seconds. With --signal
 //! the signal goes to the job's steps; --batch sends it to the batch script alone, --full to script and steps. A job
 //! that is over is no error; --verbose says so. An id that is unknown is one, unlike with Slurm: it may be a typing error.
 //! SCANCEL_ACCOUNT, SCANCEL_BATCH, SCANCEL_FULL, SCANCEL_INTERACTIVE, SCANCEL_NAME, SCANCEL_PARTITION, SCANCEL_STATE,

@@ -41,7 +41,12 @@ pub const SPEC: Spec = Spec {
         listing::FORMAT,
         listing::FIELDS,
         listing::ITERATE,
-        opt("jobs", Some('j'), Arg::Ids("IDS"), "These jobs, arrays or array tasks; with -s of these jobs"),
+        opt(
+            "jobs",
+            Some('j'),
+            Arg::Ids("IDS"),
+            "These jobs, arrays or array tasks, by ids or SLUIDs; with -s of these jobs",
+        ),
         opt("json", None, Arg::None, "As JSON"),
         listing::LONG,
         opt("me", None, Arg::None, "My jobs"),

@@ -31,7 +31,7 @@ pub const SPEC: Spec = Spec {
         opt("allsteps", Some('a'), Arg::None, "All steps of the jobs, the batch script included"),
         opt("format", Some('o'), Arg::Required("FIELDS"), "Columns: NAME[%[-]WIDTH],..."),
         opt("helpformat", Some('e'), Arg::None, "List the columns"),
-        opt("jobs", Some('j'), Arg::Required("IDS"), "These jobs, array tasks or steps"),
+        opt("jobs", Some('j'), Arg::Required("IDS"), "These jobs, array tasks or steps, by ids or SLUIDs"),
         opt("noconvert", None, Arg::None, "Sizes as stored"),
         opt("noheader", Some('n'), Arg::None, "No header"),
         opt("parsable", Some('p'), Arg::None, "'|' behind each column"),

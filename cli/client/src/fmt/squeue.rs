@@ -506,8 +506,13 @@ mod tests {
         for mut whole in [job(9, "run2"), array(11), pending(job(17, "wantall"), Reason::Resources)] {
             whole.spec.comment = Some("c".into());
             whole.spec.io.stdout = Some("out".into());
-            let mut brief =
-                JobInfo { spec: whole.spec.brief(), shares: vec![], steps: vec![], ..whole.clone() };
+            let mut brief = JobInfo {
+                spec: whole.spec.brief(),
+                shares: vec![],
+                steps: vec![],
+                sluid: None,
+                ..whole.clone()
+            };
             brief.identity.groups.clear();
             for field in FIELDS {
                 let same = (field.get)(&brief, &view(87)) == (field.get)(&whole, &view(87));

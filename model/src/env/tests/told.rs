@@ -4,7 +4,6 @@ use super::*;
 use crate::devices::SHARD;
 use crate::ids::SubmissionId;
 use crate::options::{self, Command, Context, Source, Submitter, resolve, rows};
-use crate::sluid::Sluid;
 use std::collections::BTreeSet;
 
 /// As the reference lists what was seen in batch scripts of Slurm 26.05, always and under conditions; of a family of the same name

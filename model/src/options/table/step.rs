@@ -20,7 +20,7 @@ pub(super) static ROWS: &[OptionRow] = &[
     row("jobid", Commands::R)
         .takes("JOB")
         .env(&["SLURM_JOB_ID", "SLURM_JOBID"])
-        .help("Run the step in this job: 12, or 12_3 for a task of an array. Inside a job, that job is the default.")
+        .help("Run the step in this job: 12, 12_3 for a task of an array, or a SLUID. Inside a job, that job is the default.")
         .set(|o, g| {
             let selector = g.text()?.parse::<JobSelector>().map_err(|e| {
                 Bad::Fatal(vec![format!("Bad job/step specified: {}", e.text), e.why])
