@@ -1,7 +1,7 @@
 //! Copies of a database that is written meanwhile, of one that is damaged, and what makes them fit to go on.
 #![allow(clippy::unwrap_used, clippy::panic)] // a failure is a failed test
 
-use berth_model::{Term, Time};
+use berth_model::{Sluid, Term, Time};
 use berth_sched_core::{MetaRow, ROW_VERSION, Write, commit};
 use berth_store::backup::{Facts, check, copy, make_fit};
 use berth_store::{DATABASE, SqliteStore};
@@ -69,7 +69,10 @@ fn a_damaged_database_is_not_copied_for_a_whole_one() {
 fn what_is_made_fit_goes_on_above_all_that_is_known() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(&dir.path().join("db")).unwrap();
-    commit(&mut store, &[counters(70)]).unwrap();
+    let Write::PutMeta(mut meta) = counters(70) else { panic!("no counters") };
+    let given = Sluid(14_593_501_092_478_253_056);
+    meta.sluid = Some(given);
+    commit(&mut store, &[Write::PutMeta(meta)]).unwrap();
     drop(store);
     let new = dir.path().join("new");
     std::fs::create_dir(&new).unwrap();
@@ -78,6 +81,8 @@ fn what_is_made_fit_goes_on_above_all_that_is_known() {
     let mut store = SqliteStore::open(&new).unwrap();
     assert!(store.term() > Term(1507) && store.term() < Term(1600), "{}", store.term());
     let meta = store.load().unwrap().meta.unwrap();
+    // The controller draws another realm for those that follow.
+    assert_eq!((meta.sluid, given.without_realm().realm()), (Some(given.without_realm()), None));
     assert_eq!((meta.next_job, meta.restored.unwrap().before.0), (10_400, 10_400));
     let above = Term(store.term().0 + 40);
     store.raise_term(above).unwrap();
