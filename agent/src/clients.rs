@@ -4,8 +4,10 @@
 use crate::dial::ASKED;
 use crate::direct::{self, Direct};
 use crate::images::Images;
+use crate::jobs;
 use crate::kept::KeptContainers;
 use crate::mine;
+use crate::paths::Paths;
 use crate::places::Connections;
 use crate::registry::{Registry, StepStage};
 use berth_model::effective::Effective;
@@ -18,7 +20,6 @@ use berth_stream::asynchronous::{read_frame, write_frame};
 use berth_stream::{Attach, Frame, FrameError, KeptQuery};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -45,8 +46,8 @@ pub struct Service {
     pub(crate) connections: Connections,
     /// Users who ask about their images.
     pub asking: mine::Asking,
-    /// Where the steps' files are.
-    pub spool: PathBuf,
+    /// Where the files of jobs and steps are.
+    pub paths: Paths,
     /// The node's name.
     pub node: NodeName,
 }
@@ -80,7 +81,7 @@ async fn client(
     service: &Service,
 ) -> Result<(), FrameError> {
     let cred = stream.peer_cred()?;
-    let peer = Peer { uid: Uid(cred.uid()), gid: Gid(cred.gid()), job: job.map(|(id, _)| id) };
+    let mut peer = Peer { uid: Uid(cred.uid()), gid: Gid(cred.gid()), job: job.map(|(id, _)| id) };
     let mut first = opening(&mut stream).await?;
     if let Some((id, owner)) = job
         && peer.uid != owner
@@ -92,13 +93,28 @@ async fn client(
     if matches!(first, Some(Frame::Places(None))) {
         return write_frame(&mut stream, &service.connections.most(peer.uid)).await;
     }
-    if let Some(Frame::Node(to)) = &first {
-        if *to != service.node {
-            return service.direct.carry(stream, peer, to.clone()).await;
-        }
+    let mut to = None;
+    if let Some(Frame::Node(node)) = first {
+        to = (node != service.node).then_some(node);
         first = opening(&mut stream).await?;
     }
+    if job.is_none() {
+        peer.job = job_of(cred.pid(), first.as_ref(), service).await;
+    }
+    if let Some(to) = to {
+        let Some(first) = first else { return Ok(()) };
+        return service.direct.carry(stream, peer, to, first).await;
+    }
     serve_peer(stream, peer, first, service, ToSupervisor::Attach).await
+}
+
+/// The job of which who comes by everybody's socket to be the client of a step is a process, where it is the step's: it ends with that job
+/// like one that comes by the job's own. For anything else they are a user of the machine.
+async fn job_of(pid: Option<i32>, first: Option<&Frame>, service: &Service) -> Option<JobId> {
+    let (Some(pid), Some(Frame::Attach(attach))) = (pid, first) else { return None };
+    let (known, paths) = (service.registry.beside(attach.job), service.paths.clone());
+    let look = move || known.into_iter().find(|job| jobs::has(&paths, *job, pid));
+    tokio::task::spawn_blocking(look).await.ok().flatten()
 }
 
 /// The next frame of one that has to say what it wants.
@@ -165,7 +181,7 @@ async fn serve_peer(
         },
         Some(Frame::Watch(watch)) => match attach_to(&stream, watch.step, peer, service).await {
             Ok(Answer::Passed(to)) => {
-                let dir = StepDir::of(&service.spool, watch.step.key());
+                let dir = StepDir::of(&service.paths.spool(), watch.step.key());
                 let knows = tokio::task::spawn_blocking(move || dir.read_state()).await;
                 if !matches!(knows, Ok(Ok(Some(state))) if state.watched) {
                     let text =
@@ -209,7 +225,7 @@ async fn serve_peer(
 
 /// Whether a step's supervisor keeps what a client has not heard.
 async fn resumes(key: StepKey, service: &Service) -> bool {
-    let dir = StepDir::of(&service.spool, key);
+    let dir = StepDir::of(&service.paths.spool(), key);
     match tokio::task::spawn_blocking(move || dir.read_state()).await {
         Ok(Ok(Some(state))) => state.resumes,
         // It was only just started, by this agent, and is of this version.
@@ -317,7 +333,7 @@ async fn describe(key: StepKey, peer: Peer, service: &Service) -> Result<Effecti
         Some(_) => return Err(format!("step {key} does not run")),
         None => return Err(no_such(key)),
     }
-    let (dir, node) = (StepDir::of(&service.spool, key), service.node.clone());
+    let (dir, node) = (StepDir::of(&service.paths.spool(), key), service.node.clone());
     let look = tokio::task::spawn_blocking(move || {
         let state = dir.read_state()?.ok_or_else(|| io::Error::other("it has not started"))?;
         let file = dir.read_launch()?;

@@ -150,6 +150,13 @@ pub fn processes(record: &JobRecord) -> Vec<i32> {
     all
 }
 
+/// Whether a process is one of a job that the node has: in its namespaces, or in its control groups, as who came by a login is.
+pub fn has(paths: &Paths, job: JobId, pid: i32) -> bool {
+    let Ok(record) = read_json::<JobRecord>(&paths.job(job).join("job.json")) else { return false };
+    record.namespaces.is_some_and(|namespaces| namespaces.have(pid))
+        || record.cgroup.is_some_and(|group| group.has(pid))
+}
+
 /// Opens the job's listener, in place of one that an earlier agent had.
 pub fn listen(paths: &Paths, job: JobId) -> io::Result<UnixListener> {
     listen_at(&paths.job_socket(job), 0o666)

@@ -3,6 +3,7 @@
 //! Whoever connects to its socket is who the kernel says; the controller hears that from this machine, by a connection with
 //! this machine's key, and decides what its word is worth.
 
+use crate::clients::opening;
 use crate::dial::ASKED;
 use crate::direct::{Descriptors, Direct};
 use crate::jobs::listen_at;
@@ -13,7 +14,7 @@ use crate::start::{AgentError, Shutdown};
 use berth_model::ids::{Gid, NodeName, Uid};
 use berth_model::request::Peer;
 use berth_rpc::{PeerIdentity, Preface, Question, Reply, Uplink, splice};
-use berth_stream::asynchronous::{read_frame, write_frame};
+use berth_stream::asynchronous::write_frame;
 use berth_stream::{Frame, FrameError};
 use std::io;
 use std::path::Path;
@@ -21,8 +22,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
-/// How long a caller may take to say what it wants.
-const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// How often the controller is asked for the configuration, and thereby whether it is there; and how often while it is not.
 const ASK: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
@@ -157,12 +156,12 @@ async fn pass(
 ) -> Result<(), FrameError> {
     let cred = stream.peer_cred()?;
     let peer = Peer { uid: Uid(cred.uid()), gid: Gid(cred.gid()), job: None };
-    let first = tokio::time::timeout(FIRST_FRAME, read_frame(&mut stream))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    match first {
+    match opening(&mut stream).await? {
         Some(Frame::Controller) => {}
-        Some(Frame::Node(to)) => return direct.carry(stream, peer, to).await,
+        Some(Frame::Node(to)) => {
+            let Some(first) = opening(&mut stream).await? else { return Ok(()) };
+            return direct.carry(stream, peer, to, first).await;
+        }
         Some(Frame::Places(None)) => return write_frame(&mut stream, &connections.most(peer.uid)).await,
         None => return Ok(()),
         Some(_) => {

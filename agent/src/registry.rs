@@ -83,6 +83,18 @@ impl Registry {
         key.job == job || steps.get(&key).is_some_and(|entry| entry.whole.contains(&job))
     }
 
+    /// The jobs with steps on this node that have to do with the steps of a job: itself, and other components of it.
+    pub fn beside(&self, job: JobId) -> Vec<JobId> {
+        let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let are = |(key, entry): (&StepKey, &Entry)| {
+            (key.job == job || entry.whole.contains(&job)).then_some(key.job)
+        };
+        let mut found: Vec<JobId> = steps.iter().filter_map(are).collect();
+        // By key, so that those of one job are neighbours.
+        found.dedup();
+        found
+    }
+
     /// Whether a supervisor still serves it.
     pub fn served(&self, key: StepKey) -> bool {
         matches!(self.get(key), Some((_, StepStage::Live(to))) if !to.is_closed())
@@ -172,6 +184,9 @@ mod tests {
         let has = |of, job| registry.is_of(key(of), JobId(job));
         assert!(has(8, 7) && has(8, 8) && !has(8, 9));
         assert!(has(9, 9) && !has(9, 8) && !has(10, 9));
+        let beside = |job| registry.beside(JobId(job));
+        assert_eq!([beside(7), beside(8), beside(9)], [[JobId(8)], [JobId(8)], [JobId(9)]]);
+        assert!(beside(10).is_empty());
     }
 
     #[test]

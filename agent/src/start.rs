@@ -248,7 +248,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         images: Arc::clone(&images),
         connections: Connections::new(),
         asking: mine::Asking::default(),
-        spool: paths.spool(),
+        paths: paths.clone(),
         node: name.clone(),
     });
 

@@ -357,6 +357,13 @@ impl JobNamespaces {
         self.holder().map(|holder| crate::procfs::below(holder.pid)).unwrap_or_default()
     }
 
+    /// Whether a process, as this one sees it, is in its pid namespace.
+    pub fn have(&self, pid: i32) -> bool {
+        let of = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let Some(holder) = self.holder() else { return false };
+        of(holder.pid).is_some_and(|own| of(pid) == Some(own))
+    }
+
     /// Ends what steps left whose init is gone; see [`Holder::end_orphans`].
     pub fn end_orphans(&self) {
         if let Some(holder) = self.holder() {

@@ -1,6 +1,6 @@
 //! Jobs without an image see the machine as a login does.
 
-use berth_tests::{Cmd, Sandbox, Who, each_user};
+use berth_tests::{Cmd, Hosts, Sandbox, Who, each_user, processes, sandbox::wait};
 
 each_user! {
     fn a_host_job_is_like_a_login(who) {
@@ -56,4 +56,26 @@ fn ping_and_nothing_filtered_as_root() {
     let namespace =
         sandbox.cmd_as(&user, "srun").dir("/").args(["readlink", "/proc/self/ns/user"]).ok().text();
     assert_eq!(namespace, std::fs::read_link("/proc/self/ns/user").unwrap().display().to_string());
+}
+
+/// On the controller's machine a script reaches the agent by everybody's socket, and is known by what the kernel says of it.
+#[test]
+fn nobody_waits_for_a_killed_srun_of_a_script_that_is_over_as_root() {
+    let hosts = Hosts::cluster(2, "");
+    let script = "#!/bin/sh\nsrun -N1 -n1 -w n2 sh -c 'echo begun; exec sleep 600' > said &\n\
+                  until grep -q begun said; do sleep 0.1; done\nkill -9 $!\n: > killed\n\
+                  until [ -e go ]; do sleep 0.1; done\n";
+    std::fs::write(hosts.work().join("job.sh"), script).unwrap();
+    let options = ["--parsable", "-N2", "-w", "n[1-2]", "-o", "told", "job.sh"];
+    let job = hosts.cmd("n1", "sbatch").args(options).ok().text().trim().to_string();
+    let told = || std::fs::read_to_string(hosts.work().join("told")).unwrap_or_default();
+    let killed = wait(60, || hosts.work().join("killed").exists().then_some(()));
+    assert!(killed.is_some(), "the step does not begin: {}", told());
+    // While the script runs it may be a connection that broke.
+    let left = || processes::supervisors(&hosts.state("n2"), &format!("{job}.0.0"));
+    assert!(!left().is_empty(), "the step was ended before its time: {}", told());
+    std::fs::write(hosts.work().join("go"), "").unwrap();
+    let over = wait(30, || left().is_empty().then_some(()));
+    assert!(over.is_some(), "n2 waits for an srun that is gone: {:?}; {}", left(), told());
+    hosts.wait_node("n2", "idle", 30);
 }

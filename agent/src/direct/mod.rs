@@ -5,7 +5,6 @@ mod admitted;
 
 pub(crate) use admitted::Admitted;
 
-use crate::clients::opening;
 use crate::dial::COPIED;
 use berth_model::direct::StreamWay;
 use berth_model::ids::{NodeName, StepKey};
@@ -101,17 +100,17 @@ impl Direct {
         Direct { uplink, me, controller, told, away, making: Semaphore::new(AT_ONCE), silent }
     }
 
-    /// Connects a client with another node, until the connection is over.
+    /// Connects a client, whose first frame is read, with another node, until the connection is over.
     ///
     /// # Errors
-    /// It broke, or the client says nothing.
+    /// It broke.
     pub(crate) async fn carry(
         &self,
         mut client: UnixStream,
         peer: Peer,
         to: NodeName,
+        first: Frame,
     ) -> Result<(), FrameError> {
-        let Some(first) = opening(&mut client).await? else { return Ok(()) };
         let straight = match step_of(&first) {
             Some(step) => self.straight(peer, step, &to).await,
             None => None,

@@ -318,13 +318,23 @@ impl Cgroup {
         dirs.flat_map(|dir| FILES.iter().filter_map(move |file| held(dir, file))).collect()
     }
 
-    /// Whether a process is in it or below. A process is in the same group of every hierarchy, so one of them is asked.
+    /// Whether a process is in it or below.
     pub fn is_populated(&self) -> bool {
+        !self.in_one_hierarchy().is_empty()
+    }
+
+    /// Whether this process is in it or below.
+    pub fn has(&self, pid: i32) -> bool {
+        self.in_one_hierarchy().contains(&pid)
+    }
+
+    /// Processes in it and below: a process is in the same group of every hierarchy, so one of them is asked.
+    fn in_one_hierarchy(&self) -> Vec<i32> {
         let mut found = Vec::new();
         if let Some(dir) = self.backends().next().and_then(|backend| backend.dirs().first().copied()) {
             files::processes(dir, &mut found);
         }
-        !found.is_empty()
+        found
     }
 
     /// Processes in it and below.

@@ -335,6 +335,7 @@ fn a_parking_place_keeps_its_process_under_a_new_name() {
     );
     let step = Cgroup::complete(&facts, &name("job_1/next"), &limits).unwrap();
     assert_eq!(step.processes(), [pid]);
+    assert!(step.has(pid) && !step.has(1));
     assert_eq!(step, Cgroup::create(&facts, &name("job_1/next"), &limits).unwrap());
     assert!(!facts.v1.values().any(|base| base.join(name("slot")).exists()));
     // A name that is taken is refused.

@@ -419,6 +419,11 @@ fn run_job(order: &Order, plan: &berth_runtime::Plan) -> Result<i32, Box<dyn std
         init.spawn(TaskSpec { argv, stdio, ..TaskSpec::default() })?;
         steps.push(init);
     }
+    // Whose processes may be looked at is another question for an ordinary user.
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    if is_root() && (job.have(own) || !steps.iter().all(|init| job.have(init.pid()))) {
+        return Err("the job does not know its processes from others".into());
+    }
     if let Some((target, signal)) = order.signal
         && let Some(last) = steps.last_mut()
     {
