@@ -23,15 +23,22 @@ fn find(said: &[u8], mark: &[u8]) -> Option<usize> {
     said.windows(mark.len()).position(|at| at == mark)
 }
 
-/// Whether nothing more is to come of what was said so far.
-pub fn is_whole(said: &[u8]) -> bool {
-    find(said, END).is_some()
+/// What stands between the marks.
+fn environment(said: &[u8]) -> Option<&[u8]> {
+    let from = said.get(find(said, BEGIN)? + BEGIN.len()..)?;
+    from.get(..find(from, END)?)
+}
+
+/// Whether nothing more is to come of what was said so far. It was not with the first `known` bytes: who says much is not searched from the
+/// beginning each time.
+pub fn is_whole(said: &[u8], known: usize) -> bool {
+    let new = said.get(known.saturating_sub(END.len())..).unwrap_or_default();
+    find(new, END).is_some() && environment(said).is_some()
 }
 
 /// The `NAME=value` strings in what was said; `None` where it has no environment.
 pub fn variables(said: &[u8]) -> Option<Vec<ByteStr>> {
-    let from = said.get(find(said, BEGIN)? + BEGIN.len()..)?;
-    let all = from.get(..find(from, END)?)?.split(|byte| *byte == 0);
+    let all = environment(said)?.split(|byte| *byte == 0);
     Some(all.filter(|text| text.contains(&b'=')).map(ByteStr::from).collect())
 }
 
@@ -43,7 +50,14 @@ mod tests {
     fn an_environment_is_what_stands_between_the_marks() {
         let said = [b"welcome=1\n".as_slice(), BEGIN, b"A=b c\0_X\0HOME=/\0", END, b"later=1"].concat();
         assert_eq!(variables(&said), Some(vec!["A=b c".into(), "HOME=/".into()]));
-        assert!(is_whole(&said) && !is_whole(&said[..said.len() - 10]));
+        let end = said.len() - b"later=1".len();
+        assert!(is_whole(&said, 0) && !is_whole(&said[..end - 1], 0));
+        // However the last of it comes.
+        assert!((1..=END.len()).all(|last| is_whole(&said[..end], end - last)));
+        // What profiles print before is no end.
+        let said = [END, BEGIN, b"A=b\0"].concat();
+        assert!(!is_whole(&said, 0) && is_whole(&[said.as_slice(), END].concat(), said.len()));
+        let said = [b"welcome=1\n".as_slice(), BEGIN, b"A=b c\0_X\0HOME=/\0", END, b"later=1"].concat();
         // A shell that was killed in the middle has said none.
         assert_eq!(variables(&said[..said.len() - 10]), None);
         assert_eq!(variables(b"A=b\0"), None);

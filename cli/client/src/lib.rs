@@ -19,7 +19,7 @@ mod image;
 pub mod kept;
 mod listing;
 mod local_names;
-mod login;
+pub mod login;
 pub mod out;
 mod rsh;
 pub mod site;

@@ -12,7 +12,6 @@ mod files;
 mod gpus;
 mod layers;
 mod lease;
-mod login;
 mod memlock;
 mod pmi;
 mod pmix;

@@ -5,7 +5,6 @@ use super::display;
 use super::environment::{self, is_host};
 use super::files::{TaskFiles, errno_text, nonblocking};
 use super::layers;
-use super::login;
 use super::memlock;
 use super::pmi::PMI_FD;
 use super::saving::Saving;
@@ -17,6 +16,7 @@ use super::{binding, gpus};
 use crate::kept::{KeptPart, Member, StartedWith, Told};
 use crate::receive;
 use crate::spool::{LaunchFile, NodePart, SCRIPT_FD, shm_size};
+use berth_client::login;
 use berth_model::ByteStr;
 use berth_model::env::gpus::of_share;
 use berth_model::launch::{Program, StepLaunch, Usage};
@@ -351,7 +351,10 @@ fn request(file: &LaunchFile) -> Result<ContainerRequest, LaunchFailure> {
     request.group_names.clone_from(&node.group_names);
     request.hooks.clone_from(&node.hooks);
     // The login environment is the ground; what was submitted stands over it.
-    let mut submitted = if launch.user_env { login::environment(&launch.identity)? } else { Vec::new() };
+    let mut submitted = match launch.user_env {
+        true => login::environment(&launch.identity).map_err(LaunchFailure::new)?,
+        false => Vec::new(),
+    };
     submitted.extend(launch.env.iter().cloned());
     request.env = environment::of_step(file, &submitted);
     request.limits = launch.limits.clone();

@@ -83,7 +83,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         }
         // What is missing is better known before anything is allocated.
         let at_login = match options.get_user_env && !options.no_shell {
-            true => login::environment(&users::own_identity()?).await?,
+            true => at_login().await?,
             false => Vec::new(),
         };
         let submitted = het::seal(&components, Payload::default(), call, &client).await?;
@@ -192,6 +192,15 @@ fn run(call: &Invocation<'_>) -> Outcome {
         end(&client, job, status).await;
         Ok(shell_code(status))
     })
+}
+
+/// The login environment. The connection to the controller lives on while the shell is waited for.
+async fn at_login() -> Result<Vec<ByteStr>, Failure> {
+    let own = users::own_identity()?;
+    match tokio::task::spawn_blocking(move || login::environment(&own)).await {
+        Ok(answer) => answer.map_err(Failure::user),
+        Err(e) => Err(Failure::new(Kind::Internal, format!("cannot ask the login shell: {e}"))),
+    }
 }
 
 /// Why an allocation is given back that was to stay: its record does not say so, as at a controller that does not know of it.
