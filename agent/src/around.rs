@@ -132,6 +132,18 @@ impl Around {
         self.health.is_some()
     }
 
+    /// How a program is run that has this environment.
+    fn how<'a>(&self, env: &'a [String]) -> HookRun<'a> {
+        HookRun {
+            env,
+            keep_stderr: true,
+            keep_stdout: true,
+            timeout: None,
+            owner: Some(self.owner),
+            at_root: true,
+        }
+    }
+
     /// Checks the health of the node, as [`Around::run`] runs a program; `private` is where the process is noted. What is wrong: the
     /// first line that the program said, or how it ended. `None` when it was given up.
     pub fn check_health(&self, node: &str, private: &Path, stop: &PipeReader) -> Option<Result<(), String>> {
@@ -147,16 +159,8 @@ impl Around {
             format!("SLURMD_NODENAME={node}"),
             "SLURM_SCRIPT_CONTEXT=health_check".to_string(),
         ];
-        let how = HookRun {
-            env: &env,
-            keep_stderr: true,
-            keep_stdout: true,
-            timeout: None,
-            owner: Some(self.owner),
-            at_root: true,
-        };
         let mut attend = Until::new(stop, private.join(PROCESS));
-        let result = run("health check", std::slice::from_ref(plan), "", how, &mut attend);
+        let result = run("health check", std::slice::from_ref(plan), "", self.how(&env), &mut attend);
         let left = attend.left(&result, private, Of::Health);
         match result {
             Ok(()) => Some(Ok(())),
@@ -259,16 +263,8 @@ impl Around {
         }
         let mut env = record.programs_env.clone();
         env.push(format!("SLURM_SCRIPT_CONTEXT={word}_slurmd"));
-        let how = HookRun {
-            env: &env,
-            keep_stderr: true,
-            keep_stdout: true,
-            timeout: None,
-            owner: Some(self.owner),
-            at_root: true,
-        };
         let mut attend = Until::new(stop, paths.job(record.job).join(PROCESS));
-        let result = run(word, std::slice::from_ref(plan), "", how, &mut attend);
+        let result = run(word, std::slice::from_ref(plan), "", self.how(&env), &mut attend);
         let left = in_words(attend.left(&result, &private, Of::Jobs).as_deref());
         match result {
             Ok(()) => Ended::Well,

@@ -157,52 +157,37 @@ async fn serve_peer(
     how: ToSupervisor,
 ) -> Result<(), FrameError> {
     match first {
-        Some(Frame::Attach(attach)) => match attach_to(&stream, attach, peer, service).await {
-            Ok(Answer::Passed(to)) => {
-                let how = match attach.resume.filter(|_| how == ToSupervisor::AttachRemote) {
-                    Some(resume) if resumes(attach.key(), service).await => {
-                        ToSupervisor::AttachResuming(resume)
-                    }
-                    _ => how,
-                };
-                service.registry.client_is(attach.key(), peer.job.is_some());
-                let fd: OwnedFd = stream.into_std()?.into();
-                if to.send((how, Some(fd))).is_err() {
-                    tracing::debug!("the supervisor of {} ended as a client came", attach.key());
-                }
-                Ok(())
+        Some(Frame::Attach(attach)) => {
+            let Some(to) = supervisor_of(&mut stream, attach, peer, service).await? else { return Ok(()) };
+            let how = match attach.resume.filter(|_| how == ToSupervisor::AttachRemote) {
+                Some(resume) if resumes(attach.key(), service).await => ToSupervisor::AttachResuming(resume),
+                _ => how,
+            };
+            service.registry.client_is(attach.key(), peer.job.is_some());
+            let fd: OwnedFd = stream.into_std()?.into();
+            if to.send((how, Some(fd))).is_err() {
+                tracing::debug!("the supervisor of {} ended as a client came", attach.key());
             }
-            Ok(Answer::Ended(exit)) => {
-                write_frame(&mut stream, &Frame::Accepted).await?;
-                write_frame(&mut stream, &Frame::StepExit(exit)).await
+            Ok(())
+        }
+        Some(Frame::Watch(watch)) => {
+            let Some(to) = supervisor_of(&mut stream, watch.step, peer, service).await? else {
+                return Ok(());
+            };
+            let dir = StepDir::of(&service.paths.spool(), watch.step.key());
+            let knows = tokio::task::spawn_blocking(move || dir.read_state()).await;
+            if !matches!(knows, Ok(Ok(Some(state))) if state.watched) {
+                let text = "the step was started by an earlier version of Berth, which has one client alone";
+                return write_frame(&mut stream, &Frame::Refused(text.to_string())).await;
             }
-            Err(Some(why)) => write_frame(&mut stream, &Frame::Refused(why)).await,
-            Err(None) => Ok(()),
-        },
-        Some(Frame::Watch(watch)) => match attach_to(&stream, watch.step, peer, service).await {
-            Ok(Answer::Passed(to)) => {
-                let dir = StepDir::of(&service.paths.spool(), watch.step.key());
-                let knows = tokio::task::spawn_blocking(move || dir.read_state()).await;
-                if !matches!(knows, Ok(Ok(Some(state))) if state.watched) {
-                    let text =
-                        "the step was started by an earlier version of Berth, which has one client alone";
-                    return write_frame(&mut stream, &Frame::Refused(text.to_string())).await;
-                }
-                let (stdout, stderr, terminal) = (watch.stdout, watch.stderr, watch.terminal);
-                // On this machine the connection is the supervisor's own, and breaks with one of its ends alone.
-                let resume = watch.step.resume.filter(|_| how == ToSupervisor::AttachRemote);
-                let fd: OwnedFd = stream.into_std()?.into();
-                // A supervisor that ended meanwhile closes it, and the client asks again.
-                let _ = to.send((ToSupervisor::Watch { stdout, stderr, terminal, resume }, Some(fd)));
-                Ok(())
-            }
-            Ok(Answer::Ended(exit)) => {
-                write_frame(&mut stream, &Frame::Accepted).await?;
-                write_frame(&mut stream, &Frame::StepExit(exit)).await
-            }
-            Err(Some(why)) => write_frame(&mut stream, &Frame::Refused(why)).await,
-            Err(None) => Ok(()),
-        },
+            let (stdout, stderr, terminal) = (watch.stdout, watch.stderr, watch.terminal);
+            // On this machine the connection is the supervisor's own, and breaks with one of its ends alone.
+            let resume = watch.step.resume.filter(|_| how == ToSupervisor::AttachRemote);
+            let fd: OwnedFd = stream.into_std()?.into();
+            // A supervisor that ended meanwhile closes it, and the client asks again.
+            let _ = to.send((ToSupervisor::Watch { stdout, stderr, terminal, resume }, Some(fd)));
+            Ok(())
+        }
         Some(Frame::Kept(query)) => kept(&mut stream, query, peer, service).await,
         Some(Frame::Images(query)) => mine::answer(&mut stream, query, peer, service).await,
         Some(Frame::Describe(step)) => {
@@ -277,8 +262,30 @@ async fn kept(
     }
 }
 
+/// What takes commands for a supervisor.
+type Commands = tokio::sync::mpsc::UnboundedSender<crate::registry::SupervisorCommand>;
+
+/// The supervisor of the step that a client wants; none where the client has heard how the step ended or why it is refused, or left.
+async fn supervisor_of(
+    stream: &mut UnixStream,
+    attach: Attach,
+    peer: Peer,
+    service: &Service,
+) -> Result<Option<Commands>, FrameError> {
+    match attach_to(stream, attach, peer, service).await {
+        Ok(Answer::Passed(to)) => return Ok(Some(to)),
+        Ok(Answer::Ended(exit)) => {
+            write_frame(stream, &Frame::Accepted).await?;
+            write_frame(stream, &Frame::StepExit(exit)).await?;
+        }
+        Err(Some(why)) => write_frame(stream, &Frame::Refused(why)).await?,
+        Err(None) => {}
+    }
+    Ok(None)
+}
+
 enum Answer {
-    Passed(tokio::sync::mpsc::UnboundedSender<crate::registry::SupervisorCommand>),
+    Passed(Commands),
     Ended(Box<berth_model::launch::StepExit>),
 }
 

@@ -251,10 +251,17 @@ pub fn step_program() -> Result<PathBuf, Failure> {
     }
 }
 
-/// Leaves the caller's session: what happens to a terminal is no affair of a daemon.
-pub fn leave_session() {
-    // It fails only for the leader of a group, who has no terminal to lose or was started so on purpose.
-    let _ = nix::unistd::setsid();
+/// What a daemon begins with: its state directory, and its log. One in the background leaves the caller's session: what happens to a terminal is
+/// no affair of it.
+pub fn enter(options: &log::Options, state: Option<&Path>, part: Part) -> Result<StateDir, Failure> {
+    if options.background {
+        // It fails only for the leader of a group, who has no terminal to lose or was started so on purpose.
+        let _ = nix::unistd::setsid();
+    }
+    let dir = StateDir::named_or_own(state)?;
+    make_state(&dir)?;
+    log::begin(options, &dir, part)?;
+    Ok(dir)
 }
 
 /// The last lines of a log, for a message.

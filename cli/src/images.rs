@@ -9,7 +9,7 @@ use berth_client::site::{Site, StateDir};
 use berth_client::{ImageResolver, block_on};
 use berth_images::{
     BlobSource, Credentials, Digest, Error, ErrorKind, Helpers, Manifests, PROXY_VARIABLES, Progress,
-    ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, Through,
+    ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store,
     look_for_signature, open_source, resolve,
 };
 use berth_model::admission::Asked;
@@ -392,22 +392,10 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
     let environment = names.filter_map(|n| Some((n.into(), std::env::var_os(n)?))).collect();
     let (uid, gid) = berth_agent::STORE_ID;
     Ok(Some(Helpers {
-        program: crate::own_path()?,
-        fetch: vec!["internal-fetch".into()],
-        unpack: vec!["internal-unpack".into()],
-        registries: registries_for(pinned, state),
-        // The rules of a cluster are about its jobs.
-        signers: None,
-        through: Through::default(),
-        user: None,
         environment,
         store: Some(RunAs { uid, gid, groups: Vec::new() }),
-        login: None,
-        quota: None,
-        forms: false,
-        stop: None,
-        confine: None,
-        unpack_in: None,
+        // No signers: the rules of a cluster are about its jobs.
+        ..Helpers::new(crate::own_path()?, registries_for(pinned, state))
     }))
 }
 

@@ -151,6 +151,28 @@ enum Work<'a> {
 }
 
 impl Helpers {
+    /// Processes of this program that stay who we are and have nothing of anyone's environment: for an image that needs no signature, no
+    /// login and no bound.
+    pub fn new(program: PathBuf, registries: Registries) -> Helpers {
+        Helpers {
+            program,
+            fetch: vec!["internal-fetch".into()],
+            unpack: vec!["internal-unpack".into()],
+            registries,
+            signers: None,
+            user: None,
+            environment: Vec::new(),
+            store: None,
+            login: None,
+            quota: None,
+            forms: false,
+            through: Through::default(),
+            stop: None,
+            confine: None,
+            unpack_in: None,
+        }
+    }
+
     /// As [`Store::ensure`], by the two processes. An image that is present is given at once to users who have
     /// shown before that they may read its manifest; others show it now, by fetching the manifest with their own
     /// logins. So a private image serves only those who could pull it.

@@ -153,7 +153,7 @@ fn is_own(meta: &fs::Metadata) -> bool {
 }
 
 /// Lexically, without leaving `/`.
-fn joined(dir: &str, target: &str) -> String {
+pub(crate) fn joined(dir: &str, target: &str) -> String {
     let mut parts: Vec<&str> = dir.split('/').filter(|p| !p.is_empty()).collect();
     for part in target.split('/') {
         match part {

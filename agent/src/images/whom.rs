@@ -4,7 +4,7 @@ use super::STORE_ID;
 use crate::cgroups::Cgroups;
 use crate::confine::Fetchers;
 use crate::imports::Place;
-use berth_images::{Credentials, Helpers, PROXY_VARIABLES, Registries, RunAs, Through};
+use berth_images::{Credentials, Helpers, PROXY_VARIABLES, Registries, RunAs};
 use berth_model::ByteStr;
 use berth_model::admission::Asked;
 use berth_model::ids::StepKey;
@@ -111,12 +111,6 @@ pub(super) fn helpers(program: &Path, registries: &Registries, of: For<'_>, syst
         }
     }
     Helpers {
-        program: program.to_path_buf(),
-        fetch: vec!["internal-fetch".into()],
-        unpack: vec!["internal-unpack".into()],
-        registries: registries.clone(),
-        signers: None,
-        through: Through::default(),
         user: system.then(|| RunAs {
             uid: user.uid.0,
             gid: user.gid.0,
@@ -124,11 +118,6 @@ pub(super) fn helpers(program: &Path, registries: &Registries, of: For<'_>, syst
         }),
         environment,
         store: system.then(|| RunAs { uid: STORE_ID.0, gid: STORE_ID.1, groups: Vec::new() }),
-        login: None,
-        quota: None,
-        forms: false,
-        stop: None,
-        confine: None,
-        unpack_in: None,
+        ..Helpers::new(program.to_path_buf(), registries.clone())
     }
 }

@@ -5,14 +5,13 @@ use crate::site::Site;
 use crate::step::follow::{self, Voice};
 use crate::step::interrupt::Presses;
 use crate::step::sinks::Sinks;
-use crate::{out, submit};
+use crate::{enter, out, submit};
 use berth_model::distribution::Distribution;
-use berth_model::limits::Limits;
 use berth_model::login::SealedLogin;
 use berth_model::receive::Receive;
 use berth_model::record::JobInfo;
 use berth_model::request::Response;
-use berth_model::spec::{ContainerSpec, EnterSpec, IoSpec, MemoryRequest, StepSpec};
+use berth_model::spec::{ContainerSpec, EnterSpec, StepSpec};
 use berth_model::{ByteStr, NodeName, StepId};
 use berth_rpc::Client;
 use berth_stream::{ALL_TASKS, MAX_PAYLOAD};
@@ -131,53 +130,16 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
     let receive =
         Receive { path: path.clone(), size: file.size, mode: file.mode, times: file.times, force: to.force };
     let spec = StepSpec {
-        submission: submit::submission_id()?,
-        name: NAME.to_string(),
         tasks: nodes,
         nodes,
-        max_nodes: None,
-        client_address: None,
         tasks_per_node: Some(1),
         node_list: to.nodes,
-        exclude: Vec::new(),
-        relative: None,
         distribution: Some(Distribution::Block),
-        cpus_per_task: None,
-        memory: MemoryRequest::Default,
-        gres: None,
-        devices: Default::default(),
-        gpu_bind: None,
-        overlap: true,
-        exact: false,
-        immediate: None,
-        argv: vec![NAME.into(), path],
-        env: Vec::new(),
-        work_dir: "/".into(),
-        work_dir_explicit: false,
-        io: IoSpec::default(),
         container: to.container,
-        limits: Limits::default(),
-        umask: 0o22,
-        pty: None,
-        kill_on_bad_exit: false,
-        wait_after_first_exit: None,
-        time_limit: None,
-        attached: true,
         enter: to.step.map(|step| EnterSpec { step, node: None }),
-        x11: None,
-        mpi: Some(berth_model::mpi::MpiType::None),
         login: to.login,
-        pytorch: false,
-        task_prolog: ByteStr::default(),
-        task_epilog: ByteStr::default(),
-        prolog: None,
-        cpu_bind: None,
-        mem_bind: None,
-        programs: Vec::new(),
-        overcommit: false,
-        fabric: None,
-        sockets: None,
         receive: Some(receive),
+        ..enter::beside(NAME, vec![NAME.into(), path])?
     };
     let spec = &spec;
     let created = client.persist(None, |client| async move { client.create_step(job, spec).await }).await;

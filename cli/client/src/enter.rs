@@ -98,9 +98,28 @@ async fn create(
 ) -> Result<(StepKey, berth_model::launch::Layout), Failure> {
     let size = enter.terminal.then(|| terminal::size().unwrap_or(TermSize { rows: 24, cols: 80 }));
     let spec = StepSpec {
-        submission: submit::submission_id()?,
-        name: enter.name.clone(),
         tasks: Some(1),
+        env: enter.env.clone(),
+        work_dir: enter.work_dir.clone().unwrap_or_else(|| "/".into()),
+        work_dir_explicit: enter.work_dir.is_some(),
+        pty: size,
+        enter: Some(EnterSpec { step, node: enter.node.clone() }),
+        ..beside(&enter.name, enter.argv.clone())?
+    };
+    let spec = &spec;
+    let answer = client.persist(None, |client| async move { client.create_step(job, spec).await }).await?;
+    match answer {
+        Response::StepCreated { key, layout, .. } => Ok((key, layout)),
+        _ => Err(Failure::new(Kind::Internal, format!("job {job}: unexpected answer from the controller"))),
+    }
+}
+
+/// A step that we follow beside all others of its job: it takes nothing from them, and tells its tasks nothing by which they find one another.
+pub(crate) fn beside(name: &str, argv: Vec<ByteStr>) -> Result<StepSpec, Failure> {
+    Ok(StepSpec {
+        submission: submit::submission_id()?,
+        name: name.to_string(),
+        tasks: None,
         nodes: None,
         max_nodes: None,
         client_address: None,
@@ -117,26 +136,26 @@ async fn create(
         overlap: true,
         exact: false,
         immediate: None,
-        argv: enter.argv.clone(),
-        env: enter.env.clone(),
-        work_dir: enter.work_dir.clone().unwrap_or_else(|| "/".into()),
-        work_dir_explicit: enter.work_dir.is_some(),
+        argv,
+        env: Vec::new(),
+        work_dir: "/".into(),
+        work_dir_explicit: false,
         io: IoSpec::default(),
         container: None,
         limits: Limits::default(),
         umask: 0o22,
-        pty: size,
+        pty: None,
         kill_on_bad_exit: false,
         wait_after_first_exit: None,
         time_limit: None,
         attached: true,
-        enter: Some(EnterSpec { step, node: enter.node.clone() }),
+        enter: None,
         x11: None,
         mpi: Some(berth_model::mpi::MpiType::None),
         login: None,
         pytorch: false,
-        task_prolog: Default::default(),
-        task_epilog: Default::default(),
+        task_prolog: ByteStr::default(),
+        task_epilog: ByteStr::default(),
         prolog: None,
         cpu_bind: None,
         mem_bind: None,
@@ -145,13 +164,7 @@ async fn create(
         fabric: None,
         sockets: None,
         receive: None,
-    };
-    let spec = &spec;
-    let answer = client.persist(None, |client| async move { client.create_step(job, spec).await }).await?;
-    match answer {
-        Response::StepCreated { key, layout, .. } => Ok((key, layout)),
-        _ => Err(Failure::new(Kind::Internal, format!("job {job}: unexpected answer from the controller"))),
-    }
+    })
 }
 
 /// Records that the selector names.

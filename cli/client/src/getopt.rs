@@ -31,6 +31,11 @@ pub struct Opt {
     pub help: &'static str,
 }
 
+/// One option, in the order in which tables have its parts.
+pub const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
+    Opt { long, short, arg, help }
+}
+
 /// An option that other systems have and this one has not: what to do instead.
 #[derive(Clone, Copy, Debug)]
 pub struct Refused {

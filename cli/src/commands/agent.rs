@@ -27,12 +27,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
-    if args.log.background {
-        daemon::leave_session();
-    }
-    let dir = StateDir::named_or_own(state)?;
-    daemon::make_state(&dir)?;
-    log::begin(&args.log, &dir, Part::Agent)?;
+    let dir = daemon::enter(&args.log, state, Part::Agent)?;
     let member = match Joined::read(&dir)? {
         Some(joined) => Some((joined.remote(&dir)?, joined)),
         None => None,

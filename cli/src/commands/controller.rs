@@ -3,7 +3,6 @@
 use crate::daemon::{self, Part};
 use crate::{log, notify};
 use berth_client::error::{Failure, Kind, Outcome};
-use berth_client::site::StateDir;
 use std::path::{Path, PathBuf};
 
 /// Run a controller in the foreground ('berth up' starts one)
@@ -17,12 +16,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
-    if args.log.background {
-        daemon::leave_session();
-    }
-    let dir = StateDir::named_or_own(state)?;
-    daemon::make_state(&dir)?;
-    log::begin(&args.log, &dir, Part::Controller)?;
+    let dir = daemon::enter(&args.log, state, Part::Controller)?;
     let system = nix::unistd::geteuid().is_root();
     let options = berth_controller::ControllerOptions {
         state_dir: dir.0,

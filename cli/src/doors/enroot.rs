@@ -140,17 +140,7 @@ fn run(_: &'static str, matches: &ArgMatches) -> Outcome {
         Cmd::Import(args) => import(&args),
         Cmd::Create(args) | Cmd::Load(args) => create(&args),
         Cmd::Start(args) => start(args),
-        Cmd::Exec(args) => {
-            let (what, command) = image_and_command(args.words)?;
-            let mut env = Vec::new();
-            for text in &args.env {
-                env.extend(local::variable("--env", text)?);
-            }
-            let state = images::local_dir(None)?;
-            let record = local::exec::find(&state, &what)?;
-            let asked = local::exec::Asked::new(command, env, None, local::has_terminal());
-            local::exec::enter("enroot", &state, &record, &asked)
-        }
+        Cmd::Exec(args) => super::exec("enroot", args.words, &args.env, None, local::has_terminal()),
         Cmd::Export(args) => export(&args),
         Cmd::List(args) => list(&args),
         Cmd::Remove(args) => remove(&args),

@@ -6,6 +6,8 @@ mod docker;
 mod enroot;
 mod refused;
 
+use crate::commands::run::image_and_command;
+use crate::{images, local};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -31,6 +33,25 @@ pub const DOORS: &[Door] = &[apptainer::DOOR, apptainer::SINGULARITY, docker::DO
 /// The door of that name.
 pub fn find(name: &str) -> Option<&'static Door> {
     DOORS.iter().find(|d| d.name == name)
+}
+
+/// Runs a command in a container of this machine that runs: the first of the words names that, the others are the command.
+fn exec(
+    door: &str,
+    words: Vec<OsString>,
+    env: &[OsString],
+    workdir: Option<OsString>,
+    terminal: bool,
+) -> Outcome {
+    let (what, command) = image_and_command(words)?;
+    let mut variables = Vec::new();
+    for text in env {
+        variables.extend(local::variable("--env", text)?);
+    }
+    let state = images::local_dir(None)?;
+    let record = local::exec::find(&state, &what)?;
+    let asked = local::exec::Asked::new(command, variables, workdir, terminal);
+    local::exec::enter(door, &state, &record, &asked)
 }
 
 impl Door {

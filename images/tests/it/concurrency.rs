@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use berth_images::{
     Credentials, ErrorKind, Helpers, LayerForm, ProgressEvent, Registries, ResolveOptions, Resolved,
-    ResolvedManifest, RunAs, Store, Through,
+    ResolvedManifest, RunAs, Store,
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
@@ -382,23 +382,7 @@ pub(crate) fn helpers(
     store: Option<RunAs>,
     environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
 ) -> Helpers {
-    Helpers {
-        program: program(),
-        fetch: vec!["internal-fetch".into()],
-        unpack: vec!["internal-unpack".into()],
-        registries: Registries::default(),
-        signers: None,
-        through: Through::default(),
-        user,
-        environment,
-        store,
-        login: None,
-        quota: None,
-        forms: false,
-        stop: None,
-        confine: None,
-        unpack_in: None,
-    }
+    Helpers { user, environment, store, ..Helpers::new(program(), Registries::default()) }
 }
 
 #[test]

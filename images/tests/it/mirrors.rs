@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use berth_images::{
     Credentials, Digest, Error, ErrorKind, Helpers, Mirror, PreparedImage, ProgressEvent, Reference,
-    Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, Through, open_source, resolve,
+    Registries, ResolveOptions, Resolved, ResolvedManifest, RunAs, Store, open_source, resolve,
 };
 
 use crate::support::fake::{Behaviour, FakeRegistry};
@@ -251,21 +251,10 @@ pub(crate) fn helpers(
     }
     let id = |uid| RunAs { uid, gid: uid, groups: vec![uid] };
     Helpers {
-        signers: None,
-        through: Through::default(),
-        program,
-        fetch: vec!["internal-fetch".into()],
-        unpack: vec!["internal-unpack".into()],
-        registries: registries.clone(),
         user: uid.map(id),
         environment: login.map(|home| ("DOCKER_CONFIG".into(), home.into())).into_iter().collect(),
         store: uid.map(|_| id(54_321)),
-        login: None,
-        quota: None,
-        forms: false,
-        stop: None,
-        confine: None,
-        unpack_in: None,
+        ..Helpers::new(program, registries.clone())
     }
 }
 

@@ -577,23 +577,7 @@ fn that_another_node_knows_of_no_signature_is_not_remembered_as_the_registrys_wo
 }
 
 fn helpers_of(registries: Registries, signers: Option<Signers>) -> Helpers {
-    Helpers {
-        login: None,
-        quota: None,
-        forms: false,
-        stop: None,
-        confine: None,
-        unpack_in: None,
-        through: Default::default(),
-        program: program(),
-        fetch: vec!["internal-fetch".into()],
-        unpack: vec!["internal-unpack".into()],
-        registries,
-        signers,
-        user: None,
-        environment: vec![],
-        store: None,
-    }
+    Helpers { signers, ..Helpers::new(program(), registries) }
 }
 
 /// The example program, which is built together with the tests.

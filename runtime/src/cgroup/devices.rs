@@ -177,6 +177,19 @@ fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
     Insn { code, regs: src << 4 | dst, off, imm }
 }
 
+/// The beginning of a program, which takes the access apart (`struct bpf_cgroup_dev_ctx`): r2 its kind, r3 what is asked for, r4 the major and
+/// r5 the minor number.
+fn access() -> Vec<Insn> {
+    vec![
+        insn(LOAD_WORD, 2, 1, 0, 0),
+        insn(MOVE_REG, 3, 2, 0, 0),
+        insn(AND, 2, 0, 0, 0xffff),
+        insn(SHIFT_RIGHT, 3, 0, 0, 16),
+        insn(LOAD_WORD, 4, 1, 4, 0),
+        insn(LOAD_WORD, 5, 1, 8, 0),
+    ]
+}
+
 /// The program: for an access, 1 lets it pass and 0 refuses it.
 pub(super) fn program(policy: &DevicePolicy) -> Vec<Insn> {
     let (rules, family, matched, otherwise) = match policy {
@@ -184,15 +197,7 @@ pub(super) fn program(policy: &DevicePolicy) -> Vec<Insn> {
         DevicePolicy::DenyOnly(rules) => (rules, None, 0, 1),
         DevicePolicy::DenyOthers { denied, family } => (denied, Some(family), 0, 1),
     };
-    // r2: kind, r3: access, r4: major, r5: minor (struct bpf_cgroup_dev_ctx)
-    let mut out = vec![
-        insn(LOAD_WORD, 2, 1, 0, 0),
-        insn(MOVE_REG, 3, 2, 0, 0),
-        insn(AND, 2, 0, 0, 0xffff),
-        insn(SHIFT_RIGHT, 3, 0, 0, 16),
-        insn(LOAD_WORD, 4, 1, 4, 0),
-        insn(LOAD_WORD, 5, 1, 8, 0),
-    ];
+    let mut out = access();
     for rule in rules {
         let mut tests = vec![(2, if rule.kind == DeviceKind::Block { 1 } else { 2 })];
         let mut block = Vec::new();
@@ -256,14 +261,7 @@ pub(super) fn program_but_for_root(policy: &DevicePolicy) -> Vec<Insn> {
 /// a rule refuses any of them.
 #[cfg(feature = "oci")]
 pub(crate) fn access_program(rules: &[DeviceAccess]) -> Vec<Insn> {
-    let mut out = vec![
-        insn(LOAD_WORD, 2, 1, 0, 0),
-        insn(MOVE_REG, 3, 2, 0, 0),
-        insn(AND, 2, 0, 0, 0xffff),
-        insn(SHIFT_RIGHT, 3, 0, 0, 16),
-        insn(LOAD_WORD, 4, 1, 4, 0),
-        insn(LOAD_WORD, 5, 1, 8, 0),
-    ];
+    let mut out = access();
     for rule in rules.iter().rev() {
         let bits = [(rule.make, 1), (rule.read, 2), (rule.write, 4)];
         let mask = bits.iter().filter(|(on, _)| *on).fold(0, |mask, (_, bit)| mask | bit);

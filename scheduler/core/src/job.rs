@@ -1,11 +1,12 @@
 //! A job in memory, and how its rows are told to people.
 
-use crate::rows::{Hold, JobRow, Phase, Run, SpecRow, StepNode, StepRow, step_work_dir};
+use crate::parts::Parts;
+use crate::rows::{Hold, JobRow, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepRow, step_work_dir};
 use crate::spec::Spec;
 use crate::tasks::Tasks;
 use berth_model::devices::{self, add, gpus, sum};
 use berth_model::distribution::Distribution;
-use berth_model::ids::{NodeName, StepId};
+use berth_model::ids::{NodeName, StepId, StepKey};
 use berth_model::launch::{Layout, NodeShare, Usage};
 use berth_model::record::{JobInfo, PullInfo, StepInfo};
 use berth_model::spec::Identity;
@@ -239,6 +240,26 @@ impl Run {
 }
 
 impl StepRow {
+    /// A step of which nothing is known but which it is and since when.
+    pub(crate) fn bare(key: StepKey, started: Time) -> StepRow {
+        StepRow {
+            version: ROW_VERSION,
+            key,
+            name: String::new(),
+            spec: None,
+            nodes: Parts::default(),
+            consumes: false,
+            started,
+            time_limit: None,
+            ending: None,
+            cancelled_by: None,
+            result: None,
+            distribution: Distribution::Block,
+            login: false,
+            het: None,
+        }
+    }
+
     /// What the step may use on one of its nodes.
     pub(crate) fn share<'a>(&'a self, node: &'a StepNode, run: &'a Run) -> Option<&'a NodeShare> {
         node.share.as_ref().or_else(|| run.share(&node.node))

@@ -2,11 +2,10 @@
 
 use crate::cluster::leapt_since;
 use crate::job::Job;
-use crate::rows::{Allocation, Leap, ROW_VERSION, Run, StepNode, StepRow};
+use crate::rows::{Allocation, Leap, Run, StepNode, StepRow};
 use crate::store::PayloadKey;
 use crate::tasks::Tasks;
 use berth_model::carry::StartPart;
-use berth_model::distribution::Distribution;
 use berth_model::het::HetFacts;
 use berth_model::ids::{NodeName, StepId, StepKey, Term};
 use berth_model::launch::{ArrayPlace, JobFacts, Layout, NodeShare, Program, StepLaunch};
@@ -179,22 +178,9 @@ pub(crate) fn ahead(common: &Common<'_>, job: &Job, node: &NodeName) -> Option<(
         lease: None,
         imex_channel: None,
     };
-    let row = StepRow {
-        het: None,
-        version: ROW_VERSION,
-        key: StepKey { job: job.row.job, attempt: job.row.attempt, step },
-        name: String::new(),
-        spec: first,
-        nodes: vec![StepNode { node: node.clone(), tasks: 1, share: None, pull: None, exit: None }].into(),
-        consumes: false,
-        started: common.now,
-        time_limit: None,
-        ending: None,
-        cancelled_by: None,
-        result: None,
-        distribution: Distribution::Block,
-        login: false,
-    };
+    let key = StepKey { job: job.row.job, attempt: job.row.attempt, step };
+    let part = StepNode { node: node.clone(), tasks: 1, share: None, pull: None, exit: None };
+    let row = StepRow { spec: first, nodes: vec![part].into(), ..StepRow::bare(key, common.now) };
     let layouts = Layouts::of(&run, &row);
     let (mut start, payload) = start(common, job, &run, (&row, layouts), 0)?;
     start.launch.program = Program::Argv(Vec::new());

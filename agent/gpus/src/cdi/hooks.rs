@@ -1,6 +1,7 @@
 //! What hooks of NVIDIA's container tools do in a container, done without running them: their effect is one of mounts.
 
 use super::{Edits, Hook, Mount};
+use crate::tree::joined;
 
 /// What a container gets instead of its hooks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,7 +119,7 @@ fn link_of(link: &str) -> Option<(String, &str)> {
     let (target, path) = link.split_once("::")?;
     let target = match target.starts_with('/') {
         true => target.to_string(),
-        false => lexical(&format!("{}/{target}", path.rsplit_once('/')?.0)),
+        false => joined("/", &format!("{}/{target}", path.rsplit_once('/')?.0)),
     };
     Some((target, path))
 }
@@ -136,20 +137,6 @@ fn linked(edits: &Edits, effect: &Effect, link: &str) -> Option<Mount> {
     let mut there = edits.mounts.iter().chain(&effect.mounts);
     let mount = there.find(|mount| mount.container_path == target)?;
     Some(Mount { container_path: path.to_string(), ..mount.clone() })
-}
-
-fn lexical(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
 }
 
 #[cfg(test)]

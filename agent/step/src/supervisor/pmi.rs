@@ -317,17 +317,23 @@ pub fn tasks(ranks: &[u32]) -> String {
 impl Line {
     /// Sends what waits, as far as the task takes it.
     fn flush(&mut self) {
-        let Some(fd) = &self.ours else { return };
-        while self.sent < self.out.len() {
-            match send(fd, &self.out[self.sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(n) => self.sent += n,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                // The reading side tells that the task is gone.
-                Err(_) => break,
-            }
+        if let Some(fd) = &self.ours {
+            flush(fd, &mut self.out, &mut self.sent);
         }
-        self.out.clear();
-        self.sent = 0;
     }
+}
+
+/// Sends what waits, as far as it is taken; `sent` bytes of it were.
+pub(super) fn flush(to: &OwnedFd, out: &mut Vec<u8>, sent: &mut usize) {
+    while *sent < out.len() {
+        match send(to, &out[*sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(n) => *sent += n,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return,
+            // The reading side tells that the other one is gone.
+            Err(_) => break,
+        }
+    }
+    out.clear();
+    *sent = 0;
 }

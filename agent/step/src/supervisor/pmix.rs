@@ -5,7 +5,7 @@
 
 use super::environment::is_host;
 use super::files::errno_text;
-use super::pmi::{PmiEvent, exit_code, name, tasks};
+use super::pmi::{PmiEvent, exit_code, flush, name, tasks};
 use super::step::LaunchFailure;
 use crate::pmix_server::{Setup, callers};
 use crate::spool::LaunchFile;
@@ -17,7 +17,7 @@ use berth_stream::{Frame, fence_frames, peer_frames};
 use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -473,18 +473,9 @@ impl Pmix {
 
     /// Sends what waits, as far as it is taken.
     fn flush(&mut self) {
-        let Some(fd) = &self.channel else { return };
-        while self.sent < self.out.len() {
-            match send(fd, &self.out[self.sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(n) => self.sent += n,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                // The reading side tells that it is gone.
-                Err(_) => break,
-            }
+        if let Some(channel) = &self.channel {
+            flush(channel, &mut self.out, &mut self.sent);
         }
-        self.out.clear();
-        self.sent = 0;
     }
 }
 

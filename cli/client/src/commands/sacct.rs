@@ -9,7 +9,7 @@ use super::{command_line, job_state, nodes, now, view, words};
 use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::sacct::{self, Layout, Row, Style, Units, names};
 use crate::fmt::{job, json};
-use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
+use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
 use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::query::AccountingQuery;
 use berth_model::record::JobInfo;
@@ -24,10 +24,6 @@ crate::doc::about!("sacct.rs");
 
 /// The command.
 pub const COMMAND: Command = Command { name: "sacct", run, submits: false, help: || SPEC.help() };
-
-const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
-    Opt { long, short, arg, help }
-}
 
 /// Options.
 pub const SPEC: Spec = Spec {

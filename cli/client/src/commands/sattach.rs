@@ -8,7 +8,7 @@
 //! for it, or is away for that long, is let go, so that it cannot hold the step up.
 
 use crate::error::{Failure, Outcome};
-use crate::getopt::{Arg, Opt, Parsed, Spec};
+use crate::getopt::{Arg, Parsed, Spec, opt};
 use crate::step::{terminal, watch};
 use crate::{Command, Invocation, block_on, enter, out};
 use berth_model::hostlist;
@@ -22,10 +22,6 @@ crate::doc::about!("sattach.rs");
 
 /// The command.
 pub const COMMAND: Command = Command { name: "sattach", run, submits: false, help: || SPEC.help() };
-
-const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
-    Opt { long, short, arg, help }
-}
 
 /// Options.
 pub const SPEC: Spec = Spec {

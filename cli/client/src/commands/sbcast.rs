@@ -8,7 +8,7 @@
 
 use crate::bcast::{self, Source, Target};
 use crate::error::{Failure, Outcome};
-use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
+use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
 use crate::{Command, Invocation, block_on, enter, out, variables};
 use berth_model::spec::JobSelector;
 use berth_model::{ByteStr, StepId, hostlist};
@@ -20,10 +20,6 @@ crate::doc::about!("sbcast.rs");
 
 /// The command.
 pub const COMMAND: Command = Command { name: "sbcast", run, submits: false, help: || SPEC.help() };
-
-const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
-    Opt { long, short, arg, help }
-}
 
 const fn refused(long: &'static str, short: Option<char>, instead: &'static str) -> Refused {
     Refused { long, short, instead }

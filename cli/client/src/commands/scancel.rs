@@ -10,7 +10,7 @@
 use super::{job_state, nodes, words};
 use crate::error::{Failure, Outcome};
 use crate::fmt::job;
-use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
+use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
 use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -25,10 +25,6 @@ crate::doc::about!("scancel.rs");
 
 /// The command.
 pub const COMMAND: Command = Command { name: "scancel", run, submits: false, help: || SPEC.help() };
-
-const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
-    Opt { long, short, arg, help }
-}
 
 /// Options.
 pub const SPEC: Spec = Spec {

@@ -27,7 +27,7 @@ mod waiting;
 use super::{command_line, nodes, view};
 use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::{View, json, scontrol};
-use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
+use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
 use crate::step::stream::describe;
 use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::effective::Effective;
@@ -43,10 +43,6 @@ crate::doc::about!("scontrol.rs");
 
 /// The command.
 pub const COMMAND: Command = Command { name: "scontrol", run, submits: false, help: || SPEC.help() };
-
-const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
-    Opt { long, short, arg, help }
-}
 
 /// Options.
 pub const SPEC: Spec = Spec {

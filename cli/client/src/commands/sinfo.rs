@@ -9,7 +9,7 @@ use crate::error::{Failure, Outcome};
 use crate::fmt::cells::Cell;
 use crate::fmt::sinfo::{self, Field, Group};
 use crate::fmt::{View, json, node};
-use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
+use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
 use crate::{Command, Invocation, block_on, listing, out, variables};
 use berth_model::NodeName;
 use berth_model::record::{NodeInfo, PartitionInfo};
@@ -18,10 +18,6 @@ crate::doc::about!("sinfo.rs");
 
 /// The command.
 pub const COMMAND: Command = Command { name: "sinfo", run, submits: false, help: || SPEC.help() };
-
-const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
-    Opt { long, short, arg, help }
-}
 
 /// Options.
 pub const SPEC: Spec = Spec {

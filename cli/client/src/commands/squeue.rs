@@ -10,7 +10,7 @@ use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::cells::{Cell, Format};
 use crate::fmt::squeue::{self, Field, StepField};
 use crate::fmt::{View, job, json};
-use crate::getopt::{Arg, Opt, Parsed, Refused, Spec};
+use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
 use crate::{Command, Invocation, block_on, listing, out, variables};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
@@ -24,10 +24,6 @@ crate::doc::about!("squeue.rs");
 
 /// The command.
 pub const COMMAND: Command = Command { name: "squeue", run, submits: false, help: || SPEC.help() };
-
-const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
-    Opt { long, short, arg, help }
-}
 
 /// Options.
 pub const SPEC: Spec = Spec {

@@ -7,7 +7,7 @@
 use super::{view, words};
 use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::sacct::{self, Column, Layout, Row, Style, Units};
-use crate::getopt::{Arg, Opt, Refused, Spec};
+use crate::getopt::{Arg, Refused, Spec, opt};
 use crate::{Command, Invocation, block_on, out};
 use berth_model::StepId;
 use berth_model::query::JobQuery;
@@ -17,10 +17,6 @@ crate::doc::about!("sstat.rs");
 
 /// The command.
 pub const COMMAND: Command = Command { name: "sstat", run, submits: false, help: || SPEC.help() };
-
-const fn opt(long: &'static str, short: Option<char>, arg: Arg, help: &'static str) -> Opt {
-    Opt { long, short, arg, help }
-}
 
 /// Options.
 pub const SPEC: Spec = Spec {

@@ -123,14 +123,31 @@ pub fn all<F>(fields: impl Iterator<Item = F>) -> Format<F> {
     Format { cells, unknown: Vec::new() }
 }
 
-/// Whether a `-o` format asks for every field.
-pub fn is_all_letters(format: &str) -> bool {
-    format.trim().eq_ignore_ascii_case("%all")
+/// No letter: the field has a name alone.
+pub const NONE: char = '\0';
+
+/// Reads a `-o` format with the fields of a table, by their letters; `%all` asks for every one that has a letter.
+pub fn by_letters<F: 'static>(
+    format: &str,
+    fields: &'static [F],
+    letter: fn(&F) -> char,
+) -> Format<&'static F> {
+    if format.trim().eq_ignore_ascii_case("%all") {
+        return all(fields.iter().filter(|field| letter(field) != NONE));
+    }
+    letters(format, |c| fields.iter().find(|field| letter(field) == c))
 }
 
-/// Whether a `-O` format asks for every field.
-pub fn is_all_names(format: &str) -> bool {
-    format.trim().eq_ignore_ascii_case("all")
+/// Reads a `-O` format with the fields of a table, by their names; `ALL` asks for every one.
+pub fn by_names<F: 'static>(
+    format: &str,
+    fields: &'static [F],
+    is: impl Fn(&F, &str) -> bool,
+) -> Format<&'static F> {
+    if format.trim().eq_ignore_ascii_case("all") {
+        return all(fields.iter());
+    }
+    names(format, |name| fields.iter().find(|field| is(field, name)))
 }
 
 impl<F> Cell<F> {

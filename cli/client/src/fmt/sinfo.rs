@@ -1,6 +1,6 @@
 //! The table of `sinfo`: nodes of a partition that show the same values share a line.
 
-use super::cells::{self, Cell, Format};
+use super::cells::{self, Cell, Format, NONE};
 use super::{View, node, time};
 use berth_model::config::PartitionState;
 use berth_model::record::{NodeInfo, PartitionInfo};
@@ -52,8 +52,6 @@ pub struct Field {
     header: &'static str,
     value: Value,
 }
-
-const NONE: char = '\0';
 
 fn slashes(parts: &[u64]) -> String {
     parts.iter().map(u64::to_string).collect::<Vec<_>>().join("/")
@@ -202,18 +200,12 @@ pub const FIELDS: &[Field] = fields![
 
 /// Reads a `-o` format.
 pub fn by_letters(format: &str) -> Format<&'static Field> {
-    if cells::is_all_letters(format) {
-        return cells::all(FIELDS.iter().filter(|f| f.letter != NONE));
-    }
-    cells::letters(format, |c| FIELDS.iter().find(|f| f.letter == c))
+    cells::by_letters(format, FIELDS, |f| f.letter)
 }
 
 /// Reads a `-O` format.
 pub fn by_names(format: &str) -> Format<&'static Field> {
-    if cells::is_all_names(format) {
-        return cells::all(FIELDS.iter());
-    }
-    cells::names(format, |n| FIELDS.iter().find(|f| f.name == n))
+    cells::by_names(format, FIELDS, |f, name| f.name == name)
 }
 
 /// Lets the partition (or, with `-N`, the node) column grow to its longest value.

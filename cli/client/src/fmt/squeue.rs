@@ -1,6 +1,6 @@
 //! The table of `squeue`: fields by letter and by name, views, and order.
 
-use super::cells::{self, Cell, Format};
+use super::cells::{self, Cell, Format, NONE};
 use super::job::{self, JobKey};
 use super::{View, hosts, time, tres};
 use berth_model::StepId;
@@ -41,9 +41,6 @@ pub struct StepField {
     header: &'static str,
     get: fn(&JobInfo, &StepInfo, &View) -> String,
 }
-
-/// No letter: the field has a name alone.
-const NONE: char = '\0';
 
 fn null(text: Option<String>) -> String {
     text.unwrap_or_else(|| "(null)".to_string())
@@ -209,44 +206,32 @@ pub const STEP_FIELDS: &[StepField] = step_fields![
 
 /// Reads a `-o` format for jobs.
 pub fn by_letters(format: &str) -> Format<&'static Field> {
-    if cells::is_all_letters(format) {
-        return cells::all(FIELDS.iter().filter(|f| f.letter != NONE));
+    cells::by_letters(format, FIELDS, |f| f.letter)
+}
+
+/// What is called now what this is in earlier versions of Slurm.
+fn now(name: &str) -> &str {
+    match name {
+        "gres" => "tres-per-node",
+        "shared" => "oversubscribe",
+        "tres" => "tres-alloc",
+        now => now,
     }
-    cells::letters(format, |c| FIELDS.iter().find(|f| f.letter == c))
 }
 
 /// Reads a `-O` format for jobs.
 pub fn by_names(format: &str) -> Format<&'static Field> {
-    if cells::is_all_names(format) {
-        return cells::all(FIELDS.iter());
-    }
-    // Names of earlier versions of Slurm.
-    let find = |name: &str| {
-        let name = match name {
-            "gres" => "tres-per-node",
-            "shared" => "oversubscribe",
-            "tres" => "tres-alloc",
-            now => now,
-        };
-        FIELDS.iter().find(|f| f.name == name)
-    };
-    cells::names(format, find)
+    cells::by_names(format, FIELDS, |f, name| f.name == now(name))
 }
 
 /// Reads a `-o` format for steps.
 pub fn steps_by_letters(format: &str) -> Format<&'static StepField> {
-    if cells::is_all_letters(format) {
-        return cells::all(STEP_FIELDS.iter().filter(|f| f.letter != NONE));
-    }
-    cells::letters(format, |c| STEP_FIELDS.iter().find(|f| f.letter == c))
+    cells::by_letters(format, STEP_FIELDS, |f| f.letter)
 }
 
 /// Reads a `-O` format for steps.
 pub fn steps_by_names(format: &str) -> Format<&'static StepField> {
-    if cells::is_all_names(format) {
-        return cells::all(STEP_FIELDS.iter());
-    }
-    cells::names(format, |n| STEP_FIELDS.iter().find(|f| f.name == n))
+    cells::by_names(format, STEP_FIELDS, |f, name| f.name == name)
 }
 
 /// Fields that a brief record has no answer to (see [`berth_model::query::JobQuery::brief`]).

@@ -2,8 +2,7 @@
 
 use super::{Exec, Run};
 use crate::commands::run::{device, image_and_command, own_gpus};
-use crate::doors::refusal;
-use crate::images;
+use crate::doors::{self, refusal};
 use crate::local::allocation::Given;
 use crate::local::{self, Container, Entry, Inherit, Pull, RootInside, Tty};
 use berth_client::error::{Failure, Outcome};
@@ -104,15 +103,7 @@ pub fn run(args: Run) -> Outcome {
 
 /// Runs a command in a running container.
 pub fn exec(args: Exec) -> Outcome {
-    let (what, command) = image_and_command(args.words)?;
-    let mut env = Vec::new();
-    for text in &args.env {
-        env.extend(local::variable("--env", text)?);
-    }
-    let state = images::local_dir(None)?;
-    let record = local::exec::find(&state, &what)?;
-    let asked = local::exec::Asked::new(command, env, args.workdir, args.tty);
-    local::exec::enter("docker", &state, &record, &asked)
+    doors::exec("docker", args.words, &args.env, args.workdir, args.tty)
 }
 
 /// `--user`: oneself, or root inside.

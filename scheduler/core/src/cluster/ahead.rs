@@ -193,18 +193,7 @@ impl Cluster {
     /// Tells a node; whether there was somebody to tell, and an image.
     fn send_prefetch(&mut self, node: &NodeName, id: JobId) -> bool {
         let Some(job) = self.jobs.get(&id) else { return false };
-        let common = launch::Common {
-            asked: None,
-            cluster: &self.config.cluster,
-            term: self.term,
-            kill_wait: self.config.kill_wait,
-            told_within: self.config.told_within,
-            now: self.clock,
-            leaps: &self.leaps,
-            het: None,
-            master: None,
-        };
-        let Some((start, payload)) = launch::ahead(&common, job, node) else { return false };
+        let Some((start, payload)) = launch::ahead(&self.common_of_others(), job, node) else { return false };
         let login = job.spec.login.then_some(PayloadKey::Login(job.row.spec_of));
         let Some(link) = self.nodes.get(node).and_then(|n| n.link) else { return false };
         self.out.effects.push(Effect::Send {

@@ -313,7 +313,7 @@ impl Cluster {
         own.or_else(|| self.exchange.sent(node, user, digest))
     }
 
-    /// What the Starts have in common that tell nodes of other nodes' steps.
+    /// What the Starts have in common that tell nodes of other nodes' steps, or of a job that has none yet.
     pub(super) fn common_of_others(&self) -> launch::Common<'_> {
         launch::Common {
             cluster: &self.config.cluster,

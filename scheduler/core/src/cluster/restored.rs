@@ -5,10 +5,8 @@ use super::Cluster;
 use super::timers::Timer;
 use crate::event::Effect;
 use crate::job::Progress;
-use crate::parts::Parts;
 use crate::rows::{AuditRow, Awaited, MetaRow, Phase, ROW_VERSION, Restored, StepNode, StepRow};
 use crate::store::{Stored, Write};
-use berth_model::distribution::Distribution;
 use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey, Term, Uid};
 use berth_model::launch::StepExit;
 use berth_model::link::EndCause;
@@ -227,22 +225,7 @@ impl Cluster {
         let now = self.clock;
         let part = StepNode { node: node.clone(), tasks: 1, share: None, pull: None, exit: None };
         if known.is_none() {
-            let row = StepRow {
-                het: None,
-                version: ROW_VERSION,
-                key,
-                name: "taken over".to_string(),
-                spec: None,
-                nodes: Parts::default(),
-                consumes: false,
-                started: now,
-                time_limit: None,
-                ending: None,
-                cancelled_by: None,
-                result: None,
-                distribution: Distribution::Block,
-                login: false,
-            };
+            let row = StepRow { name: "taken over".to_string(), ..StepRow::bare(key, now) };
             self.job_live(key.job)?.steps.insert(key.step, Arc::new(row));
         }
         let step = self.step_mut(key.job, key.step)?;
