@@ -3,17 +3,21 @@
 mod ends;
 mod killing;
 mod outlast;
+mod preparing;
 mod runs;
+mod spawning;
+
+pub use spawning::{KEPT, Kept, supervise};
 
 use crate::ahead::{Ahead, ForOthers};
 use crate::around::Around;
 use crate::cgroups::Cgroups;
 use crate::clients::Service;
 use crate::drift::Drift;
-use crate::gpus::{self, Gpus};
+use crate::gpus::Gpus;
 use crate::holders::Holders;
 use crate::hooks::Hooks;
-use crate::images::{Images, Pulling, Ready};
+use crate::images::{Images, Ready};
 use crate::jobs::{self, JobRecord, REMOVAL};
 use crate::link::LinkEvent;
 use crate::paths::Paths;
@@ -21,32 +25,27 @@ use crate::pmix::Pmix;
 use crate::registry::Registry;
 use crate::room::Needs;
 use crate::standby::{Slots, Standby};
-use crate::stuck::{self, Fetching};
-use crate::threads;
 use crate::used::Used;
 use crate::zygote::Zygote;
-use crate::{enter, fabrics, notes, probe, supervisors, term};
+use crate::{notes, probe, term};
 use berth_agent_core::{
-    AgentCore, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget, StepTimers, SupervisorEvent,
+    AgentCore, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget, SupervisorEvent,
 };
-use berth_model::ByteStr;
 use berth_model::config::Understood;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::hardware::Core;
-use berth_model::ids::{Attempt, JobId, NodeName, StepId, StepKey};
-use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
+use berth_model::launch::{StepExit, StepPhase, Usage};
 use berth_model::link::{EndCause, FromAgent};
-use berth_model::login::Login;
 use berth_model::state::ExitStatus;
 use berth_model::time::Time;
 use berth_runtime::cgroup::Cgroup;
 use berth_step::control::ToSupervisor;
 use berth_step::deadlines::{Deadline, boot_clock};
-use berth_step::spool::{ContainerDefaults, FORMAT, FabricPart, LaunchFile, NodePart, StepDir, write_json};
+use berth_step::spool::{ContainerDefaults, write_json};
 use outlast::Outlast;
 use std::collections::BTreeMap;
-use std::io::{self, PipeWriter};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::PipeWriter;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -60,8 +59,6 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 const MOST_PUT_OFF: u32 = 25;
 /// How often it is looked whether processes without a control group that could not be killed are gone.
 const LEFT: Duration = Duration::from_secs(1);
-/// For how long the end of a step without a supervisor is kept for a client that still comes.
-const KEEP_END: Duration = Duration::from_secs(60);
 /// How long the end of a step waits for what the driver counted of its processes.
 const LAST_LOOK: Duration = Duration::from_secs(2);
 
@@ -555,242 +552,6 @@ impl Driver {
             self.command(key, ToSupervisor::Note(line));
         }
     }
-
-    fn prepare_image(&mut self, key: StepKey, launch: Box<StepLaunch>, login: Option<Login>) {
-        let owner = (launch.identity.uid, launch.identity.gid);
-        self.node.registry.prepare(key, owner, launch.job.het.as_ref());
-        if launch.container.is_none() && launch.enter.is_none() {
-            let event = match self.node.images.host_is_admitted(&launch) {
-                Ok(()) => {
-                    self.ready.insert(key, Ready::nothing());
-                    ImageEvent::Ready(None)
-                }
-                Err(why) => ImageEvent::Failed(why, None),
-            };
-            let (drift, inputs) = (self.node.drift.clone(), self.inputs.clone());
-            let tell = move || {
-                let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
-            };
-            match drift {
-                Some(drift) => {
-                    let known = drift.knows(&launch.identity);
-                    let look = move || drift.look(&launch.identity);
-                    if known {
-                        look();
-                        tell();
-                    } else {
-                        tokio::task::spawn_blocking(move || {
-                            look();
-                            tell();
-                        });
-                    }
-                }
-                None => tell(),
-            }
-            return;
-        }
-        let (node, inputs) = (Arc::clone(&self.node), self.inputs.clone());
-        let stop = Arc::new(AtomicBool::new(false));
-        self.preparing.insert(key, Arc::clone(&stop));
-        let refused = self.inputs.clone();
-        let pulling = {
-            let inputs = self.inputs.clone();
-            Arc::new(Pulling::new(move |percent| {
-                let event = ImageEvent::Progress(percent);
-                let _ = inputs.send(Input::Core(AgentEvent::Image { key, event }));
-            }))
-        };
-        let fetching = Fetching::default();
-        let asked = launch.container.as_ref().map(|container| container.image.typed.clone());
-        if let (Some(limit), Some(image)) = (self.node.file_limit, asked) {
-            let but = vec![self.node.paths.state().to_path_buf(), self.node.images.place().to_path_buf()];
-            let looks = stuck::named(fetching.seen(), but, limit);
-            let (inputs, pulling) = (self.inputs.clone(), Arc::clone(&pulling));
-            tokio::spawn(async move {
-                if let Some(what) = looks.await {
-                    let why = stuck::told(&image, &what, limit);
-                    let _ = inputs.send(Input::ImageHangs(key, why, pulling.fetched()));
-                }
-            });
-        }
-        let started = threads::start("image", move || {
-            fetching.begin();
-            if let Some(drift) = &node.drift {
-                drift.look(&launch.identity);
-            }
-            let result = match launch.enter {
-                None => node.images.prepare(&launch, login.as_ref(), &pulling, &stop),
-                Some(step) => {
-                    enter::find(&node.paths.spool(), &node.registry, &launch, step).and_then(|entered| {
-                        let ready = node.images.prepare(&entered.launch, login.as_ref(), &pulling, &stop)?;
-                        Ok(Ready { entered: Some(Box::new(entered)), ..ready })
-                    })
-                }
-            };
-            // What is entered has its image.
-            let fetched = pulling.fetched().filter(|_| launch.enter.is_none());
-            let _ = inputs.send(Input::Image(key, Box::new(result), fetched));
-        });
-        if let Err(e) = started {
-            let why = format!("no thread for its image: {e}");
-            let _ = refused.send(Input::Image(key, Box::new(Err(why)), None));
-        }
-    }
-
-    fn spawn(&mut self, key: StepKey, mut launch: StepLaunch, kept: &Kept) -> Result<(), String> {
-        let node = Arc::clone(&self.node);
-        let mut ready = self.ready.remove(&key).ok_or("its image was not made ready")?;
-        let (mut join, mut display) = (None, None);
-        if let Some(entered) = ready.entered.take() {
-            (launch, join, display) = (entered.launch, entered.join, entered.display);
-        }
-        let job = self.jobs.get_mut(&key.job).ok_or("its job has no directory on the node")?;
-        if let Some(why) = &job.failure {
-            return Err(why.clone());
-        }
-        if !self.outlast.is_kept(key.job) {
-            return Err(
-                "until when its job goes on cannot be written down (lost_after_seconds, --lost-after); see the node's log"
-                    .into(),
-            );
-        }
-        if let (Some(container), Some(resolved)) = (&mut launch.container, ready.resolved) {
-            container.image.resolved = Some(resolved);
-        }
-        launch.master = node.images.peers().reached(launch.master);
-        launch.client_address = node.images.peers().client_reached(launch.client_address);
-        let owner = (launch.identity.uid, launch.identity.gid);
-        let standby = job.next.take();
-        let mut fabric = fabrics::of_step(&launch, node.cgroups.limit_devices())?;
-        ready.notes.append(&mut fabric.notes);
-        node.gpus.channel(&launch, &mut fabric)?;
-        gpus::narrow(&mut launch, ready.image.as_ref());
-        let cgroup = node.cgroups.step(&launch, &fabric, standby.is_some()).map_err(|e| e.to_string())?;
-        if let Some(group) = &cgroup {
-            self.groups.insert(key, group.clone());
-        }
-        let dir = StepDir::of(&node.paths.spool(), key);
-        let joins = join.is_some() || ready.kept.as_ref().is_some_and(|claim| claim.part.join.is_some());
-        let hooks = match joins {
-            // It was made with its own.
-            true => None,
-            false => node.hooks.of_step(&launch, ready.image.as_ref(), node.defaults, dir.path()),
-        };
-        match node.gpus.find_mps(&mut launch, ready.image.as_mut()) {
-            // What it joins runs without.
-            Err(why) if !joins => return Err(why),
-            _ => {}
-        }
-        let (mut injected, glibc) = match joins {
-            true => Default::default(),
-            false => node.gpus.inject(&launch, ready.image.as_mut(), &mut ready.notes)?,
-        };
-        let by_files = match node.gpus.by_files(&launch, node.system) {
-            // A container that is there needs nothing more of a file that is gone by now.
-            Err(_) if joins => Default::default(),
-            found => found?,
-        };
-        // It has its mounts and variables, too.
-        let (mounts, device_env) = if joins { Default::default() } else { (by_files.mounts, by_files.env) };
-        injected.extend(mounts);
-        if matches!(key.step, StepId::Batch | StepId::Number(0)) {
-            let line = node.drift.as_ref().and_then(|drift| drift.line(launch.identity.uid));
-            ready.notes.extend(line);
-        }
-        let part = NodePart {
-            hooks,
-            injected,
-            device_env,
-            device_groups: by_files.groups,
-            glibc,
-            boot_id: node.boot_id.clone(),
-            program: Some(ByteStr::from(node.program.as_path())),
-            pmix: if launch.mpi_is_open() { node.pmix.pattern() } else { Vec::new() },
-            kept: ready.kept.as_ref().map(|claim| claim.part.clone()),
-            join,
-            display,
-            image: ready.image,
-            root_without_links: node.images.rules().judges_paths(),
-            notes: ready.notes,
-            lease: kept.timers.lease,
-            task_programs: node.around.of_tasks(),
-            cores: if launch.binds() { node.cores.clone() } else { Vec::new() },
-            cgroup,
-            fabric: FabricPart { files: fabric.files, names: fabric.names },
-            namespaces: job.record.namespaces,
-            ..node.paths.part(key.job, node.system, node.defaults)
-        };
-        jobs::note_hosts(&node.paths, key.job, &launch.job.layout)
-            .map_err(|e| format!("cannot write which nodes the job has: {e}"))?;
-        let (share, group) = (launch.share.clone(), part.cgroup.clone());
-        let start = || -> io::Result<supervisors::Link> {
-            dir.create()?;
-            write_json(&dir.path().join(KEPT), kept)?;
-            dir.write_launch(&LaunchFile { format: FORMAT, launch, node: part })?;
-            let held: Vec<BorrowedFd<'_>> =
-                ready.guard.iter().map(AsFd::as_fd).chain(ready.kept.iter().map(AsFd::as_fd)).collect();
-            supervisors::spawn(&node.zygote, &dir, node.images.mounted(), &held, standby)
-        };
-        let link = start().map_err(|e| format!("cannot start its supervisor: {e}"))?;
-        if let Some(claim) = ready.kept {
-            claim.hand_over();
-        }
-        node.used.begin(key, &share, group, &dir);
-        supervise(&node.registry, key, owner, dir, link, self.supervised.clone());
-        self.want_next(key.job, key.attempt, 0);
-        Ok(())
-    }
-
-    fn forget(&mut self, key: StepKey) {
-        let dir = StepDir::of(&self.node.paths.spool(), key);
-        if let Err(e) = dir.remove() {
-            tracing::error!("{}: {e}", dir.path().display());
-        }
-        let registry = self.node.registry.clone();
-        tokio::spawn(async move {
-            // A client may still be on its way, and a supervisor may still serve one.
-            tokio::time::sleep(KEEP_END).await;
-            while registry.served(key) {
-                tokio::time::sleep(KEEP_END).await;
-            }
-            registry.forget(key);
-        });
-    }
-}
-
-/// Name of the file in a step's directory that holds what the core wants back ([`Kept`]).
-pub const KEPT: &str = "timers.json";
-
-/// What the core wants back of a step when the agent starts again.
-#[derive(Default, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct Kept {
-    /// When things are due.
-    #[serde(flatten)]
-    pub timers: StepTimers,
-    /// What its image took.
-    pub pull: Option<ImagePull>,
-    /// Renewals are written here before the supervisor hears of them; agents of earlier versions did not.
-    pub renewals: bool,
-}
-
-/// Attends to a step's supervisor in a task of its own.
-pub fn supervise(
-    registry: &Registry,
-    key: StepKey,
-    owner: (berth_model::Uid, berth_model::Gid),
-    dir: StepDir,
-    link: supervisors::Link,
-    events: mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
-) {
-    let (commands, inbox) = mpsc::unbounded_channel();
-    registry.live(key, owner, commands);
-    tokio::spawn(async move {
-        if let Err(e) = supervisors::attend(key, dir, link, inbox, events.clone()).await {
-            tracing::error!("step {key}: its supervisor cannot be attended to: {e}");
-            let _ = events.send((key, SupervisorEvent::Gone));
-        }
-    });
 }
 
 fn not_started(why: String) -> StepExit {
