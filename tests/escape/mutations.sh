@@ -319,8 +319,8 @@ fi
 
 if wanted images others-challenge; then
     change $i/registry/mod.rs 'let own = elsewhere.is_none();' 'let own = true;'
-    attack images others-challenge registry::a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one \
-        registry::a_jobs_login_is_kept_whatever_storage_behind_its_registry_says \
+    attack images others-challenge registry::logins::a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one \
+        registry::logins::a_jobs_login_is_kept_whatever_storage_behind_its_registry_says \
         push::a_host_to_which_uploads_are_sent_gets_no_login_by_asking_for_one
 fi
 
@@ -332,8 +332,8 @@ fi
 
 if wanted images login-elsewhere; then
     change $i/registry/mod.rs 'Some(authorization) if origin(target) == Some(self.base.as_str()) => {' 'Some(authorization) if origin(target).is_some() => {'
-    attack images login-elsewhere registry::logins_do_not_follow_redirects \
-        registry::a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one \
+    attack images login-elsewhere registry::logins::logins_do_not_follow_redirects \
+        registry::logins::a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one \
         push::a_host_to_which_uploads_are_sent_gets_no_login_by_asking_for_one
 fi
 

@@ -1,21 +1,19 @@
 //! Registries: a real one, with and without login, and one that misbehaves.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+mod busy;
+mod logins;
 
-use berth_model::login::Login;
-
+use crate::support::fake::{Behaviour, FakeRegistry};
+use crate::support::registry::{Authority, RealRegistry};
+use crate::support::{Bench, Compression, ImageBuilder, Tar, ensure_text, only_layer, resolve_text};
 use berth_images::{
     Algorithm, Credentials, Digest, ErrorKind, Manifests, Mirror, ProgressEvent, Reference, Registries,
     ResolveOptions, open_source, resolve,
 };
-
-use crate::support::fake::{Behaviour, FakeRegistry};
-use crate::support::registry::{Authority, PASSWORD, RealRegistry, USER};
-use crate::support::{Bench, Compression, ImageBuilder, Tar, ensure_text, only_layer, resolve_text};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 fn image() -> ImageBuilder {
     let layer =
@@ -90,40 +88,6 @@ fn docker_manifests_are_read() {
 }
 
 #[test]
-fn a_login_is_needed_used_and_its_refusal_explained() {
-    let registry = RealRegistry::with_login();
-    let bench = Bench::new();
-    let layout = bench.layout();
-    image().write(&layout);
-    registry.push_as_user(&layout.display().to_string(), "private:1");
-    let name = registry.name("private:1");
-
-    let error = resolve_text(&name, &Credentials::anonymous(), true).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Denied);
-    let text = error.to_string();
-    assert!(
-        text.contains(&registry.address) && text.contains("anonymous") && text.contains("berth image login"),
-        "{text}"
-    );
-
-    let wrong = registry.login(USER, "wrong");
-    let text = resolve_text(&name, &wrong, true).unwrap_err().to_string();
-    assert!(text.contains(USER) && text.contains("401") && text.contains("login"), "{text}");
-    assert!(!text.contains("wrong\""), "{text}");
-
-    let right = registry.login(USER, PASSWORD);
-    ensure_text(&bench.store(), &name, &right, true).unwrap();
-    let text = resolve_text(&format!("docker://bob@{}#private:1", registry.address), &right, true)
-        .unwrap_err()
-        .to_string();
-    assert!(text.contains("bob"), "{text}");
-    resolve_text(&format!("docker://{USER}@{}#private:1", registry.address), &right, true).unwrap();
-
-    let text = resolve_text(&registry.name("private:none"), &right, true).unwrap_err().to_string();
-    assert!(text.contains("there is no image \"none\"") && text.contains("check the spelling"), "{text}");
-}
-
-#[test]
 fn unreachable_registries_are_named() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let error = resolve_text(&format!("127.0.0.1:{port}/x"), &Credentials::anonymous(), true).unwrap_err();
@@ -180,219 +144,6 @@ fn an_index_gives_the_image_of_this_machine_or_says_what_there_is() {
 }
 
 #[test]
-fn tokens_are_fetched_renewed_and_refused() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    // "alice:secret"
-    let auth = "YWxpY2U6c2VjcmV0";
-    let fake = FakeRegistry::new(
-        bench.layout(),
-        Behaviour { token: Some(auth.to_owned()), token_uses: Some(1), ..Behaviour::default() },
-    );
-    let home = bench.path().join("docker");
-    std::fs::create_dir(&home).unwrap();
-    std::fs::write(
-        home.join("config.json"),
-        format!(r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#, fake.address),
-    )
-    .unwrap();
-    let credentials = Credentials::from_parts(Some(&home), None, None, None);
-    ensure_text(&bench.store(), &format!("{}/x:1", fake.address), &credentials, true).unwrap();
-    // Each token works once, so that each of manifest (twice), configuration and layer needed its own.
-    assert!(fake.count("/token?scope=repository%3Ax%3Apull&service=fake auth") >= 3, "{:?}", fake.log());
-    let error = resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("token server")
-            && error.contains("incorrect username or password")
-            && error.contains("anonymous"),
-        "{error}"
-    );
-}
-
-#[test]
-fn an_identity_token_is_exchanged_for_tokens_and_goes_nowhere_else() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let fake = FakeRegistry::new(
-        bench.layout(),
-        Behaviour {
-            token: Some(String::new()),
-            identity: Some("its-own-secret"),
-            token_uses: Some(1),
-            ..Behaviour::default()
-        },
-    );
-    let name = format!("{}/x:1", fake.address);
-    let with = |token: &str| {
-        let home = bench.path().join("docker");
-        std::fs::create_dir_all(&home).unwrap();
-        // As docker keeps one: the user beside it says nothing.
-        let entry = serde_json::json!({"auth": "MDAwMDo=", "identitytoken": token});
-        let config = serde_json::json!({"auths": {&fake.address: entry}}).to_string();
-        std::fs::write(home.join("config.json"), config).unwrap();
-        Credentials::from_parts(Some(&home), None, None, None)
-    };
-    ensure_text(&bench.store(), &name, &with("its-own-secret"), true).unwrap();
-    assert!(fake.count("POST /token") >= 3, "{:?}", fake.log());
-    assert_eq!(fake.count("GET /token"), 0, "{:?}", fake.log());
-    assert_eq!(fake.count("its-own-secret"), 0, "no address has it: {:?}", fake.log());
-    let error = resolve_text(&name, &with("another-secret"), true).unwrap_err().to_string();
-    assert!(error.contains("a stored identity token") && error.contains("no such identity token"), "{error}");
-    assert!(!error.contains("another-secret"), "{error}");
-}
-
-#[test]
-fn helpers_give_logins() {
-    use std::os::unix::fs::PermissionsExt;
-    let registry = RealRegistry::with_login();
-    let bench = Bench::new();
-    let layout = bench.layout();
-    image().write(&layout);
-    registry.push_as_user(&layout.display().to_string(), "private:1");
-    // Helpers are found by name in PATH, which the test may not change for itself: a process of its own has one with the helper.
-    let programs = bench.path().join("bin");
-    std::fs::create_dir(&programs).unwrap();
-    let helper = programs.join("docker-credential-berth-test");
-    let script = format!(
-        "#!/bin/sh\nread -r server\n[ \"$1 $server\" = \"get {}\" ] || {{ echo credentials not found; exit 1; }}\necho '{{\"ServerURL\":\"\",\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n",
-        registry.address
-    );
-    std::fs::write(&helper, script).unwrap();
-    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let usual = std::env::var("PATH").unwrap();
-    let import = |config: &serde_json::Value, path: &str| {
-        let home = bench.path().join("docker");
-        std::fs::create_dir_all(&home).unwrap();
-        std::fs::write(home.join("config.json"), config.to_string()).unwrap();
-        let mut command = std::process::Command::new(crate::concurrency::program());
-        command
-            .args(["--insecure", "--store"])
-            .arg(bench.path().join("store"))
-            .arg(registry.name("private:1"));
-        command.env("DOCKER_CONFIG", &home).env("HOME", bench.path()).env("PATH", path);
-        command.env_remove("REGISTRY_AUTH_FILE").env_remove("XDG_RUNTIME_DIR").output().unwrap()
-    };
-    let with_helper = format!("{}:{usual}", programs.display());
-    for config in [
-        serde_json::json!({"credHelpers": {&registry.address: "berth-test"}}),
-        serde_json::json!({"credsStore": "berth-test", "auths": {&registry.address: {}}}),
-    ] {
-        let output = import(&config, &with_helper);
-        assert!(output.status.success(), "{config}: {}", String::from_utf8_lossy(&output.stderr));
-        // Nothing else gave the login.
-        let output = import(&config, &usual);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            !output.status.success() && said.contains("docker-credential-berth-test"),
-            "{config}: {said}"
-        );
-    }
-}
-
-#[test]
-fn busy_registries_and_cut_connections_are_survived() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let fake = FakeRegistry::new(
-        bench.layout(),
-        Behaviour { busy: 2, cut_after: Some(1 << 20), ..Behaviour::default() },
-    );
-    let image =
-        ensure_text(&bench.store(), &format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
-            .unwrap();
-    assert_eq!(std::fs::read(only_layer(&image).join("big")).unwrap(), pattern(3 << 20));
-    assert!(fake.count(" range") >= 2, "{:?}", fake.log());
-}
-
-/// Hands requests on to a registry, one after the other. In the middle of the first answer of more than `most` bytes it goes away, and comes
-/// back where it was; then it is true.
-fn restarting(to: String, most: usize) -> (String, Arc<AtomicBool>) {
-    let mut listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let (place, back) = (address.clone(), Arc::new(AtomicBool::new(false)));
-    let is_back = Arc::clone(&back);
-    std::thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            let most = if is_back.load(Ordering::SeqCst) { usize::MAX } else { most };
-            let Some(answer) = asked(&stream, &to) else { continue };
-            let _ = stream.write_all(&answer[..most.min(answer.len())]);
-            drop(stream);
-            if answer.len() > most {
-                drop(listener);
-                // For longer than who does not wait for it takes to give it up.
-                std::thread::sleep(Duration::from_millis(1500));
-                listener = loop {
-                    match TcpListener::bind(&place) {
-                        Ok(again) => break again,
-                        Err(_) => std::thread::sleep(Duration::from_millis(20)),
-                    }
-                };
-                is_back.store(true, Ordering::SeqCst);
-            }
-        }
-    });
-    (address, back)
-}
-
-/// What a registry answers to the one request of a connection.
-fn asked(stream: &TcpStream, to: &str) -> Option<Vec<u8>> {
-    let lines = BufReader::new(stream).lines().map_while(Result::ok);
-    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-    let mut other = TcpStream::connect(to).ok()?;
-    other.write_all(format!("{}\r\n\r\n", head.join("\r\n")).as_bytes()).ok()?;
-    other.shutdown(Shutdown::Write).ok()?;
-    let mut answer = Vec::new();
-    other.read_to_end(&mut answer).ok()?;
-    let end = answer.windows(2).position(|two| two == b"\r\n")? + 2;
-    drop(answer.splice(end..end, *b"Connection: close\r\n"));
-    Some(answer)
-}
-
-#[test]
-fn a_registry_that_begins_anew_in_the_middle_of_a_blob_is_waited_for() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let fake = FakeRegistry::new(bench.layout(), Behaviour::default());
-    let (address, back) = restarting(fake.address.clone(), 1 << 20);
-    let image =
-        ensure_text(&bench.store(), &format!("{address}/x:1"), &Credentials::anonymous(), true).unwrap();
-    assert_eq!(std::fs::read(only_layer(&image).join("big")).unwrap(), pattern(3 << 20));
-    assert!(back.load(Ordering::SeqCst), "it was not away");
-    assert_eq!(fake.count(" range"), 1, "{:?}", fake.log());
-}
-
-#[test]
-fn a_registry_without_ranges_that_cuts_is_given_up_with_a_message() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let fake = FakeRegistry::new(
-        bench.layout(),
-        Behaviour { no_ranges: true, cut_after: Some(1 << 20), ..Behaviour::default() },
-    );
-    let error =
-        ensure_text(&bench.store(), &format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
-            .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
-    assert!(error.to_string().contains("broke at byte 1048576"), "{error}");
-    assert!(fake.log().len() < 30, "{:?}", fake.log());
-    bench.assert_empty();
-}
-
-#[test]
-fn a_registry_that_stays_busy_is_reported() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let fake = FakeRegistry::new(bench.layout(), Behaviour { busy: 1000, ..Behaviour::default() });
-    let error = resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("503") && error.contains("try again later"), "{error}");
-    assert_eq!(fake.log().len(), 5);
-}
-
-#[test]
 fn words_of_a_refusal_are_told_whatever_they_are_written_in() {
     let bench = Bench::new();
     image().write(&bench.layout());
@@ -415,58 +166,6 @@ fn words_of_a_refusal_are_told_whatever_they_are_written_in() {
         let text = refusal(says);
         assert!(text.contains(told), "{text}");
     }
-}
-
-#[test]
-fn a_registry_that_throttles_is_left_alone_for_as_long_as_it_says() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let soon = || httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(3));
-    let waits: [&dyn Fn() -> String; 2] = [&|| "2".to_owned(), &soon];
-    for wait in waits {
-        let wait = wait();
-        let busy_with = Some(("429 Too Many Requests", wait.clone()));
-        let fake =
-            FakeRegistry::new(bench.layout(), Behaviour { busy: 1, busy_with, ..Behaviour::default() });
-        let begun = std::time::Instant::now();
-        resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true).unwrap();
-        // A date has whole seconds.
-        assert!(begun.elapsed() >= Duration::from_secs(1), "{wait}: {:?}", begun.elapsed());
-        assert!(wait != "2" || begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
-        assert_eq!(fake.log().len(), 2);
-    }
-    // Nobody waits for an hour, and nobody asks before.
-    let busy_with = Some(("429 Too Many Requests", "3600".to_owned()));
-    let fake = FakeRegistry::new(bench.layout(), Behaviour { busy: 1, busy_with, ..Behaviour::default() });
-    let error = resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("429") && error.contains("left alone for 3600 s"), "{error}");
-    assert_eq!(fake.log().len(), 1);
-}
-
-#[test]
-fn a_busy_token_server_is_asked_again_and_reported_after_five_times() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let anybody = Some(String::new());
-    let busy = |busy_tokens, status: &'static str| Behaviour {
-        token: anybody.clone(),
-        busy_tokens,
-        busy_with: Some((status, "0".into())),
-        ..Behaviour::default()
-    };
-    for status in ["429 Too Many Requests", "503 Service Unavailable"] {
-        let fake = FakeRegistry::new(bench.layout(), busy(3, status));
-        resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true).unwrap();
-        assert_eq!(fake.count("/token"), 4, "{:?}", fake.log());
-    }
-    let fake = FakeRegistry::new(bench.layout(), busy(1000, "503 Service Unavailable"));
-    let error = resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("token server") && error.contains("503"), "{error}");
-    assert_eq!(fake.count("/token"), 5, "{:?}", fake.log());
 }
 
 #[test]
@@ -493,116 +192,6 @@ fn a_lying_digest_header_is_refused() {
     let fake = FakeRegistry::new(bench.layout(), Behaviour { wrong_header: true, ..Behaviour::default() });
     let error = resolve_text(&format!("{}/x:1", fake.address), &Credentials::anonymous(), true).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-}
-
-#[test]
-fn logins_do_not_follow_redirects() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let storage = FakeRegistry::new(bench.layout(), Behaviour::default());
-    let front = Behaviour {
-        token: Some(String::new()),
-        redirect: Some(format!("http://{}", storage.address)),
-        ..Behaviour::default()
-    };
-    let fake = FakeRegistry::new(bench.layout(), front);
-    ensure_text(&bench.store(), &format!("{}/x:1", fake.address), &Credentials::anonymous(), true).unwrap();
-    assert!(
-        fake.count("/blobs/") >= 2 && fake.log().iter().any(|l| l.contains("/blobs/") && l.contains("auth"))
-    );
-    assert!(storage.count("/blobs/") == 2 && storage.count("auth") == 0, "{:?}", storage.log());
-}
-
-/// "alice:secret"
-const ALICE: &str = "YWxpY2U6c2VjcmV0";
-
-/// A directory with alice's login for the registry.
-fn alice(bench: &Bench, registry: &str) -> Credentials {
-    let home = bench.path().join("alice");
-    std::fs::create_dir(&home).unwrap();
-    let entry = format!(r#"{{"auths":{{"{registry}":{{"auth":"{ALICE}"}}}}}}"#);
-    std::fs::write(home.join("config.json"), entry).unwrap();
-    Credentials::from_parts(Some(&home), None, None, None)
-}
-
-/// As a job brings it: a login with password `secret`.
-fn brought(credentials: Credentials, registry: &str, user: &str) -> Credentials {
-    let secret = format!(r#"{{"basic":{{"user":"{user}","password":"secret"}}}}"#);
-    let login = Login { registry: registry.to_owned(), secret: secret.as_str().into() };
-    credentials.with_login(&login).unwrap()
-}
-
-#[test]
-fn a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let lure = FakeRegistry::new(bench.layout(), Behaviour { lures: true, ..Behaviour::default() });
-    let redirect = Some(format!("http://{}", lure.address));
-    let unlured = |error: berth_images::Error| {
-        let text = error.to_string();
-        assert!(text.contains(&lure.address) && text.contains("401") && text.contains("anonymous"), "{text}");
-        assert_eq!((lure.count("/token"), lure.count(" auth")), (0, 0), "{:?}", lure.log());
-    };
-    // Of a blob, behind a registry that wants a login itself.
-    let front =
-        Behaviour { token: Some(ALICE.to_owned()), redirect: redirect.clone(), ..Behaviour::default() };
-    let front = FakeRegistry::new(bench.layout(), front);
-    let credentials = alice(&bench, &front.address);
-    let name = format!("{}/x:1", front.address);
-    unlured(ensure_text(&bench.store(), &name, &credentials, true).unwrap_err());
-    assert!(lure.count("/blobs/") > 0);
-    // Of a manifest, and when logging in.
-    let open = Behaviour { redirect: redirect.clone(), redirect_all: true, ..Behaviour::default() };
-    let open = FakeRegistry::new(bench.layout(), open);
-    let credentials = brought(Credentials::anonymous(), &open.address, "alice");
-    unlured(resolve_text(&format!("{}/x:1", open.address), &credentials, true).unwrap_err());
-    let home = bench.path().join("new");
-    std::fs::create_dir(&home).unwrap();
-    let registries = Registries::default().without_tls(&open.address);
-    let new = Credentials::from_parts(Some(&home), None, None, None);
-    unlured(new.login(&open.address.parse().unwrap(), "alice", "secret", &registries).unwrap_err());
-    assert!(!home.join("config.json").exists());
-}
-
-#[test]
-fn a_jobs_login_is_kept_whatever_storage_behind_its_registry_says() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    let closed = Behaviour { answers: Some("403 Forbidden"), ..Behaviour::default() };
-    let storage = FakeRegistry::new(bench.layout(), closed);
-    let front = Behaviour {
-        token: Some(ALICE.to_owned()),
-        redirect: Some(format!("http://{}", storage.address)),
-        ..Behaviour::default()
-    };
-    let fake = FakeRegistry::new(bench.layout(), front);
-    let credentials = brought(Credentials::anonymous(), &fake.address, "alice");
-    let name = format!("{}/x:1", fake.address);
-    let error = ensure_text(&bench.store(), &name, &credentials, true).unwrap_err().to_string();
-    assert!(error.contains(&storage.address) && error.contains("403"), "{error}");
-    let log = fake.log();
-    assert!(log.iter().filter(|line| line.contains("/token")).all(|line| line.ends_with(" auth")), "{log:?}");
-}
-
-#[test]
-fn a_jobs_login_that_does_not_see_the_image_gives_way_to_an_own_one() {
-    let bench = Bench::new();
-    image().write(&bench.layout());
-    // "bob:secret"
-    let hiding = Behaviour {
-        token: Some(String::new()),
-        hides_from: Some("Ym9iOnNlY3JldA==".to_owned()),
-        ..Behaviour::default()
-    };
-    let fake = FakeRegistry::new(bench.layout(), hiding);
-    let name = format!("{}/x:1", fake.address);
-    let credentials = brought(alice(&bench, &fake.address), &fake.address, "bob");
-    ensure_text(&bench.store(), &name, &credentials, true).unwrap();
-    // Where there is no other one, it is not there.
-    let alone = brought(Credentials::anonymous(), &fake.address, "bob");
-    let error = resolve_text(&name, &alone, true).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-    assert!(error.to_string().contains("bob"), "{error}");
 }
 
 #[test]
