@@ -13,6 +13,7 @@ pub mod leftovers;
 pub mod machine;
 pub mod own_dev;
 pub mod processes;
+pub mod programs;
 pub mod registry;
 pub mod sandbox;
 pub mod sif;

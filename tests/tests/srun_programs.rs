@@ -1,49 +1,21 @@
 //! Programs that `srun` runs where it is itself, around a step: the site's and the user's, and those that fail or hang.
 
-use berth_tests::{Hosts, Sandbox, Who, each_user, machine, processes, sandbox};
+use berth_tests::programs::{self, drained, runs};
+use berth_tests::{Hosts, Sandbox, Who, each_user, processes, sandbox};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::Duration;
 
 /// A cluster whose programs of `srun` are these lines of shell.
 fn site(who: Who, prolog: &str, epilog: &str, seconds: u32) -> Sandbox {
-    let mut sandbox = Sandbox::empty(who);
-    let mut config = String::from("kill_wait_seconds = 2\n[programs]\n");
-    for (name, lines) in [("srun_prolog", prolog), ("srun_epilog", epilog)] {
-        if !lines.is_empty() {
-            let path = sandbox.write(name, format!("#!/bin/sh\n{lines}\n"));
-            config.push_str(&format!("{name} = {path:?}\n{name}_seconds = {seconds}\n"));
-        }
-    }
-    let path = sandbox.state().join("berth.toml");
-    fs::write(&path, config).unwrap();
-    machine::give(&path, sandbox.who());
-    sandbox.up();
-    sandbox
-}
-
-/// Whether any process of the machine runs this script.
-fn runs(program: &Path) -> bool {
-    let name = program.file_name().unwrap().as_encoded_bytes();
-    let here = |process: &Path| {
-        fs::read_link(process.join("cwd")).is_ok_and(|cwd| Some(cwd.as_path()) == program.parent())
-    };
-    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
-    processes.filter(|process| here(process)).any(|process| {
-        fs::read(process.join("cmdline")).is_ok_and(|line| line.windows(name.len()).any(|part| part == name))
-    })
+    programs::site(who, "srun", prolog, epilog, seconds)
 }
 
 fn lines(sandbox: &Sandbox, name: &str) -> Vec<String> {
     let text = fs::read_to_string(sandbox.work().join(name)).unwrap_or_default();
     text.lines().map(str::to_string).collect()
-}
-
-fn drained(sandbox: &Sandbox) -> String {
-    sandbox.cmd("sinfo").args(["-h", "-R", "-o", "%E"]).ok().text()
 }
 
 each_user! {

@@ -1,41 +1,13 @@
 //! Programs around tasks: the site's and the user's, on the node and in containers, and those that fail or hang.
 
-use berth_tests::{Sandbox, Who, each_user, images, machine, sandbox};
+use berth_tests::programs::{self, drained, runs};
+use berth_tests::{Sandbox, Who, each_user, images, sandbox};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 /// A cluster whose task prolog and task epilog are these lines of shell.
 fn site(who: Who, prolog: &str, epilog: &str, seconds: u32) -> Sandbox {
-    let mut sandbox = Sandbox::empty(who);
-    let mut config = String::from("kill_wait_seconds = 2\n[programs]\n");
-    for (name, lines) in [("task_prolog", prolog), ("task_epilog", epilog)] {
-        if !lines.is_empty() {
-            let path = sandbox.write(name, format!("#!/bin/sh\n{lines}\n"));
-            config.push_str(&format!("{name} = {path:?}\n{name}_seconds = {seconds}\n"));
-        }
-    }
-    let path = sandbox.state().join("berth.toml");
-    fs::write(&path, config).unwrap();
-    machine::give(&path, sandbox.who());
-    sandbox.up();
-    sandbox
-}
-
-/// Whether any process of the machine runs this script.
-fn runs(program: &Path) -> bool {
-    let name = program.file_name().unwrap().as_encoded_bytes();
-    let here = |process: &Path| {
-        fs::read_link(process.join("cwd")).is_ok_and(|cwd| Some(cwd.as_path()) == program.parent())
-    };
-    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
-    processes.filter(|process| here(process)).any(|process| {
-        fs::read(process.join("cmdline")).is_ok_and(|line| line.windows(name.len()).any(|part| part == name))
-    })
-}
-
-fn drained(sandbox: &Sandbox) -> String {
-    sandbox.cmd("sinfo").args(["-h", "-R", "-o", "%E"]).ok().text()
+    programs::site(who, "task", prolog, epilog, seconds)
 }
 
 each_user! {
