@@ -3,8 +3,6 @@
 use crate::error::{Failure, Kind, Outcome};
 use crate::site::Site;
 use crate::step::follow::{self, Voice};
-use crate::step::interrupt::Presses;
-use crate::step::sinks::Sinks;
 use crate::{enter, out, submit};
 use berth_model::distribution::Distribution;
 use berth_model::login::SealedLogin;
@@ -151,25 +149,9 @@ pub async fn send(site: &Site, client: &Client, file: Source, to: Target<'_>) ->
         .read()
         .map_err(|e| Failure::new(Kind::Internal, format!("cannot start a thread for the file: {e}")))?;
     let followed = follow::Step {
-        voice: Voice::Sbcast,
-        socket: site.attach.clone(),
-        client: client.clone(),
-        key,
-        parts: Vec::new(),
-        layout,
-        label: false,
-        unbuffered: false,
-        pty: false,
         input: Some(ALL_TASKS),
         feed: Some(feed),
-        sinks: Sinks::default(),
-        only_stdout: None,
-        only_stderr: None,
-        kill_on_bad_exit: false,
-        wait_after_first_exit: None,
-        around: None,
-        presses: Presses::default(),
-        carriers: Vec::new(),
+        ..enter::followed(Voice::Sbcast, site, client, key, layout)
     };
     follow::follow(followed, submit::records_after(client, job, LATER)).await
 }

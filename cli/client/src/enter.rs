@@ -7,6 +7,7 @@ use crate::step::interrupt::Presses;
 use crate::step::sinks::Sinks;
 use crate::step::terminal;
 use crate::{block_on, submit};
+use berth_model::launch::Layout;
 use berth_model::limits::Limits;
 use berth_model::query::JobQuery;
 use berth_model::record::{JobInfo, StepInfo};
@@ -66,25 +67,9 @@ pub fn run(site: &Site, enter: &Enter) -> Outcome {
         };
         let (key, layout) = create(&client, job.id, step, enter).await?;
         let followed = follow::Step {
-            voice: Voice::Exec,
-            socket: site.attach.clone(),
-            client: client.clone(),
-            key,
-            parts: Vec::new(),
-            layout,
-            label: false,
-            unbuffered: false,
             pty: enter.terminal,
             input: Some(0),
-            feed: None,
-            sinks: Sinks::default(),
-            only_stdout: None,
-            only_stderr: None,
-            kill_on_bad_exit: false,
-            wait_after_first_exit: None,
-            around: None,
-            presses: Presses::default(),
-            carriers: Vec::new(),
+            ..followed(Voice::Exec, site, &client, key, layout)
         };
         follow::follow(followed, submit::records_after(&client, job.id, LATER)).await
     })
@@ -95,7 +80,7 @@ async fn create(
     job: JobId,
     step: StepId,
     enter: &Enter,
-) -> Result<(StepKey, berth_model::launch::Layout), Failure> {
+) -> Result<(StepKey, Layout), Failure> {
     let size = enter.terminal.then(|| terminal::size().unwrap_or(TermSize { rows: 24, cols: 80 }));
     let spec = StepSpec {
         tasks: Some(1),
@@ -165,6 +150,37 @@ pub(crate) fn beside(name: &str, argv: Vec<ByteStr>) -> Result<StepSpec, Failure
         sockets: None,
         receive: None,
     })
+}
+
+/// How such a step is followed, of which no task reads anything.
+pub(crate) fn followed(
+    voice: Voice,
+    site: &Site,
+    client: &Client,
+    key: StepKey,
+    layout: Layout,
+) -> follow::Step {
+    follow::Step {
+        voice,
+        socket: site.attach.clone(),
+        client: client.clone(),
+        key,
+        parts: Vec::new(),
+        layout,
+        label: false,
+        unbuffered: false,
+        pty: false,
+        input: None,
+        feed: None,
+        sinks: Sinks::default(),
+        only_stdout: None,
+        only_stderr: None,
+        kill_on_bad_exit: false,
+        wait_after_first_exit: None,
+        around: None,
+        presses: Presses::default(),
+        carriers: Vec::new(),
+    }
 }
 
 /// Records that the selector names.

@@ -150,6 +150,34 @@ pub fn by_names<F: 'static>(
     names(format, |name| fields.iter().find(|field| is(field, name)))
 }
 
+/// Reads `--sort`: letters of `-o`, each with an optional `+` or `-`, separated by commas. Each key is a field, and whether the largest comes
+/// first. `bare`: what a word is without what may stand before its letter.
+///
+/// # Errors
+/// The word that is none.
+pub fn sort_keys<F: 'static>(
+    spec: &str,
+    fields: &'static [F],
+    letter: fn(&F) -> char,
+    bare: fn(&str) -> &str,
+) -> Result<Vec<(&'static F, bool)>, String> {
+    spec.split(',')
+        .filter(|item| !item.is_empty())
+        .map(|item| {
+            let (descending, rest) = match item.strip_prefix('-') {
+                Some(rest) => (true, rest),
+                None => (false, item.strip_prefix('+').unwrap_or(item)),
+            };
+            let mut chars = bare(rest).chars();
+            match (chars.next(), chars.next()) {
+                (Some(c), None) => fields.iter().find(|f| letter(f) == c).map(|f| (f, descending)),
+                _ => None,
+            }
+            .ok_or_else(|| item.to_string())
+        })
+        .collect()
+}
+
 impl<F> Cell<F> {
     /// Appends the value, aligned and cut, and the suffix.
     pub fn put(&self, line: &mut String, value: &str) {

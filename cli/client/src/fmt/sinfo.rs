@@ -298,22 +298,7 @@ fn least(values: impl Iterator<Item = u64>) -> String {
 
 /// Reads `--sort`; lines compare by the text of the fields, numbers as numbers.
 pub fn sort_keys(spec: &str) -> Result<Vec<(&'static Field, bool)>, String> {
-    spec.split(',')
-        .filter(|item| !item.is_empty())
-        .map(|item| {
-            let (descending, rest) = match item.strip_prefix('-') {
-                Some(rest) => (true, rest),
-                None => (false, item.strip_prefix('+').unwrap_or(item)),
-            };
-            let letter = rest.strip_prefix('#').unwrap_or(rest);
-            let mut chars = letter.chars();
-            match (chars.next(), chars.next()) {
-                (Some(c), None) => FIELDS.iter().find(|f| f.letter == c).map(|f| (f, descending)),
-                _ => None,
-            }
-            .ok_or_else(|| item.to_string())
-        })
-        .collect()
+    cells::sort_keys(spec, FIELDS, |f| f.letter, |word| word.strip_prefix('#').unwrap_or(word))
 }
 
 /// Sorts groups by the keys; equal ones keep their order.

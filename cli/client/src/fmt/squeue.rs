@@ -280,21 +280,7 @@ pub type SortKey = (&'static Field, bool);
 
 /// Reads `--sort`: letters of `-o`, each with an optional `+` or `-`, separated by commas.
 pub fn sort_keys(spec: &str) -> Result<Vec<SortKey>, String> {
-    spec.split(',')
-        .filter(|item| !item.is_empty())
-        .map(|item| {
-            let (descending, letter) = match item.strip_prefix('-') {
-                Some(rest) => (true, rest),
-                None => (false, item.strip_prefix('+').unwrap_or(item)),
-            };
-            let mut chars = letter.chars();
-            match (chars.next(), chars.next()) {
-                (Some(c), None) => FIELDS.iter().find(|f| f.letter == c).map(|f| (f, descending)),
-                _ => None,
-            }
-            .ok_or_else(|| item.to_string())
-        })
-        .collect()
+    cells::sort_keys(spec, FIELDS, |f| f.letter, |word| word)
 }
 
 /// Sorts by the keys, then by id, so that equal rows keep one order.
