@@ -10,7 +10,6 @@ use berth_images::{
     Algorithm, Credentials, Digest, ErrorKind, Manifests, Mirror, ProgressEvent, Reference, Registries,
     ResolveOptions, open_source, resolve,
 };
-use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
