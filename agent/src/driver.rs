@@ -25,9 +25,10 @@ use crate::pmix::Pmix;
 use crate::registry::Registry;
 use crate::room::Needs;
 use crate::standby::{Slots, Standby};
+use crate::term::Terms;
 use crate::used::Used;
 use crate::zygote::Zygote;
-use crate::{notes, probe, term};
+use crate::{notes, probe};
 use berth_agent_core::{
     AgentCore, AgentEffect, AgentEvent, Fetched, ImageEvent, ProcessTarget, SupervisorEvent,
 };
@@ -181,6 +182,7 @@ pub struct Driver {
     /// Images for other nodes.
     fetching: ForOthers,
     outlast: Outlast,
+    terms: Terms,
 }
 
 impl Driver {
@@ -188,6 +190,7 @@ impl Driver {
     pub fn new(
         node: Arc<Node>,
         core: AgentCore,
+        terms: Terms,
         inputs: mpsc::UnboundedSender<Input>,
         supervised: mpsc::UnboundedSender<(StepKey, SupervisorEvent)>,
         adopted_jobs: Vec<JobRecord>,
@@ -215,6 +218,7 @@ impl Driver {
             wanted: None,
             fetching: ForOthers::default(),
             outlast: Outlast::default(),
+            terms,
         };
         let leased = |record: &JobRecord| matches!(Deadline::of(&driver.node.paths.job(record.job)), Ok(Some(found)) if found.boot_id == record.boot_id);
         if adopted_jobs.iter().any(leased) {
@@ -394,9 +398,8 @@ impl Driver {
         match effect {
             AgentEffect::Send(message) => self.send(message),
             AgentEffect::RememberTerm(term) => {
-                if let Err(e) = term::remember(&self.node.paths, term) {
-                    tracing::error!("cannot keep the controller's term {term}: {e}");
-                }
+                let result = self.terms.remember(term);
+                self.feed(AgentEvent::TermKept { term, result });
             }
             AgentEffect::RememberHighest(highest) => {
                 if let Err(e) = write_json(&self.node.paths.highest(), &highest) {

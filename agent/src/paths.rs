@@ -69,6 +69,10 @@ impl Paths {
         self.private().join("unhealthy.json")
     }
     /// The highest term accepted.
+    pub fn term_slots(&self) -> PathBuf {
+        self.private().join("agent-term.slots")
+    }
+    /// A copy of it, as earlier versions read it.
     pub fn term(&self) -> PathBuf {
         self.private().join("agent-term.json")
     }

@@ -25,9 +25,10 @@ use crate::room::{self, Room};
 use crate::scope::Scope;
 use crate::sessions::{self, Sessions};
 use crate::standby::Slots;
+use crate::term::{self, Terms};
 use crate::used::Used;
 use crate::zygote::Zygote;
-use crate::{adopt, dial, gres, mine, programs, term};
+use crate::{adopt, dial, gres, mine, programs};
 use berth_agent_core::{AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, HealthPlan, SupervisorEvent};
 use berth_model::config::{Config, Understood};
 use berth_model::hardware::Hardware;
@@ -164,8 +165,9 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let paths = Paths::new(&options.state_dir);
     make_directories(&paths)?;
     let _lock = lock(&paths)?;
-    let term = term::remembered(&paths).map_err(doing(format!(
-        "an earlier controller cannot be told from the present one; if none runs any more, remove {} and start again",
+    let term::Found { terms, term, unkept } = Terms::open(&paths).map_err(doing(format!(
+        "an earlier controller cannot be told from the present one; if none runs any more, remove {} and {}, and start again",
+        paths.term_slots().display(),
         paths.term().display()
     )))?;
     let short_lived = [(paths.spool(), 0o700), (paths.jobs(), 0o711)];
@@ -279,6 +281,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         version: env!("CARGO_PKG_VERSION").to_string(),
         hardware,
         term,
+        unkept,
         prolog: around.has(Kind::Prolog),
         unkillable: Span::from_secs(options.config.unkillable_seconds.into()),
         health: around.checks_health().then(|| HealthPlan {
@@ -372,7 +375,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     standing_by.spawn(peers.keep(keeping));
     let filled = Arc::clone(&node);
     tokio::task::spawn_blocking(move || filled.holders.fill());
-    let mut driver = Driver::new(node, core, inputs, supervised, found.jobs, found.groups);
+    let mut driver = Driver::new(node, core, terms, inputs, supervised, found.jobs, found.groups);
 
     let listener = listen_at(&paths.agent_socket(), 0o666)
         .map_err(doing(format!("cannot listen on {}", paths.agent_socket().display())))?;

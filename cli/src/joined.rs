@@ -213,6 +213,7 @@ impl Joining<'_> {
         let authority = seen.get().ok_or_else(|| fault("the controller showed no authority"))?;
         // What the agent kept of another cluster, whose terms may be later and whose jobs are others, says nothing of this one.
         let followed = berth_agent::Paths::new(&self.dir.0);
+        remove(&followed.term_slots())?;
         remove(&followed.term())?;
         remove(&followed.highest())?;
         whole(&folder.join("authority.crt"), &authority, 0o644)?;

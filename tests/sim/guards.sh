@@ -80,7 +80,7 @@ if wanted session; then
 fi
 
 if wanted term; then
-    change $a/core.rs '        term == self.term
+    change $a/core/term.rs '        term == self.term
     }' '        true
     }'
     seen term

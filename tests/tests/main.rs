@@ -85,6 +85,7 @@ mod starts;
 mod streams;
 mod subids;
 mod task_programs;
+mod terms;
 mod tools;
 mod traps;
 mod tree;

@@ -7,6 +7,7 @@ mod numbers;
 mod running;
 mod starting;
 mod telling;
+mod term;
 
 use crate::event::{
     Adopted, AdoptedJob, AdoptedPhase, AgentConfig, AgentEffect, AgentEvent, SupervisorEvent,
@@ -20,6 +21,7 @@ use berth_model::programs::TASK_PROLOG_SECONDS;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use term::Unkept;
 
 const SIGKILL: u8 = 9;
 /// How long the controller may take to answer before it is told again.
@@ -33,6 +35,8 @@ const SOON: Span = Span(100_000);
 pub struct AgentCore {
     config: AgentConfig,
     term: Term,
+    /// That term is not on the disk, as far as is known.
+    unkept: Option<Unkept>,
     connected: bool,
     /// When the connection that is there was made.
     connected_at: Time,
@@ -87,6 +91,7 @@ impl AgentCore {
         let highest = adopted.iter().fold(there, |highest, step| highest.with(step.launch.key));
         let mut core = AgentCore {
             term: config.term,
+            unkept: config.unkept.clone().map(|why| Unkept::failed(why, now)),
             reboot: None,
             next_check: config.health.map(|_| now),
             unhealthy: config.unhealthy.clone().filter(|_| config.health.is_some()),
@@ -198,7 +203,8 @@ impl AgentCore {
                 self.hello_again = None;
                 self.next_heartbeat = None;
             }
-            AgentEvent::Controller(message) => self.command(message, now),
+            AgentEvent::Controller(message) => self.hear(message, now),
+            AgentEvent::TermKept { term, result } => self.term_kept(term, result, now),
             AgentEvent::Carried(carried) => self.carried(*carried, now),
             AgentEvent::Image { key, event } => self.image(key, event, now),
             AgentEvent::Supervisor { key, event } => match event {
@@ -266,21 +272,12 @@ impl AgentCore {
         self.session.is_some() && self.steps.values().any(|step| !step.live())
     }
 
-    /// Whether a command's term may be followed; a higher one is kept from now on.
-    fn follows(&mut self, term: Term) -> bool {
-        if term > self.term {
-            self.term = term;
-            self.out.push(AgentEffect::RememberTerm(term));
-        }
-        term == self.term
-    }
-
     fn command(&mut self, message: ToAgent, now: Time) {
         match message {
             ToAgent::Welcome { term, session, heartbeat } => {
                 // Of two answers to a repeated Hello the later one counts, in whatever order they come.
                 let later = self.session.is_none_or(|known| session > known);
-                if self.connected && self.follows(term) && later {
+                if self.connected && self.hears(term) && later {
                     self.welcome(session, heartbeat, now);
                 }
             }
@@ -332,7 +329,7 @@ impl AgentCore {
                 }
             }
             ToAgent::Renew { term, runs } => {
-                if self.follows(term) {
+                if self.hears(term) {
                     for (job, attempt, until) in runs {
                         self.renew((job, attempt), until, now);
                     }

@@ -29,6 +29,8 @@ pub struct AgentConfig {
     pub hardware: Hardware,
     /// The highest term ever accepted, as kept by [`AgentEffect::RememberTerm`].
     pub term: Term,
+    /// Why that term may not be on the disk, where an agent before this one left it half kept: it is tried again, and not followed before.
+    pub unkept: Option<String>,
     /// Whether a prolog runs before anything of a job does.
     pub prolog: bool,
     /// How long the end of processes that were killed is waited for.
@@ -121,6 +123,13 @@ pub enum AgentEvent {
     Disconnected,
     /// A message of the controller, of the current connection.
     Controller(ToAgent),
+    /// The answer to [`AgentEffect::RememberTerm`].
+    TermKept {
+        /// Which.
+        term: Term,
+        /// Else what could not be written, and why.
+        result: Result<(), String>,
+    },
     /// A Start that another node brought, and that the controller signed for this one: that was seen to. It may come twice, late, or from an
     /// earlier time.
     Carried(Box<Carried>),
@@ -259,7 +268,7 @@ pub enum AgentEffect {
     /// Send a message to the controller; dropped without a connection. In a `Heartbeat` the shell fills in load,
     /// free memory, drift, and what steps use.
     Send(FromAgent),
-    /// Keep the term across restarts of the agent, before any later effect.
+    /// Keep the term across restarts of the agent and losses of power, and answer [`AgentEvent::TermKept`]: before that nothing is done for it.
     RememberTerm(Term),
     /// Keep these across restarts of the agent and boots of the machine. They are not lower than what was given out, and may be higher by a few, so
     /// that this does not come with each start.

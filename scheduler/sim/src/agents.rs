@@ -8,7 +8,7 @@ use crate::pins::sharing;
 use crate::world::{Happening, World};
 use berth_agent_core::{AgentEffect, AgentEvent, Fetched, ImageEvent, StepTimers, SupervisorEvent};
 use berth_model::exchange::ToPeers;
-use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey, Term};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch};
 use berth_model::link::{EndCause, FromAgent};
 use berth_model::state::ExitStatus;
@@ -112,9 +112,14 @@ impl World {
         let (life, boot) = (m.agent_life, m.boot);
         match effect {
             AgentEffect::Send(message) => self.says(node, message)?,
-            AgentEffect::RememberTerm(term) => m.term = term,
+            AgentEffect::RememberTerm(term) => return self.keep_term(node, term),
             AgentEffect::RememberHighest(highest) => m.highest = highest,
             AgentEffect::MakeJob { job, attempt, launch } => {
+                if let Some(term) = m.not_kept {
+                    return Err(format!(
+                        "{node} begins job {job} under term {term}, which is not on its disk"
+                    ));
+                }
                 if m.is_full(now) {
                     m.unmade.insert((job, attempt));
                 } else {
@@ -259,6 +264,23 @@ impl World {
             | AgentEffect::CancelPrefetch { .. } => {}
         }
         Ok(())
+    }
+
+    /// A term is written down: in place, where there was room for it before. On a full disk that copies what is written it fails; half of the terms
+    /// come to such a one.
+    fn keep_term(&mut self, node: &NodeName, term: Term) -> Result<(), String> {
+        let now = self.now;
+        let Some(m) = self.machines.get_mut(node) else { return Ok(()) };
+        let fails = m.is_full(now) && term.0 % 2 == 1;
+        let result = if fails {
+            m.not_kept = Some(term);
+            self.count("terms that could not be written on a full disk");
+            Err("no space left on device".to_string())
+        } else {
+            (m.term, m.not_kept) = (term, None);
+            Ok(())
+        };
+        self.agent(node, AgentEvent::TermKept { term, result })
     }
 
     fn says(&mut self, node: &NodeName, message: FromAgent) -> Result<(), String> {

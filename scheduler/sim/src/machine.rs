@@ -102,6 +102,8 @@ pub(crate) struct Machine {
     /// Nothing on it happens before.
     pub(crate) frozen: Option<Time>,
     pub(crate) blocked: Option<Blocked>,
+    /// The term that its agent could not write down and must not act for.
+    pub(crate) not_kept: Option<Term>,
     /// Its disk has no room until then.
     pub(crate) full: Option<Time>,
     /// How long no agent was at work in this boot, on its own clock, and since when there is none.
@@ -157,6 +159,7 @@ impl Machine {
             up: true,
             frozen: None,
             blocked: None,
+            not_kept: None,
             full: None,
             unattended: Span(0),
             alone_since: booted,
@@ -222,6 +225,7 @@ impl Machine {
         self.unattended = Span(self.unattended.0 + now.since(self.alone_since).0);
         self.unmade.clear();
         self.unkept.clear();
+        self.not_kept = None;
         self.finding.clear();
         self.spool.retain(|_, s| s.born);
         // With a run's parts goes the word that its prolog ran.
@@ -236,6 +240,7 @@ impl Machine {
             version: "sim".into(),
             hardware: self.hardware.clone(),
             term: self.term,
+            unkept: None,
             prolog: self.prolog,
             unkillable: UNKILLABLE,
             health: self.checks.then_some(HealthPlan { interval: Span::from_secs(20), busy: None }),

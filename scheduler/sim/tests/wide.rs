@@ -139,6 +139,7 @@ impl Room {
                 version: "sim".into(),
                 hardware: hardware(),
                 term: Term(0),
+                unkept: None,
                 prolog: false,
                 unkillable: Span::from_secs(60),
                 health: None,
@@ -184,6 +185,9 @@ impl Room {
         for effect in self.agents[at].handle(event, Time(self.now)) {
             match effect {
                 AgentEffect::Send(message) => self.tell(at, message),
+                AgentEffect::RememberTerm(term) => {
+                    self.agent(at, AgentEvent::TermKept { term, result: Ok(()) });
+                }
                 AgentEffect::Registered => {
                     // Others find it at its port.
                     let (address, key) = (format!("{}:7818", self.names[at]), format!("key {at}"));

@@ -34,7 +34,9 @@ impl AgentCore {
             let limit = r.limit.filter(|_| !r.limit_done);
             [limit, r.warn.map(|(at, _)| at), again, r.look, r.evict].into_iter().flatten()
         });
-        steps.chain(runs).chain(self.hello_again).chain(self.next_heartbeat).chain(self.next_check).min()
+        let term = self.unkept.as_ref().and_then(|unkept| unkept.again);
+        let own = [self.hello_again, self.next_heartbeat, self.next_check, term];
+        steps.chain(runs).chain(own.into_iter().flatten()).min()
     }
 
     /// Does what is due.
@@ -106,6 +108,7 @@ impl AgentCore {
             }
         }
         self.check_health(now);
+        self.keep_term_again(now);
         if passed(self.hello_again) && self.connected {
             self.hello(now);
         }

@@ -38,7 +38,7 @@ impl AgentCore {
             || self.over.has(run)
             || self.runs.get(&run).is_some_and(over)
             || self.over.forgot_since(to.asked);
-        let here = start.launch.node == self.config.node && start.term == self.term;
+        let here = start.launch.node == self.config.node && self.follows(start.term);
         if !here || known || !self.is_registered_as(&to, now) {
             return;
         }

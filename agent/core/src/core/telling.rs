@@ -117,7 +117,8 @@ impl AgentCore {
         let unhealthy = self.unhealthy.iter().chain(&self.config.unfit);
         let unhealthy =
             unhealthy.map(|why| Trouble { cause: Cause::HealthCheck, run: None, why: why.clone() });
-        let troubles = self.runs.iter().filter_map(left).chain(unhealthy).collect();
+        let troubles =
+            self.runs.iter().filter_map(left).chain(unhealthy).chain(self.unkept_trouble()).collect();
         self.send(|session| FromAgent::Heartbeat {
             session,
             load: 0,

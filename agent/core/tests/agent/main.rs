@@ -10,3 +10,4 @@ mod numbers;
 mod programs;
 mod starts;
 mod steps;
+mod term;

@@ -60,6 +60,7 @@ pub fn config() -> AgentConfig {
         version: "1".into(),
         hardware: Hardware::default(),
         term: Term(3),
+        unkept: None,
         prolog: false,
         unkillable: Span::from_secs(60),
         health: None,
@@ -76,6 +77,8 @@ pub struct Node {
     pub core: AgentCore,
     pub now: Time,
     pub seen: Vec<AgentEffect>,
+    /// Why no term can be kept.
+    pub no_disk: Option<String>,
 }
 
 impl Node {
@@ -86,14 +89,24 @@ impl Node {
     /// With another configuration, after the start of an agent that found this.
     pub fn made(config: AgentConfig, jobs: Vec<AdoptedJob>, adopted: Vec<Adopted>) -> Node {
         let now = Time::from_secs(100);
-        let mut node = Node { core: AgentCore::new(config, adopted, jobs, now), now, seen: vec![] };
+        let mut node =
+            Node { core: AgentCore::new(config, adopted, jobs, now), now, seen: vec![], no_disk: None };
         node.event(AgentEvent::Connected);
         node.say(ToAgent::Welcome { term: Term(3), session: Session(1), heartbeat: Span::from_secs(10) });
         node
     }
 
     pub fn event(&mut self, event: AgentEvent) {
-        self.seen.extend(self.core.handle(event, self.now));
+        let effects = self.core.handle(event, self.now);
+        let term = effects.iter().find_map(|effect| match effect {
+            AgentEffect::RememberTerm(term) => Some(*term),
+            _ => None,
+        });
+        self.seen.extend(effects);
+        if let Some(term) = term {
+            let result = self.no_disk.clone().map_or(Ok(()), Err);
+            self.event(AgentEvent::TermKept { term, result });
+        }
     }
 
     pub fn say(&mut self, message: ToAgent) {

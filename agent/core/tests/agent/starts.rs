@@ -100,8 +100,8 @@ fn what_srun_runs_before_the_tasks_has_a_time_of_its_own() {
 #[test]
 fn what_users_have_run_before_their_tasks_has_time_of_its_own() {
     let with_one = |within: fn(AgentCore) -> AgentCore| {
-        let Node { core, now, seen } = Node::new(vec![]);
-        let mut n = Node { core: within(core), now, seen };
+        let Node { core, now, seen, no_disk } = Node::new(vec![]);
+        let mut n = Node { core: within(core), now, seen, no_disk };
         let mut begins = start(FIRST, 3);
         begins.launch.task_prolog = "./slow".into();
         n.start(begins);
