@@ -57,6 +57,9 @@ pub struct Leap {
     pub at: Time,
     /// By how much.
     pub by: Span,
+    /// Others have said since that it was right.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sure: bool,
 }
 
 /// What a restored backup cannot know, and what is done about it: bounds above everything that can have been given out since

@@ -4,9 +4,12 @@ use berth_model::{Span, Time};
 use berth_sched_core::{BootClock, Leap, Mark, Pace};
 use nix::time::{ClockId, clock_gettime};
 use std::io;
+use std::path::Path;
 
 /// The kernel's boot id.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+/// systemd-timesyncd makes it anew in each boot, when it has set the clock by a server's.
+const SET: &str = "/run/systemd/timesync/synchronized";
 /// So far apart cluster time and the wall clock are told of. They come together by a tenth of the time that passes.
 const APART: i64 = 5 * 60;
 
@@ -33,7 +36,7 @@ impl ClusterClock {
         let boot = std::fs::read_to_string(BOOT).unwrap_or_default().trim().to_string();
         let clock = BootClock { boot, shows };
         let (pace, by) = Pace::start(mark, &clock, wall, idle);
-        let leap = Leap { at: pace.last(), by };
+        let leap = Leap { at: pace.last(), by, sure: false };
         Ok((ClusterClock { pace, boot: clock.boot, wall }, leap))
     }
 
@@ -54,10 +57,24 @@ impl ClusterClock {
         self.pace.mark(&self.boot)
     }
 
+    /// The kernel's boot id.
+    pub(crate) fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    /// Whether it shows the time of a server in the network, by which the machine's clock was set in this boot.
+    pub(crate) fn is_set(&self) -> bool {
+        is_set(Path::new(SET), self.pace.last(), self.wall)
+    }
+
     /// What an administrator is to know of it; `in_doubt`: how far it went on lately by the wall clock's word.
     pub(crate) fn troubles(&self, in_doubt: Span) -> Option<String> {
         troubles(self.pace.last(), self.wall, in_doubt)
     }
+}
+
+fn is_set(mark: &Path, now: Time, wall: Time) -> bool {
+    wall.since(now).secs() < APART && now.since(wall).secs() < APART && mark.exists()
 }
 
 fn troubles(now: Time, wall: Time, in_doubt: Span) -> Option<String> {
@@ -79,8 +96,8 @@ fn troubles(now: Time, wall: Time, in_doubt: Span) -> Option<String> {
     (in_doubt.secs() >= 60 * 60).then(|| {
         format!(
             "when the controller started, the clock of this machine was {} ahead of the last time on record. If it was off for so long, there is \
-             nothing to do; if the clock is wrong, set it right. For a day, records are kept as if that time had not passed, and limits of jobs that ran \
-             go by the clocks of their nodes",
+             nothing to do; if the clock is wrong, set it right. Until clocks of other machines agree with it, or for a day, records are kept as if that time had not \
+             passed; limits of jobs that ran go by the clocks of their nodes",
             roughly(in_doubt)
         )
     })
@@ -111,6 +128,15 @@ mod tests {
         assert!(told(10_000, 10_240, 90).contains("is 4 hours behind"));
         assert!(told(20_000, 10_000, 90).contains("is 6 days ahead"));
         assert!(told(10_000, 10_000, 90).contains("was 90 minutes ahead of the last time on record"));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_by_others_is_right_where_cluster_time_agrees() {
+        let (here, missing) = (Path::new("/proc"), Path::new("/proc/nothing"));
+        let at = |minutes: i64| Time::from_secs(minutes * 60);
+        assert!(is_set(here, at(100), at(104)) && is_set(here, at(104), at(100)));
+        assert!(!is_set(missing, at(100), at(100)));
+        assert!(!is_set(here, at(100), at(105)) && !is_set(here, at(105), at(100)));
     }
 
     #[test]

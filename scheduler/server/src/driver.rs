@@ -162,7 +162,7 @@ impl Driver {
             .map_err(|error| ControllerError::System { what: "CLOCK_BOOTTIME", error })?;
         let mut cluster = Cluster::restore(config.clone(), store.term(), stored, clock.now())
             .map_err(|error| ControllerError::Restore { path: store.path().to_path_buf(), error })?;
-        cluster.has_leapt(leap);
+        cluster.has_leapt(leap, clock.boot());
         let mut bytes = [0; 8];
         let random = SystemRandom::new().fill(&mut bytes).ok().map(|()| u64::from_le_bytes(bytes));
         if let Some(random) = random {
@@ -273,6 +273,9 @@ impl Driver {
     /// One round: events, one commit, effects.
     fn turn(&mut self, batch: Vec<Input>) -> Result<(), ControllerError> {
         let now = self.clock.now();
+        if self.cluster.in_doubt() > Span(0) && self.clock.is_set() {
+            self.cluster.believe_clock("it was set by a server's of the network");
+        }
         self.tell_of_clock();
         let mut group = Group::default();
         if let Some(event) = self.look_at_disk() {
@@ -627,7 +630,7 @@ impl Driver {
         let path = self.store.path().to_path_buf();
         self.cluster = Cluster::restore(self.config.clone(), self.store.term(), stored, now)
             .map_err(|error| ControllerError::Restore { path, error })?;
-        self.cluster.has_leapt(self.leap);
+        self.cluster.has_leapt(self.leap, self.clock.boot());
         if let Some(random) = self.random {
             self.cluster.draw_realm(random);
         }

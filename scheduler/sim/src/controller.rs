@@ -495,7 +495,7 @@ impl World {
             if by > Span(0) {
                 self.count("controllers that began at the time of their wall clock");
             }
-            self.controller.leap = Some(Leap { at: pace.last(), by });
+            self.controller.leap = Some(Leap { at: pace.last(), by, sure: false });
             self.controller.clock = Some(pace);
         }
         let now = self.cluster_now();
@@ -508,7 +508,7 @@ impl World {
         let mut core = Cluster::restore(self.controller.config.clone(), self.controller.term, stored, now)
             .map_err(|e| e.to_string())?;
         if let Some(leap) = self.controller.leap {
-            core.has_leapt(leap);
+            core.has_leapt(leap, &self.controller.boot_id());
         }
         // Terms differ as random numbers would.
         core.draw_realm(self.controller.term.0);

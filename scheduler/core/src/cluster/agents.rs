@@ -264,6 +264,7 @@ impl Cluster {
             n.features = hello.features;
         }
         self.has_asked(name, hello.asked);
+        self.compare_clock(name, &hello.boot_id, hello.boot_time, hello.asked);
         self.judge_settings(name);
         let heartbeat = Span((self.config.node_timeout.0 / 6).max(1_000_000));
         self.send(name, ToAgent::Welcome { term: self.term, session, heartbeat });

@@ -133,6 +133,8 @@ pub struct Cluster {
     store_full: Option<String>,
     /// Steps of time on the word of the wall clock alone.
     leaps: Vec<Leap>,
+    /// What the clocks of nodes say of the last ones.
+    clocks: leaps::Clocks,
     /// What holds since a backup was restored.
     restored: Restored,
     /// Machines that came after a restore and are not in the backup: with which keys, and from where. They come again.
@@ -205,6 +207,7 @@ impl Cluster {
             active: 0,
             store_full: None,
             leaps: Vec::new(),
+            clocks: leaps::Clocks::default(),
             restored: Restored::default(),
             unknown: BTreeMap::new(),
             leaving: BTreeMap::new(),

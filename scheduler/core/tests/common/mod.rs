@@ -85,6 +85,8 @@ pub struct World {
     /// Nodes that are to be powered off, and what is to be told with the answer.
     pub fences: Vec<(NodeName, Time)>,
     pub agent_term: Term,
+    /// When nodes say that they booted, by their wall clocks.
+    pub booted: Time,
     /// The highest numbers that agents say they know of.
     pub highest: Highest,
     /// Whether agents ask for renewals, as all do but those of earlier versions.
@@ -182,6 +184,7 @@ impl World {
             superseded: None,
             fences: vec![],
             agent_term: Term(0),
+            booted: Time(0),
             highest: Highest::default(),
             ask: true,
             sessions: BTreeMap::new(),
@@ -315,7 +318,7 @@ impl World {
         let message = FromAgent::Hello {
             node: node.clone(),
             boot_id: boot.into(),
-            boot_time: Time(0),
+            boot_time: self.booted,
             agent_start: Time(0),
             version: "1".into(),
             hardware,

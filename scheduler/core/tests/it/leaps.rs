@@ -24,7 +24,7 @@ fn begins(writes: &[Write], at: Time, by: Span) -> World {
     w.core = Cluster::restore(config, Term(2), stored(writes), at).unwrap();
     w.now = at;
     for _ in 0..2 {
-        w.core.has_leapt(Leap { at, by });
+        w.core.has_leapt(Leap { at, by, sure: false }, "controller");
     }
     w
 }
@@ -115,6 +115,46 @@ fn a_day_later_the_clock_is_believed() {
     third.event(Event::Tick);
     assert_eq!(stored(&third.writes).meta.unwrap().leaps, []);
     // A moment is nothing.
-    third.core.has_leapt(Leap { at: third.now, by: Span(999_999) });
+    third.core.has_leapt(Leap { at: third.now, by: Span(999_999), sure: false }, "controller");
     assert_eq!(third.core.in_doubt(), Span(0));
+}
+
+/// A node comes, of a machine in this boot, whose clock is so many minutes from cluster time.
+fn shows(w: &mut World, node: &str, boot: &str, apart: i64) {
+    w.booted = Time(w.now.0 - w.clock().0 + apart * 60_000_000);
+    w.hello(node, boot, hardware(4, 1, 4000, 2), vec![], vec![]);
+}
+
+#[test]
+fn the_clocks_of_other_machines_say_that_it_was_right() {
+    let mut w = World::new(&Config::default());
+    ["n1", "n2", "n3"].into_iter().for_each(|name| w.node(name, hardware(4, 1, 4000, 2)));
+    let mut next = begins(&w.writes, w.now + DAY, DAY);
+    // The controller's own machine has the clock that is in doubt, and one machine may be wrong, too.
+    shows(&mut next, "n1", "controller", 0);
+    shows(&mut next, "n2", "b2", 4);
+    assert_eq!(next.core.in_doubt(), DAY);
+    for apart in [-24 * 60, -5, 5] {
+        shows(&mut next, "n3", "b3", apart);
+        assert_eq!(next.core.in_doubt(), DAY, "{apart}");
+    }
+    shows(&mut next, "n3", "b3", -4);
+    assert_eq!(next.core.in_doubt(), Span(0));
+    let told = |write: &&Write| matches!(write, Write::AddAudit(row) if row.what.contains("and that was right: the clocks of 2"));
+    assert_eq!(next.writes.iter().filter(told).count(), 1);
+    // It is on record, and limits of what ran go by the nodes' clocks as before.
+    let writes = [&w.writes[..], &next.writes[..]].concat();
+    assert_eq!(stored(&writes).meta.unwrap().leaps.len(), 1);
+    assert_eq!(begins(&writes, next.now, Span(0)).core.in_doubt(), Span(0));
+}
+
+#[test]
+fn of_one_other_machine_its_word_is_enough_where_its_clock_can_tell() {
+    let w = World::small();
+    for (by, left) in [(9, 9), (60, 0)] {
+        let by = Span::from_mins(by);
+        let mut next = begins(&w.writes, w.now + by, by);
+        shows(&mut next, "n1", "boot", 0);
+        assert_eq!(next.core.in_doubt(), Span::from_mins(left));
+    }
 }
