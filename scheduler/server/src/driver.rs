@@ -168,7 +168,7 @@ impl Driver {
         if let Some(random) = random {
             cluster.draw_realm(random);
         }
-        let shared = Arc::new(Shared::new(cluster.snapshot()));
+        let shared = Arc::new(Shared::new(cluster.snapshot(), clock.now()));
         let (sender, inputs) = channel();
         let mut driver = Driver {
             config,
@@ -273,6 +273,7 @@ impl Driver {
     /// One round: events, one commit, effects.
     fn turn(&mut self, batch: Vec<Input>) -> Result<(), ControllerError> {
         let now = self.clock.now();
+        self.shared.set_time(now);
         if self.cluster.in_doubt() > Span(0) && self.clock.is_set() {
             self.cluster.believe_clock("it was set by a server's of the network");
         }

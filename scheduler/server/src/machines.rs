@@ -6,6 +6,7 @@ use crate::shared::Shared;
 use berth_model::config::Config;
 use berth_model::member::{KeyId, MemberInfo, MemberRole};
 use berth_model::request::{Peer, Refusal, RefusalCode, Request, Response};
+use berth_model::{Span, Time};
 use berth_rpc::{Hex, MachineListener, Question, Reply};
 use berth_trust::{Authority, Identity, JoinToken, PrivateKey, TrustError};
 use std::net::SocketAddr;
@@ -254,7 +255,9 @@ impl Machines {
                 match (member, now) {
                     // A certificate for the key that it has, or an answer that was lost when the key changed.
                     (Some(member), Some(now)) if member.name == now.name => self.certificate(&bytes, &now),
-                    (None, Some(now)) if new == key && self.is_owed(&now) => self.certificate(&bytes, &now),
+                    (None, Some(now)) if new == key && self.is_owed(&now, shared.time()) => {
+                        self.certificate(&bytes, &now)
+                    }
                     (Some(member), None) => {
                         let request = Request::Renew { name: member.name, old: key, new };
                         let member = enrolled(ask_core(shared, inputs, request).await?)?;
@@ -285,10 +288,9 @@ impl Machines {
         }
     }
 
-    fn is_owed(&self, member: &MemberInfo) -> bool {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let life = self.life.load(Ordering::Relaxed);
-        i64::try_from(now).is_ok_and(|now| is_owed(member.renewed.secs(), now, life))
+    /// By cluster time, as that is what is on record of the key: the machine's clock may be set, or be far from it.
+    fn is_owed(&self, member: &MemberInfo, now: Time) -> bool {
+        is_owed(member.renewed, now, self.life.load(Ordering::Relaxed))
     }
 
     /// Whether a machine may speak for this client.
@@ -344,8 +346,8 @@ impl Machines {
 
 /// Whether a key that counts since then may still ask by itself for the certificate that it was given: for as long as that would be good, if
 /// it had arrived. So a machine that was cut off in the middle of an exchange can come back, and none that has let a certificate expire.
-fn is_owed(since: i64, now: i64, life: u32) -> bool {
-    now - since < i64::from(life).max(AGAIN)
+fn is_owed(since: Time, now: Time, life: u32) -> bool {
+    now.since(since) < Span::from_secs(i64::from(life).max(AGAIN))
 }
 
 fn role_name(role: MemberRole) -> &'static str {
@@ -378,11 +380,11 @@ mod tests {
 
     #[test]
     fn a_key_is_owed_its_certificate_for_as_long_as_that_would_be_good() {
-        let days = |n: i64| n * 24 * 3600;
-        let month = u32::try_from(days(30)).unwrap();
-        assert!(is_owed(days(100), days(100), month) && is_owed(days(100), days(130) - 1, month));
+        let (month, at) = (30 * 24 * 3600, Time::from_secs);
+        let days = |n: i64| at(n * 24 * 3600);
+        assert!(is_owed(days(100), days(100), month) && is_owed(days(100), days(130) - Span(1), month));
         assert!(!is_owed(days(100), days(130), month));
-        // Short lives leave time for an answer that was lost; and clocks may be set back.
-        assert!(is_owed(0, AGAIN - 1, 15) && !is_owed(0, AGAIN, 15) && is_owed(days(1), 0, 15));
+        // Short lives leave time for an answer that was lost.
+        assert!(is_owed(at(0), at(AGAIN - 1), 15) && !is_owed(at(0), at(AGAIN), 15));
     }
 }

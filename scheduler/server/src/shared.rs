@@ -1,9 +1,10 @@
 //! What the core's thread publishes for everyone else.
 
 use crate::watchers::Watchers;
+use berth_model::Time;
 use berth_sched_core::{RequestId, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use tokio::sync::watch;
 
@@ -15,18 +16,21 @@ pub(crate) struct Shared {
     pub(crate) watchers: Watchers,
     alarms: Mutex<BTreeMap<&'static str, String>>,
     accepting: AtomicBool,
+    /// Cluster time, as it was in the last round.
+    time: AtomicI64,
     requests: AtomicU64,
     connections: AtomicU64,
     ended: watch::Sender<bool>,
 }
 
 impl Shared {
-    pub(crate) fn new(snapshot: Snapshot) -> Shared {
+    pub(crate) fn new(snapshot: Snapshot, now: Time) -> Shared {
         Shared {
             snapshot: RwLock::new(snapshot),
             watchers: Watchers::default(),
             alarms: Mutex::new(BTreeMap::new()),
             accepting: AtomicBool::new(true),
+            time: AtomicI64::new(now.0),
             requests: AtomicU64::new(1),
             connections: AtomicU64::new(1),
             ended: watch::channel(false).0,
@@ -71,6 +75,15 @@ impl Shared {
 
     pub(crate) fn alarms(&self) -> Vec<String> {
         self.alarms.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn set_time(&self, now: Time) {
+        self.time.store(now.0, Ordering::Relaxed);
+    }
+
+    /// Cluster time, but for the seconds for which nothing happens.
+    pub(crate) fn time(&self) -> Time {
+        Time(self.time.load(Ordering::Relaxed))
     }
 
     pub(crate) fn set_accepting(&self, accepting: bool) {
