@@ -13,6 +13,7 @@ use berth_model::config::{Config, Understood};
 use berth_model::member::{MemberRole, MemberState};
 use berth_rpc::{Hex, PeerIdentity, Question, Remote, Reply, RpcError, Uplink};
 use berth_trust::{Authority, Identity, JoinToken, PrivateKey};
+use rotating::Finished;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::Write;
@@ -421,9 +422,13 @@ impl CutOff {
             return;
         }
         self.failed = match rotating::finish(dir).await {
-            Ok(done) => {
-                if done {
-                    tracing::info!("an exchange of this node's key was cut off, and is done now");
+            Ok(finished) => {
+                match finished {
+                    Finished::Nothing => {}
+                    Finished::Done => {
+                        tracing::info!("an exchange of this node's key was cut off, and is done now");
+                    }
+                    Finished::GivenUp(why) => tracing::error!("{why}"),
                 }
                 self.said.clear();
                 None

@@ -184,22 +184,32 @@ async fn introduce<S: Service>(
             Ok((wire, machine, preface))
         }
         Err(why) => {
-            // After a restore it may have joined since the backup, and run jobs: an administrator is asked.
-            if let (Some(key), Some(shown)) = (unknown, &shown)
-                && let Ok(Preface::Node { node }) = Preface::read(&mut wire).await
-                && berth_trust::is_of(shown, &node.0, ROLE)
-            {
-                service.unknown(node, key, from);
+            let mut reply = Reply::Refused(why.clone());
+            if let (Some(key), Some(shown)) = (unknown, &shown) {
+                match Preface::read(&mut wire).await {
+                    // After a restore it may have joined since the backup, and run jobs: an administrator is asked.
+                    Ok(Preface::Node { node }) if berth_trust::is_of(shown, &node.0, ROLE) => {
+                        service.unknown(node, key, from);
+                    }
+                    Ok(Preface::Question { question: Question::Renew { .. } }) => {
+                        reply = Reply::Nobody(why.clone());
+                    }
+                    _ => {}
+                }
             }
-            refuse(&mut wire, why.clone()).await;
+            last_word(&mut wire, &reply).await;
             Err(why)
         }
     }
 }
 
 async fn refuse(wire: &mut Duplex, why: String) {
+    last_word(wire, &Reply::Refused(why)).await;
+}
+
+async fn last_word(wire: &mut Duplex, reply: &Reply) {
     // It may be gone already.
-    let _ = Reply::Refused(why).write(wire).await;
+    let _ = reply.write(wire).await;
     let _ = wire.shutdown().await;
 }
 
@@ -218,9 +228,7 @@ async fn receive<S: Service>(
         }
     };
     if let Plan::Answer(reply) = plan {
-        let _ = reply.write(&mut wire).await;
-        let _ = wire.shutdown().await;
-        return;
+        return last_word(&mut wire, &reply).await;
     }
     // One user must not use up the descriptors of all.
     let place = match &plan {

@@ -152,6 +152,8 @@ pub enum Reply {
     Left,
     /// It cannot leave yet, and why: jobs have something on it.
     Stays(String),
+    /// To who asks for a certificate: the cluster does not have this key, and why. Nothing comes of asking again.
+    Nobody(String),
     /// How nodes are reached; those that are not named are not reached but by the controller.
     Ways(Vec<StreamWay>),
 }

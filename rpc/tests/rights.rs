@@ -290,11 +290,12 @@ async fn every_kind_of_machine_may_say_what_the_table_says_and_is_told_why_not()
         }
         table.push_str(&format!("{cells} {name}\n"));
     }
-    // Compute and login nodes, the same before they are approved, one that was removed, and somebody with a key.
+    // Compute and login nodes, the same before they are approved, one that was removed, and somebody with a key. Who was removed hears in a word of its
+    // own that no certificate is to be had any more.
     let expected = "\
 aaaa-a clock
 aaaa-a enrol
-aaaa-a renew
+aaaaaa renew
 aa---a settings
 aaaa-a leave
 w----- node

@@ -70,3 +70,30 @@ fn a_machine_whose_exchange_of_keys_was_killed_comes_back_as_root() {
     hosts.root("n1", "berth").args(["up", "--detach"]).limit(60).ok();
     works(&hosts);
 }
+
+#[test]
+fn a_machine_that_was_removed_in_the_middle_of_an_exchange_is_told_what_to_do_as_root() {
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", "");
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 60);
+    hosts.kill_9("n1", "agent");
+    cut_off(&hosts);
+    hosts.root("head", "berth").args(["node", "remove", "n1"]).ok();
+    assert!(private(&hosts, "rotating").exists());
+    // Its agent ends it, and says why.
+    let agent = hosts.root("n1", "berth").args(["agent"]).limit(120).spawn();
+    let gone = wait(60, || (!private(&hosts, "rotating").exists()).then_some(()));
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    let said = agent.finish();
+    assert!(gone.is_some(), "it asks for ever: {said}");
+    // So does the command, and does not begin another one.
+    let rotate = || hosts.root("n1", "berth").args(["node", "rotate-key"]).fails();
+    rotate().says(&["not (any more)", "berth leave", "berth join"]);
+    assert!(!private(&hosts, "rotating").exists());
+    // What it says helps.
+    hosts.root("n1", "berth").args(["leave"]).ok();
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 60);
+    works(&hosts);
+}

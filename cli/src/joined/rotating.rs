@@ -28,8 +28,9 @@ pub async fn rotate(dir: &StateDir, joined: &Joined) -> Result<Joined, Failure> 
     let joined = match pending(dir, &joined)? {
         // Whoever has a copy of what is here may have that key, too: another one is made behind it.
         Some(key) => match asked(dir, &joined, &key).await? {
-            Ok(certificate) => adopt(dir, &joined, &key, &certificate)?,
-            Err(why) => return Err(why.into()),
+            Heard::Certificate(certificate) => adopt(dir, &joined, &key, &certificate)?,
+            Heard::Nobody(why) => return Err(Failure::user(give_up(dir, &joined, &why)?)),
+            Heard::Not(why) => return Err(why.into()),
         },
         None => joined,
     };
@@ -43,31 +44,50 @@ pub async fn rotate(dir: &StateDir, joined: &Joined) -> Result<Joined, Failure> 
         Failure { text: format!("{}; {text}", failure.text), ..failure }
     };
     match asked(dir, &joined, &key).await.map_err(later)? {
-        Ok(certificate) => adopt(dir, &joined, &key, &certificate).map_err(later),
+        Heard::Certificate(certificate) => adopt(dir, &joined, &key, &certificate).map_err(later),
+        Heard::Nobody(why) => Err(Failure::user(give_up(dir, &joined, &why)?)),
         // It has answered that it does not take the key: nothing is on its way.
-        Err(why @ RpcError::Refused(_)) => {
+        Heard::Not(why @ RpcError::Refused(_)) => {
             forget(dir)?;
             remove(&path)?;
             Err(why.into())
         }
-        Err(why) => Err(later(why.into())),
+        Heard::Not(why) => Err(later(why.into())),
     }
 }
 
-/// Sees an exchange that was cut off to its end, unless somebody is at it. Whether there was one.
+/// What became of an exchange that was cut off.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Finished {
+    /// There was none, or somebody is at it.
+    Nothing,
+    /// The new key counts.
+    Done,
+    /// Neither key counts, and nothing comes of asking for it: why, and what to do.
+    GivenUp(String),
+}
+
+/// Sees an exchange that was cut off to its end, unless somebody is at it.
 ///
 /// # Errors
 /// That cannot be done now: the controller answers to neither key, or the disk is full.
-pub(super) async fn finish(dir: &StateDir) -> Result<bool, Failure> {
+pub(super) async fn finish(dir: &StateDir) -> Result<Finished, Failure> {
     if !private(dir).join(PENDING).exists() {
-        return Ok(false);
+        return Ok(Finished::Nothing);
     }
-    let Some(_alone) = alone(dir, FlockOperation::NonBlockingLockExclusive)? else { return Ok(false) };
-    let Some(joined) = Joined::read(dir)? else { return Ok(false) };
-    let Some(key) = pending(dir, &joined)? else { return Ok(false) };
-    let certificate = asked(dir, &joined, &key).await??;
-    adopt(dir, &joined, &key, &certificate)?;
-    Ok(true)
+    let Some(_alone) = alone(dir, FlockOperation::NonBlockingLockExclusive)? else {
+        return Ok(Finished::Nothing);
+    };
+    let Some(joined) = Joined::read(dir)? else { return Ok(Finished::Nothing) };
+    let Some(key) = pending(dir, &joined)? else { return Ok(Finished::Nothing) };
+    match asked(dir, &joined, &key).await? {
+        Heard::Certificate(certificate) => {
+            adopt(dir, &joined, &key, &certificate)?;
+            Ok(Finished::Done)
+        }
+        Heard::Nobody(why) => Ok(Finished::GivenUp(give_up(dir, &joined, &why)?)),
+        Heard::Not(why) => Err(why.into()),
+    }
 }
 
 /// Held while somebody is at it. `None`: another one is, and is not waited for.
@@ -101,25 +121,39 @@ fn pending(dir: &StateDir, joined: &Joined) -> Result<Option<PrivateKey>, Failur
     Ok(key)
 }
 
+/// What the controller says to an exchange.
+enum Heard {
+    Certificate(Hex),
+    /// It does not have the old key, and the new one neither.
+    Nobody(String),
+    /// It does not do it, or says nothing; [`RpcError::Refused`] when it has said so to both keys.
+    Not(RpcError),
+}
+
 /// Asks for the exchange: by the old key, and by the new one where that brings nothing, since the answer to an earlier question may have been
-/// lost. What the controller does not do is the inner error; [`RpcError::Refused`] when it has said so to both.
-async fn asked(dir: &StateDir, joined: &Joined, key: &PrivateKey) -> Result<Result<Hex, RpcError>, Failure> {
+/// lost.
+async fn asked(dir: &StateDir, joined: &Joined, key: &PrivateKey) -> Result<Heard, Failure> {
     let question = || Question::Renew { public: Hex(key.public()) };
     let first = match Uplink::Remote(joined.remote(dir)?).ask(question()).await {
-        Ok(reply) => return certificate(reply).map(Ok),
-        Err(first) => first,
+        Ok(Reply::Nobody(why)) => Ok(why),
+        Ok(reply) => return certificate(reply).map(Heard::Certificate),
+        Err(first) => Err(first),
     };
     let fingerprint = <[u8; 32]>::try_from(joined.authority.0.as_slice())
         .map_err(|_| fault("joined.json has no fingerprint of the authority"))?;
     let (tls, _) = berth_trust::joining_config(key, fingerprint).map_err(fault)?;
     let itself = Uplink::Remote(Arc::new(Remote::new(joined.address.clone(), tls)));
-    match (itself.ask(question()).await, first) {
-        (Ok(reply), _) => certificate(reply).map(Ok),
-        (Err(RpcError::Refused(_)), first) => Ok(Err(first)),
+    Ok(match (itself.ask(question()).await, first) {
+        // Which of the two reasons it is, the new key is told: it may be known, and be too late.
+        (Ok(Reply::Nobody(why)), Ok(_)) => Heard::Nobody(why),
+        // The old key may be good for all that, as with a clock that is wrong.
+        (Ok(Reply::Nobody(_)), Err(first)) => Heard::Not(first),
+        (Ok(reply), _) => Heard::Certificate(certificate(reply)?),
+        (Err(RpcError::Refused(_)), Err(first)) => Heard::Not(first),
         // Not known of the new key: what was refused to the old one says nothing.
-        (Err(second), RpcError::Refused(_)) => Ok(Err(second)),
-        (Err(_), first) => Ok(Err(first)),
-    }
+        (Err(second), Ok(_) | Err(RpcError::Refused(_))) => Heard::Not(second),
+        (Err(_), Err(first)) => Heard::Not(first),
+    })
 }
 
 fn certificate(reply: Reply) -> Result<Hex, Failure> {
@@ -127,6 +161,17 @@ fn certificate(reply: Reply) -> Result<Hex, Failure> {
         Reply::Enrolled { certificate, .. } => Ok(certificate),
         _ => Err(fault("the controller's answer does not fit; use the same version of berth on both sides")),
     }
+}
+
+/// Nothing can come of the exchange: only the key from before is left, as if it had not been begun. What to tell.
+fn give_up(dir: &StateDir, joined: &Joined, why: &str) -> Result<String, Failure> {
+    forget(dir)?;
+    sweep(dir, &joined.key)?;
+    Ok(format!(
+        "the exchange of {}'s key is given up, since cluster '{}' takes neither the old key nor the new one: {why}. It was removed from the cluster, or was cut off from it for long; \
+         'berth leave' on this machine, and 'berth join' with a new token, let it in again ('berth node remove {}' on the controller first, if it is still listed there)",
+        joined.name, joined.cluster, joined.name
+    ))
 }
 
 /// The new key counts.

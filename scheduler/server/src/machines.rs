@@ -265,7 +265,14 @@ impl Machines {
                         self.certificate(&bytes, &member)
                     }
                     (Some(_), Some(_)) => Err(denied("this key is another machine's")),
-                    (None, _) => Err(denied("this machine has joined no cluster yet: 'berth join'")),
+                    (None, None) => {
+                        Ok(Reply::Nobody("this key is not (any more) one of the cluster's".into()))
+                    }
+                    (None, Some(now)) if new == key => Ok(Reply::Nobody(format!(
+                        "this key of {}'s was given its certificate too long ago to be given it again",
+                        now.name
+                    ))),
+                    (None, Some(_)) => Err(denied("this machine has joined no cluster yet: 'berth join'")),
                 }
             }
             Question::Leave => {

@@ -164,7 +164,8 @@ async fn a_stranger_gets_the_time_and_nothing_else() {
         refused(&uplink, preface).await;
     }
     uplink.ask(Question::Settings).await.unwrap_err();
-    uplink.ask(Question::Renew { public: Hex(key.public()) }).await.unwrap_err();
+    let told = uplink.ask(Question::Renew { public: Hex(key.public()) }).await.unwrap();
+    assert!(matches!(&told, Reply::Nobody(why) if why.contains("not (any more)")), "{told:?}");
     // Somebody else's key cannot be brought in, nor another secret tried.
     let other = PrivateKey::make().unwrap();
     let ask = |secret: [u8; 32], public: Vec<u8>| Question::Enrol {
@@ -187,6 +188,9 @@ async fn a_removed_machines_connections_are_cut_and_its_key_is_refused() {
     site.client.remove_member(&NodeName("front".into()), false).await.unwrap();
     let why = refused(&front.uplink, Preface::Client(peer(1000, None))).await;
     assert!(why.contains("join again"), "{why}");
+    // So an exchange of its key that was cut off before comes to an end.
+    let told = front.uplink.ask(Question::Renew { public: Hex(front.own.key.public()) }).await.unwrap();
+    assert!(matches!(&told, Reply::Nobody(why) if why.contains("join again")), "{told:?}");
     // What was open ends by itself, whatever is said over it.
     let ended = tokio::time::timeout(Duration::from_secs(5), async {
         let mut bytes = [0; 1024];

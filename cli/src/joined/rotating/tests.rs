@@ -19,6 +19,10 @@ enum Answers {
     Well,
     /// What is asked is done, and no answer comes.
     Lost,
+    /// The machine was removed.
+    Removed,
+    /// The new key is not known, and the old one is refused for another reason.
+    OldIsRefused,
     /// As it should, onto a disk that has no room for it.
     NoRoom,
 }
@@ -87,7 +91,13 @@ impl Site {
                 let public = bytes(line["question"]["renew"]["public"].as_str().unwrap());
                 let new = berth_trust::key_id(&public);
                 let mut known = known.lock().unwrap();
-                let reply = if shown == known.0 && (signed || new == shown) {
+                let removed = match known.1 {
+                    Answers::OldIsRefused => !signed,
+                    answers => answers == Answers::Removed,
+                };
+                let reply = if removed {
+                    Reply::Nobody("this key is not (any more) one of the cluster's".into())
+                } else if known.1 != Answers::OldIsRefused && shown == known.0 && (signed || new == shown) {
                     known.0.clone_from(&new);
                     if known.1 == Answers::NoRoom {
                         // Nothing can be written under this name.
@@ -130,7 +140,7 @@ impl Site {
         block_on(async { rotate(&self.dir, &joined).await })
     }
 
-    fn finish(&self) -> Result<bool, Failure> {
+    fn finish(&self) -> Result<Finished, Failure> {
         block_on(async { finish(&self.dir).await })
     }
 
@@ -162,7 +172,7 @@ fn a_key_is_exchanged_and_nothing_of_the_one_before_is_left() {
     assert_ne!(after.key, before.key);
     assert_eq!(site.joined(), after);
     site.is_whole();
-    assert_eq!(site.finish(), Ok(false));
+    assert_eq!(site.finish(), Ok(Finished::Nothing));
 }
 
 #[test]
@@ -178,9 +188,9 @@ fn an_exchange_whose_answer_was_lost_is_seen_to_its_end_later() {
     site.finish().unwrap_err();
     assert_eq!(site.joined(), before);
     site.known().1 = Answers::Well;
-    assert_eq!(site.finish(), Ok(true));
+    assert_eq!(site.finish(), Ok(Finished::Done));
     site.is_whole();
-    assert_eq!(site.finish(), Ok(false));
+    assert_eq!(site.finish(), Ok(Finished::Nothing));
 }
 
 #[test]
@@ -190,7 +200,7 @@ fn an_exchange_that_was_cut_off_before_it_was_asked_for_is_made() {
     let key = PrivateKey::make().unwrap();
     key.write(&Joined::key_file(&site.dir, &key.id())).unwrap();
     whole(&private(&site.dir).join(PENDING), key.id().as_bytes(), 0o600).unwrap();
-    assert_eq!(site.finish(), Ok(true));
+    assert_eq!(site.finish(), Ok(Finished::Done));
     assert_eq!((site.joined().key, before.key == key.id()), (key.id(), false));
     site.is_whole();
 }
@@ -226,6 +236,37 @@ fn what_is_refused_is_not_begun_and_a_note_of_what_is_done_goes() {
     site.known().0.clone_from(&before.key);
     std::fs::write(private(&site.dir).join(PENDING), &before.key).unwrap();
     PrivateKey::make().unwrap().write(&Joined::key_file(&site.dir, "0123456789abcdef")).unwrap();
-    assert_eq!(site.finish(), Ok(false));
+    assert_eq!(site.finish(), Ok(Finished::Nothing));
     site.is_whole();
+}
+
+#[test]
+fn a_machine_that_was_removed_is_told_so_and_does_not_ask_for_ever() {
+    let site = Site::new();
+    let (before, files) = (site.joined(), site.files());
+    site.known().1 = Answers::Lost;
+    site.rotate().unwrap_err();
+    assert!(site.files().len() > files.len());
+    // The old key may be good again: it is asked on.
+    site.known().1 = Answers::OldIsRefused;
+    site.finish().unwrap_err();
+    assert!(site.files().len() > files.len());
+    site.known().1 = Answers::Removed;
+    let Ok(Finished::GivenUp(why)) = site.finish() else { panic!("it goes on") };
+    for words in ["n1", "'test'", "not (any more)", "berth leave", "berth join", "berth node remove n1"] {
+        assert!(why.contains(words), "{why}");
+    }
+    assert_eq!((site.joined(), site.files()), (before.clone(), files.clone()));
+    assert_eq!(site.finish(), Ok(Finished::Nothing));
+    // So is who asks for one, and nothing of it is left.
+    let why = site.rotate().unwrap_err().text;
+    assert!(why.contains("berth leave") && !why.contains("agent sees"), "{why}");
+    assert_eq!((site.joined(), site.files()), (before, files));
+    // Or goes on with one that was begun.
+    let key = PrivateKey::make().unwrap();
+    key.write(&Joined::key_file(&site.dir, &key.id())).unwrap();
+    whole(&private(&site.dir).join(PENDING), key.id().as_bytes(), 0o600).unwrap();
+    let why = site.rotate().unwrap_err().text;
+    assert!(why.contains("berth leave"), "{why}");
+    assert_eq!(site.finish(), Ok(Finished::Nothing));
 }
