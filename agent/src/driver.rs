@@ -14,6 +14,7 @@ use crate::around::Around;
 use crate::cgroups::Cgroups;
 use crate::clients::Service;
 use crate::drift::Drift;
+use crate::full_name::FullName;
 use crate::gpus::Gpus;
 use crate::holders::Holders;
 use crate::hooks::Hooks;
@@ -93,6 +94,8 @@ pub enum Input {
 pub struct Node {
     /// Its name.
     pub name: NodeName,
+    /// What a name service calls its machine.
+    pub full_name: Arc<FullName>,
     /// The kernel's boot id.
     pub boot_id: String,
     /// Whether the agent acts for users.
@@ -519,6 +522,7 @@ impl Driver {
 
     fn send(&mut self, mut message: FromAgent) {
         match &mut message {
+            FromAgent::Hello { host, .. } => *host = self.node.full_name.known(),
             FromAgent::Heartbeat { load, free_memory, drift, used, gpus, .. } => {
                 (*used, *gpus) = (self.node.used.live(), self.node.used.busy());
                 (*load, *free_memory) = probe::load();

@@ -19,6 +19,7 @@ mod drift;
 mod driver;
 mod enter;
 mod fabrics;
+mod full_name;
 mod gpus;
 mod gres;
 mod holders;

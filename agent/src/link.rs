@@ -1,11 +1,13 @@
 //! The link to the controller: dialled again for as long as the agent lives.
 
+use crate::full_name::FullName;
 use berth_model::carry::Carry;
 use berth_model::direct::Admission;
 use berth_model::ids::NodeName;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_rpc::{AgentLink, Backoff, RpcError, Uplink, own_start};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -35,10 +37,10 @@ pub enum Aside {
 }
 
 /// Keeps the link up until the task is dropped. `aside` opens and expects the streams for which the controller asks, and carries Starts to
-/// others; `connected` is there while it answers.
+/// others; `connected` is there while it answers. What the machine is called is asked with each connection, for the registration.
 pub async fn keep(
     uplink: Uplink,
-    node: NodeName,
+    (node, full_name): (NodeName, Arc<FullName>),
     events: mpsc::UnboundedSender<LinkEvent>,
     aside: impl Fn(Aside),
     connected: PathBuf,
@@ -48,6 +50,7 @@ pub async fn keep(
     for connection in 1.. {
         match AgentLink::connect(&uplink, &node).await {
             Ok((sender, mut receiver)) => {
+                full_name.ask().await;
                 let mut refused = None;
                 let (queue, mut outgoing) = mpsc::unbounded_channel::<FromAgent>();
                 if events.send(LinkEvent::Up(connection, queue)).is_err() {

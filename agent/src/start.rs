@@ -6,6 +6,7 @@ use crate::clients::{self, Service};
 use crate::direct::{Descriptors, Direct};
 use crate::drift::Drift;
 use crate::driver::{Driver, Input, Node, SETTLE, wall_clock};
+use crate::full_name::FullName;
 use crate::gpus::{Configured, Gpus};
 use crate::holders::Holders;
 use crate::hooks::Hooks;
@@ -318,8 +319,10 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
     let core = AgentCore::new(config, found.steps, jobs, boot_clock());
     let core = core.starting_within(start).task_prologs_within(prolog);
     let container = &options.config.container;
+    let full_name = Arc::new(FullName::of(host_name().0));
     let node = Arc::new(Node {
         name: name.clone(),
+        full_name: Arc::clone(&full_name),
         cores,
         boot_id: boot.id,
         system: options.system,
@@ -386,7 +389,8 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         Aside::Admit(admission) => admitted.add(admission),
         Aside::Carry(carry) => carrier.carry(carry),
     };
-    let link = tokio::spawn(link::keep(uplink, name.clone(), link_events, aside, paths.connected()));
+    let link =
+        tokio::spawn(link::keep(uplink, (name.clone(), full_name), link_events, aside, paths.connected()));
     tracing::info!("agent of node {name} started, state in {}", options.state_dir.display());
     (options.ready)();
 

@@ -6,6 +6,7 @@ pub mod admission;
 pub mod array;
 pub mod bind;
 pub mod bytes;
+pub mod called;
 pub mod carry;
 pub mod check;
 pub mod config;

@@ -84,7 +84,7 @@ impl Highest {
 pub enum FromAgent {
     /// First message of a connection: who I am, and every step that I hold, exits not yet acknowledged included.
     Hello {
-        /// Full host name.
+        /// The node's name.
         node: NodeName,
         /// The kernel's boot id: a new one means that no earlier step can be alive.
         boot_id: String,
@@ -110,6 +110,8 @@ pub enum FromAgent {
         features: Vec<String>,
         /// The highest numbers that it knows to have been given out; nothing, where an agent is too early to say so.
         highest: Highest,
+        /// The machine's full name, as its name service says it; nothing, where that says none, or an agent is too early to ask.
+        host: Option<String>,
     },
     /// A step got further. `Exited` is repeated until acknowledged.
     Step {

@@ -246,6 +246,9 @@ pub struct NodeInfo {
     /// The devices that jobs have, and of which devices they have how many shares: name, type, index and shares alone.
     #[serde(default)]
     pub used: Vec<GresDevice>,
+    /// The full name of its machine, as a name service there says it; absent where none does.
+    #[serde(default)]
+    pub host_name: Option<String>,
 }
 
 /// A partition.

@@ -33,6 +33,7 @@ mod forms;
 mod forms_travel;
 mod front_doors;
 mod full_disk;
+mod full_names;
 mod gpu_script;
 mod gpus;
 mod granted;

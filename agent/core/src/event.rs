@@ -265,8 +265,8 @@ pub enum ProcessTarget {
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a handful at a time, gone at once: a box for each message costs more than it saves
 pub enum AgentEffect {
-    /// Send a message to the controller; dropped without a connection. In a `Heartbeat` the shell fills in load,
-    /// free memory, drift, and what steps use.
+    /// Send a message to the controller; dropped without a connection. In a `Hello` the shell fills in the machine's full name, in a `Heartbeat` load, free memory, drift,
+    /// and what steps use.
     Send(FromAgent),
     /// Keep the term across restarts of the agent and losses of power, and answer [`AgentEvent::TermKept`]: before that nothing is done for it.
     RememberTerm(Term),

@@ -51,6 +51,8 @@ struct Machine {
     renewed: Option<i64>,
     token: Option<String>,
     administrators: bool,
+    /// Its full name, as its name service says it.
+    host_name: Option<String>,
     /// Of login nodes nothing is known.
     connected: Option<bool>,
     /// Users whom its name service knows otherwise than the controller's, a line each.
@@ -72,6 +74,7 @@ impl Machine {
             key: Some(member.key.0),
             renewed: Some(member.renewed.secs()),
             token: Some(member.token),
+            host_name: None,
             administrators: member.administrators,
             connected: match member.role {
                 berth_model::member::MemberRole::Compute => Some(agent.is_some_and(|a| a.connected)),
@@ -94,6 +97,7 @@ impl Machine {
             key: None,
             renewed: None,
             token: None,
+            host_name: None,
             administrators: false,
             connected: Some(agent.connected),
             drift: Vec::new(),
@@ -117,7 +121,8 @@ fn machines(members: Vec<MemberInfo>, agents: &[AgentStatus]) -> Vec<Machine> {
 
 fn table(all: &[Machine]) -> String {
     let dash = || "-".to_string();
-    let mut rows = vec![["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED"].map(str::to_string)];
+    let mut rows =
+        vec![["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED", "HOST"].map(str::to_string)];
     for m in all {
         rows.push([
             m.name.to_string(),
@@ -127,6 +132,7 @@ fn table(all: &[Machine]) -> String {
             m.from.clone().unwrap_or_else(dash),
             m.key.as_ref().map_or_else(dash, |key| key.chars().take(16).collect()),
             m.connected.map_or_else(dash, |yes| if yes { "yes" } else { "no" }.to_string()),
+            m.host_name.clone().unwrap_or_else(dash),
         ]);
     }
     super::image::table(&rows)
@@ -147,6 +153,7 @@ pub fn run(args: Args, state: Option<&Path>) -> Outcome {
             let mut all = machines(members, &status.agents);
             for node in nodes {
                 if let Some(machine) = all.iter_mut().find(|m| m.name == node.name) {
+                    machine.host_name = node.host_name;
                     machine.drift = node.drift;
                     machine.unknown_settings = node.unknown_settings;
                     machine.hardware_drift = node.hardware_drift;
@@ -253,8 +260,8 @@ mod tests {
         ];
         let text = table(&machines(members, &[agent("head"), agent("n2")]));
         let shown: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
-        assert_eq!(shown[0], ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED"]);
-        assert_eq!(shown[1], ["head", "compute", "own", "-", "-", "-", "yes"]);
+        assert_eq!(shown[0], ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED", "HOST"]);
+        assert_eq!(shown[1], ["head", "compute", "own", "-", "-", "-", "yes", "-"]);
         assert_eq!((shown[2][0], shown[2][1], shown[2][6]), ("login", "login", "-"));
         assert_eq!((shown[3][4], shown[3][5], shown[3][6]), ("10.0.0.7", "abababababababab", "yes"));
         assert_eq!((shown[4][0], shown[4][6]), ("n3", "no"));

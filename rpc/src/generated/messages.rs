@@ -1280,6 +1280,8 @@ pub struct NodeInfo {
     /// Name, kind, index and shares alone.
     #[prost(message, repeated, tag = "370")]
     pub used: ::prost::alloc::vec::Vec<GresDevice>,
+    #[prost(string, optional, tag = "490")]
+    pub host_name: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PartitionConfig {
@@ -3234,6 +3236,9 @@ pub struct Hello {
     /// The highest numbers that it knows to have been given out; earlier agents do not say.
     #[prost(message, optional, tag = "460")]
     pub highest: ::core::option::Option<Highest>,
+    /// The machine's full name; earlier agents do not say.
+    #[prost(string, optional, tag = "490")]
+    pub host: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StepReport {

@@ -138,6 +138,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 unknown,
                 features,
                 highest,
+                host,
             } => Kind::Hello(pb::Hello {
                 node: node.put(),
                 boot_id: boot_id.clone(),
@@ -152,6 +153,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 unknown: unknown.clone(),
                 features: features.clone(),
                 highest: highest.put(),
+                host: host.clone(),
             }),
             FromAgent::Step { session, key, phase } => {
                 Kind::Step(pb::StepReport { session: session.put(), key: key.put(), phase: phase.put() })
@@ -227,6 +229,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 unknown,
                 features,
                 highest,
+                host,
             }) => FromAgent::Hello {
                 node: Field::get(node)?,
                 boot_id,
@@ -241,6 +244,7 @@ impl Field<pb::FromAgent> for FromAgent {
                 unknown,
                 features,
                 highest: highest.map(<Highest as Field<pb::Highest>>::get).transpose()?.unwrap_or_default(),
+                host,
             },
             Kind::Step(pb::StepReport { session, key, phase }) => FromAgent::Step {
                 session: Field::get(session)?,

@@ -43,6 +43,7 @@ structs! {
     NodeInfo {
         name, hardware, condition, partitions, total, allocated, completing, version, boot_time, agent_start,
         last_busy, load, free_memory, drift, unknown_settings, hardware_drift, used,
+        host_name,
     }
     PartitionConfig {
         name, nodes, default, max_time, default_time, max_nodes, default_mem_per_cpu, default_cpus_per_gpu,

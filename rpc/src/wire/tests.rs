@@ -387,6 +387,7 @@ impl Arbitrary for FromAgent {
                 unknown: Arbitrary::arbitrary(r),
                 features: Arbitrary::arbitrary(r),
                 highest: Arbitrary::arbitrary(r),
+                host: Arbitrary::arbitrary(r),
             },
             1 => FromAgent::Step { session, key: Arbitrary::arbitrary(r), phase: Arbitrary::arbitrary(r) },
             2 => FromAgent::Pulled { session, key: Arbitrary::arbitrary(r), pull: Arbitrary::arbitrary(r) },

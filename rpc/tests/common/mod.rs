@@ -205,6 +205,7 @@ fn node(name: &str) -> NodeInfo {
         unknown_settings: vec![],
         hardware_drift: vec![],
         used: vec![],
+        host_name: None,
     }
 }
 

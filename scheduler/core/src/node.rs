@@ -383,6 +383,7 @@ impl Node {
             unknown_settings: self.unknown_settings.clone(),
             hardware_drift: self.less(),
             used: self.held.values().flat_map(|share| &share.gres).map(named).collect(),
+            host_name: self.row.host_name.clone(),
         }
     }
 

@@ -340,7 +340,7 @@ pub struct NodeRow {
     /// Version of this row.
     #[serde(default = "version")]
     pub version: u32,
-    /// Full host name.
+    /// Its name.
     pub name: NodeName,
     /// What its agent detected, without what the configuration adds.
     pub hardware: Hardware,
@@ -363,6 +363,9 @@ pub struct NodeRow {
     /// Somebody put it back into service while devices of it were fenced, and its agent is still to be told.
     #[serde(default)]
     pub resumed: bool,
+    /// The full name of its machine, as its agent was last told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_name: Option<String>,
 }
 
 /// How much a node has.

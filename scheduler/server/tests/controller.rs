@@ -87,6 +87,7 @@ async fn agent(dir: &Path, cores: u32) -> (AgentSender, Told) {
         unknown: vec![],
         features: vec![],
         highest: Highest::default(),
+        host: None,
     };
     sender.send(&hello).await.unwrap();
     let told: Told = Arc::default();

@@ -77,6 +77,7 @@ async fn follow(uplink: &Uplink, node: &NodeName, seen: &Seen) -> bool {
         unknown: vec![],
         features: vec![],
         highest: Highest::default(),
+        host: None,
     };
     if sender.send(&hello).await.is_err() {
         return false;

@@ -366,6 +366,7 @@ fn members_and_tokens_survive_and_the_log_is_read_from_its_end() {
         causes: Default::default(),
         registered: None,
         resumed: false,
+        host_name: None,
     };
     let mut store = SqliteStore::open(dir.path()).unwrap();
     let mut writes = vec![

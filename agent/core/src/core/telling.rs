@@ -29,6 +29,7 @@ impl AgentCore {
             unknown: self.config.unknown.clone(),
             features: self.config.features.clone(),
             highest: self.highest,
+            host: None,
         }));
     }
 

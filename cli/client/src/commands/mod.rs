@@ -14,6 +14,8 @@ pub mod sstat;
 
 use crate::error::Failure;
 use crate::fmt::View;
+use berth_model::called::Called;
+use berth_model::record::NodeInfo;
 use berth_model::stamp::TimeFormat;
 use berth_model::state::JobState;
 use berth_model::{NodeName, Time};
@@ -55,6 +57,27 @@ pub(crate) fn job_state(text: &str) -> Option<JobState> {
 /// Nodes of a hostlist.
 pub(crate) fn nodes(list: &str) -> Result<Vec<NodeName>, Failure> {
     berth_model::hostlist::nodes(list).map_err(|e| Failure::user(format!("Invalid node list specified: {e}")))
+}
+
+/// Nodes' names in the place of the full names of their machines.
+pub fn meant(mut names: Vec<NodeName>, all: &[NodeInfo]) -> Vec<NodeName> {
+    let called = Called::of(all.iter().map(|node| (&node.name, node.host_name.as_deref())));
+    for name in &mut names {
+        if !all.iter().any(|node| node.name == *name)
+            && let Some(node) = called.node(name)
+        {
+            *name = node.clone();
+        }
+    }
+    names
+}
+
+/// The same; the cluster is asked only where a name has a domain.
+pub(crate) async fn found(client: &Client, names: Vec<NodeName>) -> Result<Vec<NodeName>, Failure> {
+    if !names.iter().any(|name| name.0.contains('.')) {
+        return Ok(names);
+    }
+    Ok(meant(names, &client.nodes().await?))
 }
 
 /// The command line, for records: arguments joined by blanks.

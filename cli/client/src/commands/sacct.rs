@@ -5,7 +5,7 @@
 //! script and its steps. Columns, their widths and the variables SACCT_FORMAT and SLURM_TIME_FORMAT are as in Slurm;
 //! a column that is not recorded here is refused by name.
 
-use super::{command_line, job_state, nodes, now, view, words};
+use super::{command_line, found, job_state, nodes, now, view, words};
 use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::sacct::{self, Layout, Row, Style, Units, names};
 use crate::fmt::{job, json};
@@ -114,13 +114,14 @@ fn run(call: &Invocation<'_>) -> Outcome {
     let window = Window::read(&parsed)?;
     let steps = ids(&parsed)?;
     let states = states(&parsed)?;
-    let filter = Filter::read(&parsed)?;
+    let mut filter = Filter::read(&parsed)?;
     let site = call.site()?;
     if parsed.has("verbose") {
         out::complain(&format!("sacct: asking {}", site.endpoint.path().display()));
     }
     block_on(async {
         let client = site.connect().await?;
+        filter.nodes = found(&client, std::mem::take(&mut filter.nodes)).await?;
         let view = view(Some(&client)).await;
         let mut jobs = client.accounting(&filter.query(&steps, &window)).await?;
         jobs.retain(|j| !job::is_spent(j) && filter.takes(j) && selected(&steps, j));

@@ -7,7 +7,7 @@
 //! SCANCEL_ACCOUNT, SCANCEL_BATCH, SCANCEL_FULL, SCANCEL_INTERACTIVE, SCANCEL_NAME, SCANCEL_PARTITION, SCANCEL_STATE,
 //! SCANCEL_USER and SCANCEL_VERBOSE stand for options that are not typed, and choose jobs as those do.
 
-use super::{job_state, nodes, words};
+use super::{found, job_state, nodes, words};
 use crate::error::{Failure, Outcome};
 use crate::fmt::job;
 use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
@@ -100,6 +100,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
             request.user = Some(owner(&client, &user).await?);
         }
         if parsed.has("interactive") {
+            request.nodes = found(&client, std::mem::take(&mut request.nodes)).await?;
             request.jobs = confirmed(&client, &request).await?;
             if request.jobs.is_empty() {
                 return Ok(0);

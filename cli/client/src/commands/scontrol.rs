@@ -24,7 +24,7 @@
 
 mod waiting;
 
-use super::{command_line, nodes, view};
+use super::{command_line, meant, nodes, view};
 use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::{View, json, scontrol};
 use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
@@ -383,11 +383,11 @@ fn show_nodes(call: &Invocation<'_>, parsed: &Parsed, argument: Option<String>) 
         let view = view(Some(&client)).await;
         let mut missing = 0;
         let mut shown = Vec::new();
-        match &wanted {
+        match wanted.map(|names| meant(names, &all)) {
             None => shown.extend(&all),
             Some(names) => {
                 for name in names {
-                    match all.iter().find(|n| n.name == *name) {
+                    match all.iter().find(|n| n.name == name) {
                         Some(node) => shown.push(node),
                         None => {
                             out::print(&format!("Node {name} not found\n"))?;

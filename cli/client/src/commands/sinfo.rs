@@ -4,7 +4,7 @@
 //! default one, `*` behind a state a node whose agent does not answer. Formats, letters and the variables
 //! SINFO_FORMAT, SINFO_PARTITION, SINFO_SORT and SINFO_ALL are as in Slurm.
 
-use super::{command_line, nodes, view, words};
+use super::{command_line, meant, nodes, view, words};
 use crate::error::{Failure, Outcome};
 use crate::fmt::cells::Cell;
 use crate::fmt::sinfo::{self, Field, Group};
@@ -82,7 +82,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         )));
     }
     let every = listing::pause(&parsed)?;
-    let filter = Filter::read(&parsed)?;
+    let mut filter = Filter::read(&parsed)?;
     let site = call.site()?;
     if parsed.has("verbose") {
         out::complain(&format!("sinfo: asking {}", site.endpoint.path().display()));
@@ -91,6 +91,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
         let client = site.connect().await?;
         loop {
             let all = client.nodes().await?;
+            filter.nodes = filter.nodes.take().map(|names| meant(names, &all));
             let partitions = client.partitions().await?;
             let view = view(Some(&client)).await;
             out::print(&show(&all, &partitions, &filter, &parsed, call, &view)?)?;

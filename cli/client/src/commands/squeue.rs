@@ -5,7 +5,7 @@
 //! line. Formats, letters and names of fields, and the variables SQUEUE_FORMAT, SQUEUE_FORMAT2, SQUEUE_SORT,
 //! SQUEUE_STATES, SQUEUE_PARTITION, SQUEUE_USERS, SQUEUE_NAMES, SQUEUE_ACCOUNT, SQUEUE_ARRAY and SQUEUE_ALL are as in Slurm.
 
-use super::{command_line, job_state, nodes, view, words};
+use super::{command_line, found, job_state, nodes, view, words};
 use crate::error::{Failure, Kind, Outcome};
 use crate::fmt::cells::{Cell, Format};
 use crate::fmt::squeue::{self, Field, StepField};
@@ -113,7 +113,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
             "--only-job-state shows ids and states alone, and --{other} something else: give one of them"
         )));
     }
-    let request = request(&parsed)?;
+    let mut request = request(&parsed)?;
     let every = listing::pause(&parsed)?;
     let site = call.site()?;
     if parsed.has("verbose") {
@@ -121,6 +121,7 @@ fn run(call: &Invocation<'_>) -> Outcome {
     }
     block_on(async {
         let client = site.connect().await?;
+        request.nodes = found(&client, std::mem::take(&mut request.nodes)).await?;
         loop {
             show(&client, &request, &parsed, call).await?;
             match every {

@@ -389,7 +389,7 @@ fn gres_faults(n: &NodeInfo) -> Vec<Value> {
 /// A node.
 pub fn node(n: &NodeInfo) -> Value {
     json!({
-        "name": n.name, "hostname": n.name, "address": n.name, "architecture": n.hardware.arch,
+        "name": n.name, "hostname": node::host(n), "address": n.name, "architecture": n.hardware.arch,
         "operating_system": n.hardware.os, "version": n.version, "state": node::flags(n),
         "cpus": n.total.cpu, "alloc_cpus": n.allocated.cpu, "alloc_idle_cpus": n.total.cpu.saturating_sub(n.allocated.cpu),
         "sockets": n.hardware.sockets(), "threads": n.hardware.threads_per_core(), "cores": n.hardware.cores.len(),

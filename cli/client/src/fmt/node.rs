@@ -32,6 +32,11 @@ pub fn base(node: &NodeInfo) -> Base {
     }
 }
 
+/// What its machine is called, with its domain where a name service there says one.
+pub fn host(node: &NodeInfo) -> &str {
+    node.host_name.as_deref().unwrap_or(&node.name.0)
+}
+
 fn busy(node: &NodeInfo) -> bool {
     matches!(base(node), Base::Allocated | Base::Mixed) || node.completing
 }

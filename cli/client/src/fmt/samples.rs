@@ -180,6 +180,7 @@ pub fn node(name: &str, cpu: u64, condition: NodeCondition) -> NodeInfo {
         unknown_settings: vec![],
         hardware_drift: vec![],
         used: vec![],
+        host_name: None,
     }
 }
 

@@ -248,7 +248,7 @@ pub fn node(n: &NodeInfo, view: &View, details: bool) -> Vec<String> {
         "AvailableFeatures=(null)".to_string(),
         "ActiveFeatures=(null)".to_string(),
         format!("Gres={}", node::gres(n)),
-        format!("NodeAddr={0} NodeHostName={0} Version={1}", n.name, n.version),
+        format!("NodeAddr={} NodeHostName={} Version={}", n.name, node::host(n), n.version),
         format!("OS={} ", h.os),
         format!(
             "RealMemory={} AllocMem={} FreeMem={} Sockets={sockets} Boards=1",

@@ -163,11 +163,12 @@ async fn sealed(client: &Client, login: &Login) -> Result<Option<SealedLogin>, F
 
 /// The nodes that are meant, in the order of the cluster's.
 fn wanted(site: &Site, list: Option<&str>) -> Result<Vec<NodeName>, Failure> {
-    let known = block_on(async { Ok(site.connect().await?.nodes().await?) })?;
-    let known: Vec<NodeName> = known.into_iter().map(|node| node.name).collect();
+    let nodes = block_on(async { Ok(site.connect().await?.nodes().await?) })?;
+    let known: Vec<NodeName> = nodes.iter().map(|node| node.name.clone()).collect();
     let Some(list) = list else { return Ok(known) };
     let asked = berth_model::hostlist::nodes(list)
         .map_err(|e| Failure::new(Kind::Usage, format!("--nodelist={list}: {e}")))?;
+    let asked = berth_client::commands::meant(asked, &nodes);
     match asked.iter().find(|name| !known.contains(name)) {
         Some(name) => Err(Failure::user(format!(
             "--nodelist={list}: the cluster has no node {name}: 'sinfo -N' lists its nodes"

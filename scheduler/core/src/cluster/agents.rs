@@ -7,6 +7,7 @@ use crate::job::Progress;
 use crate::node::{Link, Node, is_by_file, is_same_file, told_drift};
 use crate::rows::{NodeRow, Phase, ROW_VERSION};
 use crate::shrunk;
+use berth_model::called::is_full_name;
 use berth_model::hardware::{GresDevice, Hardware};
 use berth_model::ids::{Attempt, JobId, NodeName, Session, StepId, StepKey, Term};
 use berth_model::launch::{ImagePull, StepPhase};
@@ -30,6 +31,7 @@ struct Hello {
     unknown: Vec<String>,
     features: Vec<String>,
     highest: Highest,
+    host: Option<String>,
 }
 
 impl Cluster {
@@ -49,6 +51,7 @@ impl Cluster {
                 unknown,
                 features,
                 highest,
+                host,
             } => {
                 if name != *node {
                     let why = format!("this connection speaks for node {node}, not for {name}");
@@ -67,6 +70,7 @@ impl Cluster {
                     unknown,
                     features,
                     highest,
+                    host,
                 };
                 self.hello(node, connection, hello);
             }
@@ -317,6 +321,11 @@ impl Cluster {
             },
             // What was seen before a boot is over with it.
             resumed: known.is_some_and(|n| n.row.resumed && n.row.boot_id == hello.boot_id),
+            // A name service that does not answer has not taken it back.
+            host_name: match hello.host.as_ref().filter(|host| is_full_name(host)) {
+                Some(host) => Some(host.clone()),
+                None => known.and_then(|n| n.row.host_name.clone()),
+            },
         };
         let less = shrunk::missing(row.registered, &row.hardware);
         let news = known.is_some_and(|n| shrunk::is_news(&n.row, &row));

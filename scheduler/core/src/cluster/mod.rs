@@ -7,6 +7,7 @@ mod audit;
 mod awaiting;
 mod branches;
 mod busy;
+mod called;
 mod cancel;
 mod causes;
 mod ending;
@@ -268,7 +269,7 @@ impl Cluster {
         self.term
     }
 
-    fn client(&mut self, request: RequestId, actor: &Actor, body: Request) {
+    fn client(&mut self, request: RequestId, actor: &Actor, mut body: Request) {
         let actor = match self.admit(actor) {
             Ok(actor) => actor,
             Err(refusal) => return self.reply(request, Err(refusal)),
@@ -276,6 +277,7 @@ impl Cluster {
         if let Err(refusal) = rights::check(&actor, &body) {
             return self.reply(request, Err(refusal));
         }
+        self.by_their_names(&mut body);
         let result = match body {
             Request::Submit { spec, payload, first_step, test_only } => {
                 let first_step = first_step.map(|step| self.as_asked(&actor, *step));

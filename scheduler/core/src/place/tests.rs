@@ -45,6 +45,7 @@ pub(super) fn node(i: usize, threads: &[u32], memory: u64, gpus: u32) -> Node {
         causes: Default::default(),
         registered: None,
         resumed: false,
+        host_name: None,
     };
     Node::new(row, &CoreConfig::new(&Config::default()).unwrap(), Time(0))
 }

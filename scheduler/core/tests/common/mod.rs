@@ -87,6 +87,8 @@ pub struct World {
     pub agent_term: Term,
     /// When nodes say that they booted, by their wall clocks.
     pub booted: Time,
+    /// The full name that nodes say from now on.
+    pub host: Option<String>,
     /// The highest numbers that agents say they know of.
     pub highest: Highest,
     /// Whether agents ask for renewals, as all do but those of earlier versions.
@@ -185,6 +187,7 @@ impl World {
             fences: vec![],
             agent_term: Term(0),
             booted: Time(0),
+            host: None,
             highest: Highest::default(),
             ask: true,
             sessions: BTreeMap::new(),
@@ -299,6 +302,7 @@ impl World {
             unknown: vec![],
             features,
             highest: self.highest,
+            host: None,
         };
         self.event(Event::Agent { node, connection, message });
     }
@@ -329,6 +333,7 @@ impl World {
             unknown: vec![],
             features: berth_model::feature::Feature::known(),
             highest: self.highest,
+            host: self.host.clone(),
         };
         self.quiet_event(Event::Agent { node, connection, message });
     }

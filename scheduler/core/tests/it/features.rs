@@ -29,6 +29,7 @@ fn comes_knowing(w: &mut World, name: &str, features: &[Feature]) {
         unknown: vec![],
         features: features.iter().map(|feature| feature.name().to_string()).collect(),
         highest: Highest::default(),
+        host: None,
     };
     w.tell(name, |_| hello);
 }

@@ -728,6 +728,7 @@ fn a_hello_said_again_says_nothing_of_a_step_on_its_way() {
         unknown: vec![],
         features: vec![],
         highest: Highest::default(),
+        host: None,
     });
     assert_eq!(w.state(id), JobState::Running);
     assert!(w.sent.iter().any(|m| matches!(m, ToAgent::Terminate { key, .. } if *key == batch_key(id, 0))));

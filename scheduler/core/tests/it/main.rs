@@ -8,6 +8,7 @@ mod addresses;
 mod admission;
 mod ahead;
 mod busy;
+mod called;
 mod devices;
 mod features;
 mod fenced;

@@ -146,6 +146,7 @@ fn comes_with(w: &mut World, unknown: &[&str]) {
         unknown,
         features: vec![],
         highest: Highest::default(),
+        host: None,
     });
 }
 

@@ -37,6 +37,7 @@ fn hello(version: &str) -> FromAgent {
         unknown: vec![],
         features: vec![],
         highest: Highest::default(),
+        host: None,
     }
 }
 
