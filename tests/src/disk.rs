@@ -31,12 +31,12 @@ impl Disk {
         Disk { place: at.to_path_buf(), _file: None, mounted: true }
     }
 
-    /// An ext4 of so many MiB, with room for 64 files in each, in a file that a loop device shows, at a place that is made.
+    /// An ext4 of so many MiB in blocks of 4 KiB, with room for 64 files in each MiB, in a file that a loop device shows, at a place that is made.
     pub fn in_file(at: &Path, owner: u32, mib: u64) -> Disk {
         let directory = tempfile::Builder::new().prefix("bt-disk-").tempdir_in("/var/tmp").unwrap();
         let file = directory.path().join("file");
         Cmd::new("truncate").arg(format!("--size={mib}M")).arg(&file).ok();
-        Cmd::new("mkfs.ext4").args(["-q", "-i", "16384"]).arg(&file).ok();
+        Cmd::new("mkfs.ext4").args(["-q", "-b", "4096", "-i", "16384"]).arg(&file).ok();
         std::fs::create_dir(at).unwrap();
         Cmd::new("mount").args(["-o", "loop"]).arg(&file).arg(at).ok();
         let disk = Disk { place: at.to_path_buf(), _file: Some(directory), mounted: true };

@@ -207,7 +207,7 @@ fn pull(sandbox: &Sandbox, name: &str) -> (PathBuf, String, String) {
     if !place.exists() {
         write(&place, name);
     }
-    let said = sandbox.cmd("berth").args(["image", "pull"]).arg(&place).limit(60).ok();
+    let said = sandbox.cmd("berth").args(["image", "pull"]).arg(&place).limit(120).ok();
     let text = said.text();
     let digest = text.rsplit(' ').next().unwrap_or_default().to_string();
     assert!(digest.starts_with("sha256:"), "{text}");
@@ -344,6 +344,36 @@ fn nothing_goes_from_a_users_store_for_an_image_that_does_not_fit_unpacked_as_ro
     if berth_tests::machine::is_root() {
         nothing_goes_for_what_does_not_fit_unpacked(Who::user());
     }
+}
+
+/// On a disk of 96 MiB, of 5,000 files of one byte, which take 20 MiB, and two images of 6 MiB: one of 56 MiB fits when the first has gone, and
+/// nothing else goes for it.
+#[test]
+fn very_small_files_count_by_what_they_take_of_a_disk_as_root() {
+    if !berth_tests::machine::is_root() {
+        return;
+    }
+    let sandbox = Sandbox::empty(Who::root());
+    let disk = Disk::in_file(&sandbox.state().join("images"), store_owner(sandbox.who()), 96);
+    let rules = "[images]\nlayer_form = \"directory\"\nhigh_watermark = 100\nlow_watermark = 100\n";
+    sandbox.write("../state/berth.toml", rules);
+    let small = (0..5000).fold(Layer::default(), |own, file| own.file(&format!("f{file}"), 0o644, b"x"));
+    layout::write(&sandbox.work().join("small"), vec![small], json!({}));
+    let before = disk.free().bytes;
+    pull(&sandbox, "small");
+    let took = before - disk.free().bytes;
+    let df = || sandbox.cmd("berth").args(["image", "df", "--json"]).ok().text();
+    let usage: Value = serde_json::from_str(&df()).unwrap();
+    let told = usage["disk_bytes"].as_u64().unwrap();
+    assert!(took > 20_000_000 && told.abs_diff(took) < took / 10, "{took} {usage}");
+    assert!(sandbox.cmd("berth").args(["image", "df"]).ok().text().contains("\non disk      "), "{usage}");
+    let mut stay: BTreeSet<String> = ["n0", "n1"].map(|name| pull(&sandbox, name).1).into();
+    write_vast(&sandbox.work().join("fits"), 56);
+    let (_, fits, said) = pull(&sandbox, "fits");
+    assert!(said.lines().any(|line| line.contains(WENT) && line.contains("/small")), "{said}");
+    stay.insert(fits);
+    assert_eq!(digests(&sandbox), stay);
+    disk.unmount();
 }
 
 each_user! {

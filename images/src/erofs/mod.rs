@@ -197,6 +197,15 @@ impl Form for Image {
     const ENTRY: usize = inodes::ENTRY;
     const DIRECTORY: usize = inodes::DIRECTORY;
 
+    /// Inodes with their last bytes share a block where two of them fit into one.
+    fn charged(size: u64) -> u64 {
+        let (all, block) = (size.saturating_add(INODE as u64), BLOCK as u64);
+        match all % block {
+            rest if rest > block / 2 => all.saturating_add(block - rest),
+            _ => all,
+        }
+    }
+
     fn enter(&mut self, path: &[u8]) -> std::result::Result<(), Errno> {
         if self.cached.0 != path {
             self.cached = (path.to_vec(), self.walk(path)?);

@@ -37,7 +37,7 @@ pub struct Usage {
     pub images: usize,
     /// Layers of these, each once.
     pub layers: usize,
-    /// Bytes that these take.
+    /// Bytes of the disk that these take; of a file without any a block all the same.
     pub bytes: u64,
 }
 
@@ -131,13 +131,13 @@ impl Store {
         Ok(all)
     }
 
-    /// The layers of an image, with what they take.
+    /// The layers of an image, with what they count in a quota.
     pub(super) fn layer_sizes(&self, record: &ImageRecord) -> Result<BTreeMap<Digest, u64>> {
-        let sized = |diff_id: &Digest| Ok((diff_id.clone(), self.layer_size(diff_id)?));
+        let sized = |diff_id: &Digest| Ok((diff_id.clone(), self.layer_charge(diff_id)?));
         let mut all: BTreeMap<_, _> =
             record.layers.iter().map(|layer| sized(&layer.diff_id)).collect::<Result<_>>()?;
         if let Some(merged) = &record.merged {
-            all.insert(merged.id.clone(), self.merged_size(&merged.id)?);
+            all.insert(merged.id.clone(), self.merged_charge(&merged.id)?);
         }
         Ok(all)
     }

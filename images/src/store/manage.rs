@@ -143,6 +143,9 @@ pub struct DiskUsage {
     pub layers: usize,
     /// Bytes of the files in them.
     pub bytes: u64,
+    /// Bytes of the disk that layers take: more than their files have where these are small.
+    #[serde(default)]
+    pub disk_bytes: u64,
     /// Bytes in layers that no image in use needs: what pruning all would free.
     pub reclaimable_bytes: u64,
     /// Bytes that the file system still has for the store.
@@ -388,6 +391,7 @@ impl Store {
                 usage.reclaimable_bytes += bytes;
             }
         }
+        usage.disk_bytes = self.layers_size()?.bytes;
         let stat = fstatvfs(&self.root_fd).map_err(|e| Error::io("image store", e))?;
         usage.free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
         usage.room = self.room_state()?;

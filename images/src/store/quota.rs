@@ -118,7 +118,7 @@ impl<'a> Charge<'a> {
         self.memory.take(u64::MAX, self.unwanted)
     }
 
-    /// Before so many bytes of a file are written.
+    /// Before so many bytes of the disk are taken by a file, or by whatever else an archive has.
     pub(crate) fn file(&self, bytes: u64) -> Result<()> {
         self.add(bytes, |quota| &quota.files, &self.files, Quota::left)
     }
@@ -201,7 +201,7 @@ impl Store {
                 continue;
             }
             match self.layer_record(&layer.diff_id)? {
-                Some(_) => there = there.saturating_add(self.layer_size(&layer.diff_id)?),
+                Some(_) => there = there.saturating_add(self.layer_charge(&layer.diff_id)?),
                 None => missing = missing.saturating_add(layer.size),
             }
         }

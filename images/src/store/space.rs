@@ -6,6 +6,7 @@ use rustix::fs::{AtFlags, fstatvfs, statat};
 
 use super::Store;
 use super::form::LayerForm;
+use super::layer::{LISTING, REPLACED, SKELETON};
 use super::merge::merged_name;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -13,6 +14,9 @@ use crate::unpack::listing::Taken;
 
 /// Files that a layer has beside those of its archive: its directories, its record, its listing, and the like.
 const OWN: u64 = 8;
+
+/// Files of these of which the archive says how large they are.
+const BESIDE: [&str; 3] = [LISTING, SKELETON, REPLACED];
 
 /// How much of something is in use, and how much is left.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,7 +100,17 @@ impl Store {
         Ok(total)
     }
 
-    /// Bytes that a layer takes: of its image, or of the files in its directory.
+    /// Bytes that a layer counts in a quota: of its image, or of what is in its directory, where each file has a block at least.
+    pub(super) fn layer_charge(&self, diff_id: &Digest) -> Result<u64> {
+        Ok(self.taken_at(&diff_id.file_name(), diff_id)?.charged())
+    }
+
+    /// Bytes that layers count which are there as one.
+    pub(super) fn merged_charge(&self, id: &Digest) -> Result<u64> {
+        Ok(self.taken_at(&merged_name(id), id)?.charged())
+    }
+
+    /// Bytes that a layer takes of the disk.
     pub(super) fn layer_size(&self, diff_id: &Digest) -> Result<u64> {
         Ok(self.size_at(&diff_id.file_name(), diff_id)?.bytes)
     }
@@ -113,18 +127,28 @@ impl Store {
     }
 
     /// What the layer takes that is in directory `name` of the layers. Holes of files take nothing: a blob of some KiB may have a file of a
-    /// terabyte.
+    /// terabyte. Nor does a small file take as little as its bytes: it may have twenty thousand of one byte.
     pub(super) fn size_at(&self, name: &str, id: &Digest) -> Result<Size> {
+        let taken = self.taken_at(name, id)?;
+        Ok(Size { bytes: taken.on_disk(), files: taken.files })
+    }
+
+    fn taken_at(&self, name: &str, id: &Digest) -> Result<Taken> {
+        let place = Path::new(name);
+        let blocks = |file: &Path| {
+            statat(&self.layers, file, AtFlags::SYMLINK_NOFOLLOW)
+                .map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512))
+        };
+        let mut beside = BESIDE.iter().fold(0u64, |all, file| all.saturating_add(blocks(&place.join(file))));
+        let mut taken = Taken::default();
         if self.form_of(name) == Some(LayerForm::Erofs) {
-            let image = LayerForm::Erofs.place(Path::new(name));
-            let bytes = statat(&self.layers, &image, AtFlags::SYMLINK_NOFOLLOW)
-                .map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));
-            return Ok(Size { bytes, files: OWN });
+            beside = beside.saturating_add(blocks(&LayerForm::Erofs.place(place)));
+        } else if let Some(layer) = self.record_at(name, id)? {
+            // An earlier version noted only what its files have, holes included.
+            let (bytes, files) = (layer.report.bytes, layer.report.entries);
+            taken = layer.taken.unwrap_or(Taken { bytes, files, ..Taken::default() });
         }
-        let Some(layer) = self.record_at(name, id)? else { return Ok(Size { bytes: 0, files: OWN }) };
-        // An earlier version noted only what its files have, holes included.
-        let Taken { bytes, files } =
-            layer.taken.unwrap_or(Taken { bytes: layer.report.bytes, files: layer.report.entries });
-        Ok(Size { bytes, files: files.saturating_add(OWN) })
+        let disk = taken.on_disk().saturating_add(beside);
+        Ok(Taken { files: taken.files.saturating_add(OWN), disk: Some(disk), ..taken })
     }
 }

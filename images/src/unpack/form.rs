@@ -45,6 +45,9 @@ pub(crate) trait Form {
     /// done at the end, as in a directory that its owner may not write to.
     const DIRECTORY: usize;
 
+    /// Bytes of the disk that an entry takes which has so many of its own: there are blocks, and none takes nothing.
+    fn charged(size: u64) -> u64;
+
     /// Whether a directory stands at `path`, reached through no link. As the kernel's `openat2(2)`: `NOENT` where a
     /// name is missing, `LOOP` at a link, `NOTDIR` at anything else.
     fn enter(&mut self, path: &[u8]) -> std::result::Result<(), Errno>;

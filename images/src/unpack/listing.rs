@@ -45,12 +45,21 @@ pub(crate) struct Taken {
     pub(crate) bytes: u64,
     /// Names, of which each is a file of its own where it is no hard link.
     pub(crate) files: u64,
+    /// Bytes of the blocks that files and directories have: of a small file far more than its own. An earlier version did not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) disk: Option<u64>,
+    /// Bytes that files without a block would have more with one: of files, too, a filesystem has only so many.
+    #[serde(default)]
+    pub(crate) bare: u64,
 }
 
 /// A number that not every machine has in as many bits.
 fn wide(number: impl Into<u64>) -> u64 {
     number.into()
 }
+
+/// Bytes of a block, as nearly all filesystems have them.
+pub(crate) const BLOCK: u64 = 4096;
 
 /// A filesystem that tells how many blocks a file takes when it has written it, seconds later.
 const ZFS: u64 = 0x2fc1_2fc1;
@@ -63,20 +72,50 @@ fn tells_at_once(root: impl AsFd) -> bool {
 
 /// Bytes of a file, without its holes where the blocks tell of them.
 fn without_holes(size: i64, blocks: i64, tells: bool) -> u64 {
+    let most = if tells { in_blocks(size, blocks, tells) } else { u64::MAX };
+    u64::try_from(size).unwrap_or(0).min(most)
+}
+
+/// Bytes of its blocks; as many as its size would fill where they do not tell.
+fn in_blocks(size: i64, blocks: i64, tells: bool) -> u64 {
     let number = |n: i64| u64::try_from(n).unwrap_or(0);
-    let most = if tells { number(blocks).saturating_mul(512) } else { u64::MAX };
-    number(size).min(most)
+    match tells {
+        true => number(blocks).saturating_mul(512),
+        false => number(size).checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX),
+    }
 }
 
 impl Taken {
     fn add(&mut self, file: &Found<'_>, tells: bool) {
+        let stat = file.stat;
         self.files += 1;
-        if FileType::from_raw_mode(file.stat.st_mode) == FileType::RegularFile {
-            let bytes = without_holes(file.stat.st_size, file.stat.st_blocks, tells);
+        let (kind, mut names) = (FileType::from_raw_mode(stat.st_mode), 1);
+        if kind == FileType::RegularFile {
             // A file of several names comes several times.
-            let names = wide(file.stat.st_nlink).max(1);
+            names = wide(stat.st_nlink).max(1);
+            let bytes = without_holes(stat.st_size, stat.st_blocks, tells);
             self.bytes = self.bytes.saturating_add(bytes / names);
         }
+        let taken = match kind {
+            FileType::RegularFile => in_blocks(stat.st_size, stat.st_blocks, tells),
+            // Sizes of directories are no bytes everywhere.
+            FileType::Directory if !tells => BLOCK,
+            _ => in_blocks(0, stat.st_blocks, tells),
+        };
+        self.disk = Some(self.disk.unwrap_or(0).saturating_add(taken / names));
+        if taken == 0 {
+            self.bare = self.bare.saturating_add(BLOCK / names);
+        }
+    }
+
+    /// What an earlier version noted has no blocks: no file takes more than one beyond its bytes.
+    pub(crate) fn on_disk(self) -> u64 {
+        self.disk.unwrap_or_else(|| self.bytes.saturating_add(self.files.saturating_mul(BLOCK)))
+    }
+
+    /// The same for a quota: there is no file that takes nothing.
+    pub(crate) fn charged(self) -> u64 {
+        self.on_disk().saturating_add(self.bare)
     }
 }
 
@@ -383,6 +422,8 @@ mod tests {
         assert_eq!(without_holes(5, 8, true), 5);
         // As ZFS says of a file that was just written, whatever it has.
         assert_eq!(without_holes(1 << 20, 1, false), 1 << 20);
+        assert_eq!([in_blocks(1, 8, true), in_blocks(1, 1, false), in_blocks(0, 1, false)], [4096, 4096, 0]);
+        assert_eq!(in_blocks(i64::MAX, 0, false), 1 << 63);
         assert!(tells_at_once(File::open("/proc").unwrap()));
     }
 
@@ -402,6 +443,12 @@ mod tests {
         let taken = write(open(), &mut listing, None).unwrap();
         // Both names of a file have its bytes together, and holes have none.
         assert!(taken.files == 8 && (4..=6).contains(&taken.bytes), "{taken:?}");
+        // The empty file and the link have no block, and what no earlier version noted is never less.
+        let (disk, bare) = (taken.disk.unwrap(), taken.bare);
+        assert!(disk > taken.bytes && disk < 1 << 20 && bare >= 2 * BLOCK, "{taken:?}");
+        assert_eq!((taken.on_disk(), taken.charged()), (disk, disk + bare));
+        let before = Taken { disk: None, bare: 0, ..taken };
+        assert_eq!((before.on_disk(), before.charged()), (taken.bytes + 8 * BLOCK, taken.bytes + 8 * BLOCK));
         std::fs::remove_file(root.join("a/hole")).unwrap();
         listing.clear();
         write(open(), &mut listing, Some(sum)).unwrap();

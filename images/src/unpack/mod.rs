@@ -184,7 +184,16 @@ impl<'a, F: Form> Unpacker<'a, F> {
         if self.report.bytes > self.limits.bytes {
             return Err(over(format!("its files have more than {} bytes", self.limits.bytes)));
         }
-        self.charge.map_or(Ok(()), |charge| charge.file(entry.size))
+        match entry.kind {
+            // A name alone; directories are large where they have very many.
+            EntryKind::HardLink => Ok(()),
+            _ => self.take(F::charged(entry.size)),
+        }
+    }
+
+    /// Before so many bytes of the disk are taken.
+    fn take(&self, bytes: u64) -> Result<()> {
+        self.charge.map_or(Ok(()), |charge| charge.file(bytes))
     }
 
     fn entry<R: BufRead, W: Write>(&mut self, mut entry: Entry, reader: &mut Recorded<R, W>) -> Result<()> {

@@ -103,6 +103,8 @@ impl<F: Form> Unpacker<'_, F> {
                 }
                 // A lower layer's file is hidden by the directory.
                 _ => {
+                    // One name may have hundreds of them.
+                    self.take(F::charged(0))?;
                     self.form.make_dir(&here)?;
                     self.remember_name(&component)?;
                     self.describe(&here, Meta::implied())?;

@@ -12,6 +12,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::form::{EachContent, Form, Meta, Whiteout};
+use super::listing::BLOCK;
 use super::names::Names;
 use super::path::CleanPath;
 use super::remove::{empty_tree, remove_tree};
@@ -95,6 +96,10 @@ impl Form for Tree {
     type File = Written;
     const ENTRY: usize = 0;
     const DIRECTORY: usize = 0;
+
+    fn charged(size: u64) -> u64 {
+        size.max(1).checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX)
+    }
 
     fn enter(&mut self, path: &[u8]) -> std::result::Result<(), Errno> {
         if self.cached.as_ref().is_none_or(|(cached, _)| cached != path) {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::io::Read;
 
 use berth_images::{
-    BlobKind, BlobSource, Credentials, Digest, Error, ErrorKind, PreparedImage, Registries, RoomRules,
-    Shortfall, Store, Wanted, open_source,
+    BlobKind, BlobSource, Collected, Credentials, Digest, Error, ErrorKind, PreparedImage, Registries,
+    RoomRules, Shortfall, Store, Wanted, open_source,
 };
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use rustix::io::Errno;
@@ -13,6 +13,8 @@ use rustix::io::Errno;
 use crate::support::{Bench, ImageBuilder, Tar, resolve_text};
 
 const MIB: u64 = 1 << 20;
+/// What a few layers have beside their content: a directory, a listing and a skeleton each.
+const BESIDE: u64 = 128 << 10;
 
 fn layer(name: &str, mib: u64) -> Vec<u8> {
     let content: Vec<u8> = name.bytes().cycle().take(usize::try_from(mib * MIB).unwrap()).collect();
@@ -21,12 +23,17 @@ fn layer(name: &str, mib: u64) -> Vec<u8> {
 
 /// Layers may take so much.
 fn most(mib: u64) -> RoomRules {
-    RoomRules { high_watermark: 100, low_watermark: 100, max_size: Some(mib * MIB), keep_days: None }
+    let max_size = Some(mib * MIB + BESIDE);
+    RoomRules { high_watermark: 100, low_watermark: 100, max_size, keep_days: None }
 }
 
 /// An image of its own layer of 2 MiB above a shared one of 1 MiB, last used so many seconds after 1970.
-fn image(bench: &Bench, name: &str, used: i64) -> Digest {
-    let image: PreparedImage = bench.import(vec![layer("shared", 1), layer(name, 2)]).unwrap();
+fn image(bench: &Bench, name: &str, used_at: i64) -> Digest {
+    used(bench, bench.import(vec![layer("shared", 1), layer(name, 2)]).unwrap(), used_at)
+}
+
+/// Has it as last used then.
+fn used(bench: &Bench, image: PreparedImage, used: i64) -> Digest {
     let record = bench.store().root().join("images").join(format!("sha256-{}.json", image.digest.hex()));
     let time = Timespec { tv_sec: used, tv_nsec: 0 };
     let times = Timestamps { last_access: time, last_modification: time };
@@ -90,6 +97,33 @@ fn what_comes_to_be_needed_while_images_go_stays() {
     assert_eq!(asked.into_inner()[..3], [one, two, three]);
 }
 
+#[test]
+fn small_files_count_by_the_blocks_that_they_take() {
+    let with_small = || {
+        let bench = Bench::new();
+        let files = (0..2000).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), b"x"));
+        let small = used(&bench, bench.import(vec![files.end()]).unwrap(), 100);
+        let others = [("one", 200), ("two", 300)].map(|(name, used)| image(&bench, name, used));
+        (bench, small, BTreeSet::from(others))
+    };
+    let gone = |made: &Collected| made.images.iter().map(|i| i.digest.clone()).collect::<Vec<_>>();
+    // The one that was not used for longest is enough, and no other goes.
+    let (bench, small, others) = with_small();
+    let store = bench.store();
+    let usage = store.df().unwrap();
+    assert!(usage.bytes < 6 * MIB && usage.disk_bytes > 12 * MIB, "{usage:?}");
+    let made = store.make_room(&most(8), Wanted::default(), &BTreeSet::new()).unwrap().unwrap();
+    assert_eq!((gone(&made), left(&store)), (vec![small], others));
+    // What it gives back is enough for one that did not fit.
+    let (bench, small, others) = with_small();
+    let store = bench.store();
+    let short = Some(Shortfall { need: u64::MAX, rest: 6 * MIB });
+    let wanted = Wanted { pressing: true, short, ..Wanted::default() };
+    let rules = RoomRules { max_size: None, ..most(1) };
+    let made = store.make_room(&rules, wanted, &others).unwrap().unwrap();
+    assert_eq!((gone(&made), left(&store)), (vec![small], others));
+}
+
 /// A blob of some hundred bytes may have a file of a terabyte: it takes no room, and nobody else's images go for it.
 #[test]
 fn holes_of_one_users_files_cost_others_no_images() {
@@ -125,9 +159,9 @@ fn nothing_goes_for_what_would_not_fit_even_then() {
     // What may go has 7 MiB, or without the needed one 4: the shared layer stays with that.
     let needed = BTreeSet::from([all[0].clone()]);
     for (needed, may_go) in [(BTreeSet::new(), 7), (needed.clone(), 4)] {
-        let refused = store.make_room(&rules, short(u64::MAX, may_go * MIB + 1), &needed).unwrap_err();
+        let refused = store.make_room(&rules, short(u64::MAX, may_go * MIB + MIB / 2), &needed).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NoSpace);
-        let told = format!("all images that may go have {may_go}.00 MiB");
+        let told = format!("all images that may go have {may_go}.0");
         assert!(refused.to_string().contains(&told), "{refused}");
         assert_eq!(left(&store).len(), 3);
     }

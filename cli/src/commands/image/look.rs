@@ -133,11 +133,12 @@ pub fn df(places: &Places, json: bool, state: Option<&Path>) -> Outcome {
 
 fn own_store(usage: &DiskUsage, store: &Store, unknown: Option<&str>) -> String {
     let text = format!(
-        "images       {} ({} in use)\nlayers       {}\nsize         {}\nreclaimable  {}\nfree         {}\nstore        {}\n",
+        "images       {} ({} in use)\nlayers       {}\nsize         {}\non disk      {}\nreclaimable  {}\nfree         {}\nstore        {}\n",
         usage.images,
         usage.images_in_use,
         usage.layers,
         images::size(usage.bytes),
+        images::size(usage.disk_bytes),
         images::size(usage.reclaimable_bytes),
         images::size(usage.free_bytes),
         store.root().display()

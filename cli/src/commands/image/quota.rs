@@ -43,7 +43,7 @@ fn own(state: Option<&Path>) -> Result<Row, Failure> {
         (Some(node), _) => node.usage()?,
         (None, Some(store)) => {
             let all = store.df().map_err(|e: Error| images::failed(&e))?;
-            (Usage { images: all.images, layers: all.layers, bytes: all.bytes }, None)
+            (Usage { images: all.images, layers: all.layers, bytes: all.disk_bytes }, None)
         }
         (None, None) => (Usage::default(), None),
     };
