@@ -210,7 +210,8 @@ pub(crate) fn length(skeleton: impl Read) -> io::Result<u64> {
                     length = length.saturating_add(u64::from_le_bytes(number(&mut records)?));
                 }
             }
-            [b'E'] => return Ok(length),
+            // Behind it stands the sum of all that was compressed.
+            [b'E'] => return io::copy(&mut records, &mut io::sink()).map(|_| length),
             _ => return Err(malformed("it has an unknown record")),
         }
     }
@@ -441,6 +442,12 @@ impl<'a, R: Read> Rebuilt<'a, R> {
 
 impl<R: Read> Read for Rebuilt<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.next_bytes(buffer).map_err(unreadable)
+    }
+}
+
+impl<R: Read> Rebuilt<'_, R> {
+    fn next_bytes(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
         }
@@ -467,6 +474,15 @@ impl<R: Read> Read for Rebuilt<'_, R> {
                 }
             }
         }
+    }
+}
+
+/// Says of what the skeleton itself failed with what it is about, and what to do.
+fn unreadable(e: io::Error) -> io::Error {
+    let ours = e.get_ref().is_some_and(|inner| inner.is::<Error>());
+    match ours || e.kind() == io::ErrorKind::Interrupted {
+        true => e,
+        false => malformed(&format!("it cannot be read: {e}")),
     }
 }
 

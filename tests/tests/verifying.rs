@@ -113,6 +113,46 @@ each_user! {
     }
 }
 
+/// What archives of layers are made again of is damaged, and nothing that containers see: it is found, said where an image is exported, and
+/// repaired.
+fn what_archives_are_made_again_of(who: Who, form: &str) {
+    let sandbox = Sandbox::empty(who);
+    sandbox.write("../state/berth.toml", format!("[images]\nlayer_form = \"{form}\"\n"));
+    let path = images::layers().display().to_string();
+    let image = |words: &[&str]| sandbox.cmd("berth").arg("image").args(words).limit(60);
+    image(&["pull", "--quiet", &path]).ok();
+    let harms: [(fn(&Path), &str); 2] = [
+        (|file| std::fs::write(file, "no skeleton").unwrap(), "was changed"),
+        (|file| std::fs::remove_file(file).unwrap(), "is missing"),
+    ];
+    for (harm, words) in harms {
+        let find = Cmd::new("find").arg(sandbox.state().join("images/layers"));
+        let found = find.args(["-name", "skeleton.zst", "-not", "-path", "*.replaced-*"]).ok().text();
+        assert!(found.lines().count() > 1, "{found}");
+        found.lines().for_each(|file| harm(Path::new(file)));
+        image(&["export", &path, "whole.oci"]).fails().says(&["berth image verify --repair"]);
+        let told = image(&["verify", &path]).fails().says(&["--repair"]).text();
+        let line = |line: &str| line.contains("skeleton.zst, of which") && line.contains(words);
+        assert!(told.lines().any(line), "{words}: {told}");
+        let told = image(&["verify", "--repair", &path]).ok().text();
+        assert!(told.contains("repaired sha256:"), "{told}");
+        image(&["verify", &path]).ok();
+        image(&["export", &path, "whole.oci"]).ok();
+        std::fs::remove_dir_all(sandbox.work().join("whole.oci")).unwrap();
+    }
+}
+
+each_user! {
+    fn what_archives_are_made_again_of_is_looked_at_and_repaired_in_directories(who) {
+        what_archives_are_made_again_of(who, "directory");
+    }
+}
+
+#[test]
+fn what_archives_are_made_again_of_is_looked_at_and_repaired_beside_images_file_backed_as_root() {
+    what_archives_are_made_again_of(Who::root(), "erofs");
+}
+
 /// Changes each layer of the store, whatever its form.
 fn damage(sandbox: &Sandbox) {
     let layers = sandbox.state().join("images/layers");

@@ -74,7 +74,7 @@ impl Store {
         let what = format!("layer {}", layer.diff_id);
         self.is_rebuildable(layer)?;
         let tree = self.layer_tree(&layer.diff_id)?;
-        let failed = |e| recover(&what, e);
+        let failed = |e| recover(&what, e).within(&what);
         let mut archive = self.rebuilt(&layer.diff_id, &tree, false)?;
         let mut compressor = Compressor::new(out, layer.diff_id.algorithm());
         std::io::copy(&mut archive, &mut compressor).map_err(failed)?;

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{Mode, OFlags, RenameFlags, fsync, openat, renameat_with, syncfs};
 use rustix::io::Errno;
 
+use super::archive::ArchiveSums;
 use super::form::Made;
 use super::merge::merged_name;
 use super::record::{LayerRecord, MergedRecord, VERSION, parse, print};
@@ -196,7 +197,8 @@ impl Store {
         tree: &'t OwnedFd,
         all: bool,
     ) -> Result<Rebuilt<'t, File>> {
-        let failed = |e| recover(&format!("layer {diff_id}"), e);
+        let what = format!("layer {diff_id}");
+        let failed = |e| recover(&what, e).within(&what).next(REPAIR);
         let archive = Rebuilt::new(self.layer_file(diff_id, SKELETON)?, tree, all).map_err(failed)?;
         match Self::has_file(self.layers.as_fd(), &format!("{}/{REPLACED}", diff_id.file_name())) {
             true => archive.with_kept(self.layer_file(diff_id, REPLACED)?).map_err(failed),
@@ -253,12 +255,16 @@ impl Store {
         let charge = Charge::new(self.quota.as_ref()).unless(self.unwanted(failed)).on_disk(self.capacity()?);
         let Made { report, image, form, taken } = make(&directory, &charge)?;
         let rebuildable = report.unsaved == 0;
+        let archive = rebuildable.then(|| ArchiveSums::of(&directory)).transpose();
+        let archive =
+            archive.map_err(|e| Error::io(format!("image store: layer {}", layer.diff_id.short()), e))?;
         let record = LayerRecord {
             version: VERSION,
             diff_id: layer.diff_id.clone(),
             report: report.clone(),
             listed: true,
             rebuildable,
+            archive,
             image,
             form,
             taken,

@@ -169,6 +169,7 @@ impl Store {
             report,
             listed: true,
             rebuildable: false,
+            archive: None,
             image: image.transpose()?,
             form: None,
             taken,

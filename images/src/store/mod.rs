@@ -29,6 +29,7 @@
 //! another. Quota, fetch, use and layer are held while a source is read, which may be slow or hostile: the first two are each user's
 //! own, the third is shared, and of the fourth see [`turn`]. Place and store never are: all wait for them, and so for nobody's source.
 
+mod archive;
 mod bundle;
 mod ensure;
 mod export;

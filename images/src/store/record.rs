@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::archive::ArchiveSums;
 use super::bundle::FormRecord;
 use super::hashing::Sum;
 use crate::digest::Digest;
@@ -105,6 +106,9 @@ pub(super) struct LayerRecord {
     /// Whether its archive can be made again from skeleton and files.
     #[serde(default)]
     pub(super) rebuildable: bool,
+    /// Sums of what it is made again of. An earlier version noted none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) archive: Option<ArchiveSums>,
     /// Sum of the layer's image, where it is one: it stands for a listing. Under another name than before, so that an earlier version,
     /// which could not read it, takes it for not noted, and the layer for what it is.
     #[serde(default, rename = "image_blake3", alias = "image_sum", skip_serializing_if = "Option::is_none")]

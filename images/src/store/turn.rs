@@ -288,6 +288,7 @@ mod tests {
             report: LayerReport::default(),
             listed: true,
             rebuildable: true,
+            archive: None,
             image: None,
             form: None,
             taken: None,

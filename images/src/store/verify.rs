@@ -1,6 +1,7 @@
 //! Looking for damage in the store, and fetching again what is damaged.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ensure::{record_name, use_lock};
 use super::form::LayerForm;
 use super::hashing::of_content;
-use super::layer::LISTING;
+use super::layer::{LISTING, SKELETON};
 use super::lock::Hold;
 use super::merge::merged_name;
 use super::record::{ImageRecord, LayerRecord};
@@ -19,6 +20,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result, recover};
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Reference;
+use crate::skeleton;
 use crate::source::{BlobSource, ResolvedManifest, verify};
 use crate::unpack::listing::{self, Compared};
 
@@ -306,20 +308,21 @@ impl Store {
 
     fn compare_layer(&self, record: &LayerRecord) -> Result<(Vec<Problem>, bool)> {
         let diff_id = &record.diff_id;
+        let mut beside = Vec::new();
+        if let Some(sums) = &record.archive {
+            let found = sums.problems(self.open_layer(&diff_id.file_name())?);
+            beside.extend(found.into_iter().map(Problem::of));
+        }
         if let Some(written) = &record.image {
-            if !self.image_changed(diff_id, written)? {
-                return Ok((Vec::new(), true));
+            let mut problems = match self.image_changed(diff_id, written)? {
+                true => vec![Problem::of("its image was changed")],
+                false => Vec::new(),
+            };
+            let changed = !problems.is_empty();
+            if beside.is_empty() && record.rebuildable {
+                problems.extend(self.look_into_image(record, changed));
             }
-            let mut problems = vec![Problem::of("its image was changed")];
-            // What its files have now is only to be seen where it can be mounted, and as far as it can be read.
-            if self.mounts() && record.rebuildable {
-                problems.extend(
-                    self.layer_tree(diff_id).and_then(|tree| self.contents(record, &tree)).map_or_else(
-                        |e| vec![Problem::of(format!("its files cannot be looked at: {e}"))],
-                        |(wrong, ..)| wrong,
-                    ),
-                );
-            }
+            problems.append(&mut beside);
             return Ok((problems, true));
         }
         let tree = self.layer_tree(diff_id)?;
@@ -328,7 +331,11 @@ impl Store {
         let changes = found.map_err(|e| recover(&what, e))?.changes;
         let mut problems: Vec<_> = changes.into_iter().map(|c| Problem::file(&c.path, c.what)).collect();
         let mut complete = false;
-        if record.rebuildable {
+        if !beside.is_empty() {
+            // The archive that would be made of it says nothing of the files.
+            problems.append(&mut beside);
+            complete = true;
+        } else if record.rebuildable {
             let known: HashSet<_> = problems.iter().map(|p| p.path.clone()).collect();
             let (wrong, all, found) = self.contents(record, &tree)?;
             complete = all;
@@ -338,6 +345,34 @@ impl Store {
             }
         }
         Ok((problems, complete))
+    }
+
+    /// Problems of the files in a layer's image, where that was changed, and of what its archive is made again of, where an earlier version
+    /// noted no sums of it. Files are only to be seen where it can be mounted, and as far as it can be read.
+    fn look_into_image(&self, record: &LayerRecord, changed: bool) -> Vec<Problem> {
+        let (diff_id, unknown) = (&record.diff_id, record.archive.is_none());
+        let words = |e: Error| match changed {
+            true => vec![Problem::of(format!("its files cannot be looked at: {e}"))],
+            false => vec![Problem::of(e.to_string())],
+        };
+        let tree = (self.mounts() && (changed || unknown)).then(|| self.layer_tree(diff_id));
+        match tree {
+            Some(Ok(tree)) => match self.contents(record, &tree) {
+                Ok((wrong, true, found)) if wrong.is_empty() && !changed && found != *diff_id => {
+                    vec![Problem::of(format!("its archive now has digest {found}"))]
+                }
+                Ok((wrong, ..)) => wrong,
+                Err(e) => words(e),
+            },
+            Some(Err(e)) if changed => words(e),
+            // The skeleton has a sum of its own within.
+            _ if unknown => {
+                let read =
+                    |file: File| skeleton::length(file).map_err(|e| recover(SKELETON, e).within(SKELETON));
+                self.layer_file(diff_id, SKELETON).and_then(read).map_or_else(words, |_| Vec::new())
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Files of a layer whose content is not what its archive had; whether all could be read; the digest of the archive as it is

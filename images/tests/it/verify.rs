@@ -1,7 +1,7 @@
 //! Damage of every kind is found and named, and repaired without taking anything from what runs.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use berth_images::{
     Algorithm, Digest, ErrorKind, LayerForm, PreparedImage, Registries, Store, Thing, open_source,
@@ -50,9 +50,12 @@ struct Damaged {
 
 impl Damaged {
     fn new() -> Damaged {
-        let bench = Bench::new();
+        Damaged::of(Bench::new(), vec![Tar::new().file("below", b"below").end(), layer()])
+    }
+
+    fn of(bench: Bench, layers: Vec<Vec<u8>>) -> Damaged {
         let store = bench.store();
-        let builder = ImageBuilder::new(vec![Tar::new().file("below", b"below").end(), layer()]);
+        let builder = ImageBuilder::new(layers);
         let image = bench.import_built(&builder.compressed(Compression::Gzip)).unwrap();
         Damaged { bench, store, image }
     }
@@ -60,6 +63,11 @@ impl Damaged {
     /// The upper layer's directory.
     fn root(&self) -> &Path {
         &self.image.layers[0]
+    }
+
+    /// A file beside it.
+    fn beside(&self, name: &str) -> PathBuf {
+        self.root().with_file_name(name)
     }
 
     fn problems(&self) -> Vec<String> {
@@ -295,6 +303,79 @@ fn an_archive_in_which_files_take_the_place_of_others_is_made_again() {
             assert_eq!(bench.store().verify(&[]).unwrap().damaged.len(), 1);
         }
     }
+}
+
+/// Changes a byte in the middle.
+fn change_the_middle(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    std::fs::write(file, bytes).unwrap();
+}
+
+fn cut(file: &Path) {
+    let file = std::fs::File::options().write(true).open(file).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+}
+
+/// All files of the layer, or its image, are as they were then; but nothing can be exported, pushed or given to other nodes.
+#[test]
+fn damage_of_what_an_archive_is_made_again_of_is_found_and_repaired_in_both_forms() {
+    type Harm = fn(&Path);
+    let harms: &[(Harm, &str)] = &[
+        (change_a_byte, "was changed"),
+        (change_the_middle, "was changed"),
+        (cut, "was changed"),
+        (|file| std::fs::remove_file(file).unwrap(), "is missing"),
+    ];
+    for form in crate::support::FORMS {
+        for name in ["skeleton.zst", "replaced"] {
+            for (harm, words) in harms {
+                let damaged = Damaged::of(Bench::of(form), vec![twice()]);
+                harm(&damaged.beside(name));
+                let problems = damaged.problems();
+                let named = problems.iter().all(|p| p.contains(&format!(": {name}, ")) && p.contains(words));
+                assert!(problems.len() == 1 && named, "{form} {name} {words}: {problems:?}");
+                damaged.repair();
+            }
+            let damaged = Damaged::of(Bench::of(form), vec![twice()]);
+            change_the_middle(&damaged.beside(name));
+            let target = damaged.bench.path().join("exported");
+            if let Some(store) = exportable(damaged.bench.store(), form) {
+                let why = store.export(&damaged.image.digest, &target, true, &()).unwrap_err().to_string();
+                assert!(why.contains("layer sha256:") && why.contains("verify --repair"), "{name}: {why}");
+            }
+        }
+        let damaged = Damaged::of(Bench::of(form), vec![Tar::new().file("only", b"only").end()]);
+        std::fs::write(damaged.beside("replaced"), "x").unwrap();
+        let problems = damaged.problems();
+        assert!(problems.len() == 1 && problems[0].contains("replaced, of which"), "{form}: {problems:?}");
+        damaged.repair();
+    }
+}
+
+/// A record as an earlier version wrote it, without sums of what stands beside an image.
+#[test]
+fn where_no_sums_were_noted_the_archive_is_made_again_to_look_for_damage() {
+    let old = || {
+        let damaged = Damaged::of(Bench::of(LayerForm::Erofs), vec![twice()]);
+        let place = damaged.beside("layer.json");
+        let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&place).unwrap()).unwrap();
+        assert!(record.as_object_mut().unwrap().remove("archive").is_some());
+        std::fs::write(place, record.to_string()).unwrap();
+        damaged
+    };
+    let damaged = old();
+    assert_eq!(damaged.problems(), Vec::<String>::new());
+    change_a_byte(&damaged.beside("skeleton.zst"));
+    assert!(damaged.problems()[0].contains("skeleton.zst"), "{:?}", damaged.problems());
+    damaged.repair();
+    let damaged = old();
+    let Some(store) = exportable(damaged.bench.store(), LayerForm::Erofs) else { return };
+    assert_eq!(store.verify(&[]).unwrap().problems(), Vec::<String>::new());
+    std::fs::remove_file(damaged.beside("replaced")).unwrap();
+    let found = store.verify(&[]).unwrap();
+    assert_eq!(found.damaged.len(), 1, "{:?}", found.problems());
 }
 
 /// Root alone reads the files of an image, by mounting it.
