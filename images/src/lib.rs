@@ -74,9 +74,9 @@ pub use source::{
 };
 pub use store::{
     Collected, CollectedImage, Damage, DiskUsage, GrantedImage, HistoryEntry, ImageDetails, ImageInfo,
-    InMemory, LayerDetails, LayerForm, MountImage, Offer, Part, PreparedImage, Problem, PruneOptions, Pushed,
-    Removed, RoomRules, RoomState, Store, Thing, TryImage, Usage, UseGuard, VerifyReport, Wanted,
-    find_granted, find_listed, in_memory, layer_place, most_layers, settled_form, try_image,
-    unfit_filesystem,
+    InMemory, LayerDetails, LayerForm, MadeForms, MountImage, Offer, Part, PreparedImage, Problem,
+    PruneOptions, Pushed, Removed, RoomRules, RoomState, Store, Thing, TryImage, Usage, UseGuard,
+    VerifyReport, Wanted, find_granted, find_listed, in_memory, layer_place, most_layers, settled_form,
+    try_image, unfit_filesystem,
 };
 pub use unpack::{LayerReport, Limits};

@@ -2,7 +2,7 @@
 
 use super::Peers;
 use crate::images::Images;
-use berth_images::Digest;
+use berth_images::{Digest, MadeForms};
 use berth_model::exchange::{FromPeers, HeldImage, MadeForm};
 use berth_model::ids::Uid;
 use std::collections::BTreeMap;
@@ -40,8 +40,8 @@ pub(super) struct Told {
     changed: Notify,
     /// Held by whoever looks and tells: what was seen first is told first.
     telling: Mutex<()>,
-    /// What this node made of images that were looked at since the registration; layers seldom change.
-    made: Mutex<BTreeMap<Digest, Vec<MadeForm>>>,
+    /// What this node made of images that were looked at since the registration: it stands for as long as the records of their layers do.
+    made: Mutex<BTreeMap<Digest, MadeForms>>,
 }
 
 impl Told {
@@ -139,16 +139,17 @@ fn held(images: &Images, told: &Told) -> berth_images::Result<Held> {
         if !travel {
             return Vec::new();
         }
-        let made = match before.remove(digest).map_or_else(|| store.made_forms(digest), Ok) {
-            Ok(made) => made.into_iter().take(MOST_MADE).collect::<Vec<MadeForm>>(),
+        let made = match store.made_forms_since(digest, before.remove(digest)) {
+            Ok(made) => made,
             Err(e) => {
                 // It is looked at again the next time.
                 tracing::debug!("what this node made of image {digest} is not told: {e}");
                 return Vec::new();
             }
         };
-        known.insert(digest.clone(), made.clone());
-        made
+        let forms: Vec<MadeForm> = made.forms().iter().take(MOST_MADE).cloned().collect();
+        known.insert(digest.clone(), made);
+        forms
     };
     let users = |users: std::collections::BTreeSet<u32>| match images.is_shared() {
         true => users.into_iter().take(MOST_USERS).map(Uid).collect(),

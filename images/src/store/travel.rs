@@ -2,7 +2,6 @@
 //! nothing is written anew. Its bytes are not what a registry's digest names, so it is taken only where the source says that nodes
 //! agree on it, each of which made it of the archive by itself; and they must have the digest on which these agree.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -36,24 +35,6 @@ impl Store {
     pub fn travelling(mut self) -> Self {
         self.travels = true;
         self
-    }
-
-    /// Which read-only images of an image's layers this node made by itself, and can give to others.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn made_forms(&self, image: &Digest) -> Result<Vec<MadeForm>> {
-        let Some(record) = self.whole_record(image)? else { return Ok(Vec::new()) };
-        let layers: BTreeSet<&Digest> = record.layers.iter().map(|layer| &layer.diff_id).collect();
-        let mut all = Vec::new();
-        for layer in layers {
-            let form = self.layer_record(layer)?.and_then(|record| record.form);
-            let Some(FormRecord { writer, digest, size, .. }) = form.filter(|form| form.made) else {
-                continue;
-            };
-            all.push(MadeForm { layer: layer.to_string(), writer, digest: digest.to_string(), size });
-        }
-        Ok(all)
     }
 
     /// The layer where nobody sees it, as another node's image; `None` where it has to come as its archive.

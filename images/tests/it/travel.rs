@@ -271,6 +271,36 @@ fn what_nodes_do_not_agree_on_or_this_node_would_not_make_is_not_even_asked_for(
     three.take(&store, |_| {}, |others, _| assert_eq!(others.asked(BlobKind::Forms), 0));
 }
 
+#[test]
+fn what_was_made_of_an_image_is_looked_at_again_when_a_layer_was_made_anew_and_not_before() {
+    let bench = Bench::of(LayerForm::Erofs);
+    let store = travelling(&bench);
+    let builder = ImageBuilder::new(vec![layer(), Tar::new().file("upper", b"upper").end()]);
+    let (image, prepared) = import(&bench, &store, &builder);
+    let first = store.made_forms_since(&image.digest, None).unwrap();
+    assert_eq!(first.forms(), store.made_forms(&image.digest).unwrap());
+    assert_eq!(first.forms().len(), 2);
+    let since = |before| store.made_forms_since(&image.digest, Some(before)).unwrap();
+    assert_eq!(since(first.clone()), first);
+    // Another process makes a layer anew, in a form that does not travel.
+    let layers: Vec<Digest> = first.forms().iter().map(|form| form.layer.parse().unwrap()).collect();
+    let source =
+        berth_images::open_source(&image, &Registries::default(), &Credentials::anonymous()).unwrap();
+    let other = bench.store().with_form(LayerForm::Directory);
+    other.repair(&image, &layers[..1], source.as_ref(), &()).unwrap();
+    let second = since(first);
+    assert_eq!(second.forms(), store.made_forms(&image.digest).unwrap());
+    assert_eq!(second.forms().len(), 1);
+    assert_eq!(second.forms()[0].layer, layers[1].to_string());
+    // And the other one goes by hand.
+    let place = bench.path().join("store/layers").join(layers[1].to_string().replace(':', "-"));
+    std::fs::remove_dir_all(place).unwrap();
+    assert_eq!(since(second).forms(), []);
+    // What was known of an image without a record is nothing.
+    assert_eq!(since(berth_images::MadeForms::default()).forms(), []);
+    drop(prepared);
+}
+
 const NAMES: [&str; 8] = ["a", "b", "d/", "d/a", "d/e/", "d/e/c", "z", "d/.wh.a"];
 
 proptest! {
