@@ -5,8 +5,8 @@ use crate::images::{Images, Quiet};
 use crate::removals::{Others, user_name};
 use crate::signatures::signers;
 use berth_images::{
-    Digest, DiskUsage, GrantedImage, ImageDetails, ImageInfo, PruneOptions, Removed, ResolvedManifest, Store,
-    Usage,
+    Digest, DiskUsage, ErrorKind, GrantedImage, ImageDetails, ImageInfo, PruneOptions, Removed,
+    ResolvedManifest, Store, Usage,
 };
 use berth_model::ByteStr;
 use berth_model::exchange::RemovedImage;
@@ -54,6 +54,8 @@ pub enum ImagesAnswer {
     },
     /// The one that was asked for by a name.
     Found(Digest),
+    /// There is none of that name; in words. Whoever asks many nodes tells it from what failed.
+    Missing(String),
     /// What was removed of the store.
     WholeRemoved(Removed),
     /// It is in the agent's log, and told to the controller.
@@ -101,6 +103,15 @@ impl Drop for Turn<'_> {
                 map.remove(&self.1);
             }
         }
+    }
+}
+
+/// The image of the store that is called so, or the answer that there is none.
+fn named(store: &Store, name: &str) -> Result<Result<Digest, ImagesAnswer>, String> {
+    match store.find(name) {
+        Ok(digest) => Ok(Ok(digest)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Err(ImagesAnswer::Missing(e.to_string()))),
+        Err(e) => Err(e.to_string()),
     }
 }
 
@@ -261,9 +272,15 @@ impl Images {
         match query {
             WholeQuery::List => store.list().map(ImagesAnswer::Whole).map_err(text),
             WholeQuery::Usage => store.df().map(ImagesAnswer::WholeUsage).map_err(text),
-            WholeQuery::Find(name) => store.find(&name).map(ImagesAnswer::Found).map_err(text),
+            WholeQuery::Find(name) => {
+                named(&store, &name).map(|found| found.map_or_else(|missing| missing, ImagesAnswer::Found))
+            }
             WholeQuery::Remove(name) => {
-                let (digest, others) = (store.find(&name).map_err(text)?, others()?);
+                let digest = match named(&store, &name)? {
+                    Ok(digest) => digest,
+                    Err(missing) => return Ok(missing),
+                };
+                let others = others()?;
                 store.remove(&digest).map(|all| removed(&others, all)).map_err(text)
             }
             WholeQuery::Removed(images) => {
@@ -382,6 +399,22 @@ mod tests {
         // A node speaks for the jobs that run on it, and root may have one there.
         assert!(!may_whole(peer(0, Some(3)), 0) && !may_whole(peer(7, Some(3)), 7));
         assert!(!may_whole(peer(8, None), 0) && !may_whole(peer(8, None), 7));
+    }
+
+    #[test]
+    fn that_there_is_no_image_of_a_name_is_an_answer_and_what_is_there_damaged_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let missing = named(&store, "no/such:1").unwrap().unwrap_err();
+        assert!(matches!(missing, ImagesAnswer::Missing(why) if why.contains("no/such:1")));
+        let digests = ["0a".repeat(32), "0a".repeat(31) + "0b"];
+        for hex in &digests {
+            std::fs::write(store.root().join(format!("images/sha256-{hex}.json")), "{").unwrap();
+        }
+        let found = named(&store, &digests[1]).unwrap().unwrap();
+        assert_eq!(found.hex(), digests[1]);
+        // Which of both is meant nobody knows: that is no word of what is there.
+        assert!(named(&store, "0a0a").unwrap_err().contains("2 images"));
     }
 
     #[test]

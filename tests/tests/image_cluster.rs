@@ -214,6 +214,33 @@ fn what_one_node_has_is_removed_everywhere_and_what_others_never_had_is_no_error
     }
 }
 
+/// What a node does not list may be there all the same, with a record that cannot be read: that it could not go is no word of its absence.
+#[test]
+fn a_node_that_could_not_remove_an_image_is_named_though_another_one_could_as_root() {
+    let hosts = Hosts::new(&["n1", "n2"]);
+    hosts.up("n1", "");
+    hosts.join("n2", &hosts.token("n1", &[]));
+    for name in ["n1", "n2"] {
+        hosts.wait_node(name, "idle", 60);
+    }
+    let image = images::busybox().display().to_string();
+    answers(&hosts, false, &["pull", &image]);
+    let container = format!("--container-image={image}");
+    let command = ["-w", "n2", &container, "sh", "-c", "echo up; cat"];
+    let mut running = hosts.cmd("n1", "srun").args(command).limit(120).stdin_open().spawn();
+    running.wait_for("up", 60);
+    let listed = answers(&hosts, true, &["ls", "-w", "n2"]);
+    let digest = listed[0]["answer"]["images"][0]["digest"].as_str().unwrap();
+    let record = hosts.state("n2").join("images/images").join(format!("{}.json", digest.replace(':', "-")));
+    std::fs::write(record, "{").unwrap();
+    assert_eq!(counts(&hosts, true), [1, 0]);
+    let rm = hosts.root("n1", "berth").args(["image", "rm", "--cluster", "--force", digest]).limit(60);
+    let told = rm.fails().says(&["n2: ", "is used by a container"]);
+    assert!(told.text().contains(&format!("n1: removed {digest}")), "{told}");
+    running.close();
+    running.finish();
+}
+
 #[test]
 fn nobody_reaches_others_images_on_other_nodes_as_root() {
     let hosts = Hosts::new(&["n1", "n2"]);

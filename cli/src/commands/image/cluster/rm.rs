@@ -8,6 +8,9 @@ use berth_model::NodeName;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+/// Digests of images that went, and bytes that came free.
+type Gone = (Vec<String>, u64);
+
 /// What a node says of what it was to remove.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
@@ -21,7 +24,7 @@ pub(super) struct Removal {
 }
 
 impl Removal {
-    fn add(&mut self, name: &str, one: Result<Option<(Vec<String>, u64)>, String>) {
+    fn add(&mut self, name: &str, one: Result<Option<Gone>, String>) {
         match one {
             Ok(Some((removed, bytes))) => {
                 self.removed.extend(removed);
@@ -34,6 +37,17 @@ impl Removal {
 
     fn has(&self, digest: &Digest) -> bool {
         self.removed.contains(&digest.to_string())
+    }
+}
+
+/// What a node says of the removal of one; `None` where it has none of that name. Whatever else it says, the image may be there.
+fn gone(answer: ImagesAnswer) -> Result<Option<Gone>, String> {
+    match answer {
+        ImagesAnswer::WholeRemoved(one) => {
+            Ok(Some((one.images.iter().map(Digest::to_string).collect(), one.bytes)))
+        }
+        ImagesAnswer::Missing(_) => Ok(None),
+        _ => Err(unexpected()),
     }
 }
 
@@ -85,39 +99,31 @@ impl Asker<'_> {
             if listed.as_ref().is_ok_and(|found| found.is_some_and(|digest| all.has(digest))) {
                 continue;
             }
-            // What is not in the list may be there all the same, with a record that cannot be read.
-            let one = match self.remove_of_all(node, name, force) {
-                Err(_) if matches!(listed, Ok(None)) => Ok(None),
-                one => one.map(Some),
-            };
-            all.add(name, one);
+            // What is not in the list may be there all the same, with a record that cannot be read: the node is asked.
+            all.add(name, self.remove_of_all(node, name, force));
         }
         Ok(all)
     }
 
-    /// As who has a say in all images of the node.
-    fn remove_of_all(&self, node: &NodeName, name: &str, force: bool) -> Result<(Vec<String>, u64), String> {
+    /// As who has a say in all images of the node; `None` where it has none of that name.
+    fn remove_of_all(&self, node: &NodeName, name: &str, force: bool) -> Result<Option<Gone>, String> {
         let ask = |query, patience| self.ask(node, ImagesQuery::Whole(query), patience);
         let mut name = name.to_string();
         if !force {
-            let ImagesAnswer::Found(digest) = ask(WholeQuery::Find(name), PATIENCE)? else {
-                return Err(unexpected());
+            let digest = match ask(WholeQuery::Find(name), PATIENCE)? {
+                ImagesAnswer::Found(digest) => digest,
+                other => return gone(other),
             };
             if let Some(why) = self.needs.refusal(&digest) {
                 return Err(why);
             }
             name = digest.to_string();
         }
-        match ask(WholeQuery::Remove(name), LONG)? {
-            ImagesAnswer::WholeRemoved(one) => {
-                Ok((one.images.iter().map(Digest::to_string).collect(), one.bytes))
-            }
-            _ => Err(unexpected()),
-        }
+        gone(ask(WholeQuery::Remove(name), LONG)?)
     }
 
     /// As a user among others.
-    pub(super) fn give_back(&self, node: &NodeName, digest: &Digest) -> Result<(Vec<String>, u64), String> {
+    pub(super) fn give_back(&self, node: &NodeName, digest: &Digest) -> Result<Gone, String> {
         match self.ask(node, ImagesQuery::Remove(digest.to_string()), LONG)? {
             ImagesAnswer::Removed(_, less) => Ok((vec![digest.to_string()], less)),
             _ => Err(unexpected()),
@@ -128,11 +134,30 @@ impl Asker<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_images::Removed;
 
     fn node(removed: &[&str], missing: &[&str], failed: &[&str]) -> Result<Removal, String> {
         let [removed, missing, failed] =
             [removed, missing, failed].map(|all| all.iter().map(|text| (*text).to_string()).collect());
         Ok(Removal { removed, bytes: 1, missing, failed })
+    }
+
+    #[test]
+    fn only_what_a_node_says_it_has_not_is_missing() {
+        let missing = gone(ImagesAnswer::Missing("image a: is not in the store".into()));
+        let digest = Digest::of(berth_images::Algorithm::Sha256, b"a");
+        let one = Removed { images: vec![digest.clone()], layers: 1, bytes: 7 };
+        let cases = [missing, gone(ImagesAnswer::WholeRemoved(one)), gone(ImagesAnswer::Noted)];
+        let mut all = Removal::default();
+        // The agent is gone, the image is in use, or cannot be read: it may be there.
+        let cases = cases.into_iter().chain([Err("in use".to_string())]);
+        ["a", "b", "c", "d"].into_iter().zip(cases).for_each(|(name, answer)| all.add(name, answer));
+        assert_eq!((all.missing.as_slice(), all.bytes), (&["a".to_string()][..], 7));
+        assert_eq!(all.removed, [digest.to_string()]);
+        assert_eq!(all.failed, [unexpected(), "in use".to_string()]);
+        // Another node had it: what failed here fails all the same.
+        let told = judged(vec![Ok(all), node(&["sha256:1"], &[], &[])], true);
+        assert!(told[0].as_ref().unwrap_err().contains("in use") && told[1].is_ok(), "{told:?}");
     }
 
     #[test]
