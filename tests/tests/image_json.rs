@@ -240,8 +240,10 @@ fn removes(us: &Person<'_>, image: &str, digest: &str) {
     let bytes = us.stored_bytes();
     let all = json!({"removed": [digest], "layers": 2, "bytes": bytes});
     us.refused(&["rm", "no/such:1"], "no/such");
-    // What was done before something failed is told.
-    let output = us.image(&["rm", image, "no/such:1"]).fails().says(&["no/such"]);
+    // What is not there keeps nothing else, and what was done is told.
+    let output =
+        us.image(&["rm", "no/such:1", image, "no/other:1", image]).fails().says(&["no/such:1", "no/other:1"]);
+    assert_eq!(output.err().matches("berth: error: ").count(), 2, "{output}");
     assert_eq!(document(&output), all);
     assert_eq!(us.told(&["ls"]), json!([]));
     us.told(&["pull", image]);
@@ -272,7 +274,8 @@ fn shares_a_node(sandbox: &Sandbox, image: &str) {
     assert!(bytes.as_u64() > list[0]["bytes"].as_u64(), "{usage} {list}");
     assert_eq!(ann.told(&["quota"]), json!([ann.quota(bytes)]));
     let given_back = json!({"removed": [digest], "bytes": bytes});
-    assert_eq!(ann.told(&["rm", "--node", image]), json!({"node": given_back}));
+    let output = ann.image(&["rm", "--node", "no/such:1", image]).fails().says(&["no/such:1"]);
+    assert_eq!(document(&output), json!({"node": given_back}));
     // In both.
     pull(&["--node"]);
     assert_eq!(pull(&["--own"]), pulled(image, &digest, size, "own"));

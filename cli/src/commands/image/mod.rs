@@ -73,7 +73,8 @@ pub enum Args {
     /// Remove images from the store; on a node that users share, give yours back
     ///
     /// An image on the node goes when nobody else has it, and no job, container or pull needs it. Of a store of your own (root: the
-    /// node's) an image is not removed that jobs need which wait or run, or a container that is kept by name.
+    /// node's) an image is not removed that jobs need which wait or run, or a container that is kept by name. Of several each goes for
+    /// itself: what cannot go is named, and the exit code is 1.
     Rm {
         #[command(flatten)]
         which: Which,

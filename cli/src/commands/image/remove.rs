@@ -104,7 +104,37 @@ impl Gone {
     }
 }
 
-/// Removes images; what something needs stays, unless the caller insists.
+/// What could not be done of several things: none of them keeps the others.
+#[derive(Default)]
+struct Failed(Option<Failure>);
+
+impl Failed {
+    /// Of one thing: what it came to, or nothing.
+    fn or_note<T>(&mut self, done: Result<T, Failure>) -> Option<T> {
+        let why = match done {
+            Ok(done) => return Some(done),
+            Err(why) => why,
+        };
+        match &mut self.0 {
+            // Each has a line of its own.
+            Some(first) => first.text = format!("{}\n{}", first.text, why.text),
+            None => self.0 = Some(why),
+        }
+        None
+    }
+
+    fn all(self) -> Result<(), Failure> {
+        self.0.map_or(Ok(()), Err)
+    }
+}
+
+/// What became of one image.
+enum Went {
+    Own(Removed),
+    Node(Digest, u64),
+}
+
+/// Removes images, each for itself; what something needs stays, unless the caller insists.
 pub fn rm(places: &Places, names: &[String], force: bool, json: bool, state: Option<&Path>) -> Outcome {
     let mut gone = Gone::new(places, json);
     let done = rm_each(places, names, force, state, &mut gone);
@@ -122,22 +152,35 @@ fn rm_each(
         true => Needs::of_store(state)?,
         false => Needs::default(),
     };
-    for name in names {
-        match places.image(name, true)? {
-            Found::Own(store, digest) => {
-                if let Some(why) = needs.refusal(&digest) {
-                    return Err(Failure::user(why));
-                }
-                let removed = recorded(store, state, || store.remove(&digest));
-                gone.removed(removed.map_err(|e| images::failed(&e))?)?;
-            }
-            Found::Node(node, digest) => {
-                let bytes = node.give_back(&digest)?;
-                gone.given_back(digest, bytes)?;
+    let mut failed = Failed::default();
+    // All before the first one goes: it may be named twice.
+    let named: Vec<Found<'_>> =
+        names.iter().filter_map(|name| failed.or_note(places.image(name, true))).collect();
+    let mut seen = BTreeSet::new();
+    for found in named {
+        let (Found::Own(_, digest) | Found::Node(_, digest)) = &found;
+        if seen.insert(digest.clone()) {
+            match failed.or_note(rm_one(found, &needs, state)) {
+                Some(Went::Own(removed)) => gone.removed(removed)?,
+                Some(Went::Node(digest, bytes)) => gone.given_back(digest, bytes)?,
+                None => {}
             }
         }
     }
-    Ok(())
+    failed.all()
+}
+
+fn rm_one(found: Found<'_>, needs: &Needs, state: Option<&Path>) -> Result<Went, Failure> {
+    match found {
+        Found::Own(store, digest) => {
+            if let Some(why) = needs.refusal(&digest) {
+                return Err(Failure::user(why));
+            }
+            let removed = recorded(store, state, || store.remove(&digest));
+            removed.map(Went::Own).map_err(|e| images::failed(&e))
+        }
+        Found::Node(node, digest) => node.give_back(&digest).map(|bytes| Went::Node(digest, bytes)),
+    }
 }
 
 /// Removes what is not needed.
@@ -178,4 +221,21 @@ fn prune_each(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_failed_is_told_and_what_was_done_counts() {
+        let mut failed = Failed::default();
+        assert_eq!(failed.or_note(Ok(1)), Some(1));
+        assert_eq!(failed.or_note(Err::<u8, _>(Failure::user("image a: is not there"))), None);
+        assert_eq!(failed.or_note(Err::<u8, _>(Failure::user("image b: is in use"))), None);
+        assert_eq!(failed.or_note(Ok(2)), Some(2));
+        let told = failed.all().unwrap_err().report("berth");
+        assert_eq!(told, "berth: error: image a: is not there\nberth: error: image b: is in use\n");
+        assert!(Failed::default().all().is_ok());
+    }
 }
