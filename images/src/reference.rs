@@ -72,6 +72,25 @@ pub enum Engine {
     Docker,
 }
 
+/// The words of engines.
+const ENGINES: [(&str, Engine); 4] = [
+    ("containers-storage:", Engine::Podman),
+    ("podman://", Engine::Podman),
+    ("docker-daemon:", Engine::Docker),
+    ("dockerd://", Engine::Docker),
+];
+
+/// Those of all else that can be named, as sources are listed, too.
+const WORDS: [&str; 7] = ["docker://", "oci:", "oci-archive:", "docker-archive:", "sqsh:", "sif:", "host:"];
+
+impl Reference {
+    /// The words that may stand in front of what people name, with what ends them; those that are refused as well.
+    pub fn words() -> impl Iterator<Item = &'static str> {
+        let refused = REFUSED_SCHEMES.iter().map(|(word, ..)| *word);
+        WORDS.into_iter().chain(ENGINES.into_iter().map(|(word, _)| word)).chain(refused)
+    }
+}
+
 impl Engine {
     /// What stands before the colon, as skopeo writes it.
     pub fn scheme(self) -> &'static str {
@@ -83,13 +102,7 @@ impl Engine {
 
     /// The engine that a text names, and what follows.
     pub(crate) fn of(text: &str) -> Option<(Engine, &str)> {
-        let forms = [
-            ("containers-storage:", Engine::Podman),
-            ("podman://", Engine::Podman),
-            ("docker-daemon:", Engine::Docker),
-            ("dockerd://", Engine::Docker),
-        ];
-        forms.into_iter().find_map(|(scheme, engine)| Some((engine, text.strip_prefix(scheme)?)))
+        ENGINES.into_iter().find_map(|(scheme, engine)| Some((engine, text.strip_prefix(scheme)?)))
     }
 }
 

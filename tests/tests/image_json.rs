@@ -185,6 +185,18 @@ fn exports(us: &Person<'_>, image: &str, digest: &str) {
     }
     us.refused(&["export", image, "oci:x:latest"], "without a tag");
     us.refused(&["export", image, "oci:"], "a path stands behind oci:");
+    // What stands for a place that is no file is no file's name either.
+    for (place, instead) in [
+        ("docker-daemon:foo:1", "docker load"),
+        ("containers-storage:foo", "podman load"),
+        ("sif:x.sif", "apptainer build"),
+        ("docker://127.0.0.1:1/foo:1", "berth image push"),
+    ] {
+        us.refused(&["export", image, place], instead);
+        assert!(!us.home.join(place).exists());
+    }
+    assert_eq!(us.told(&["export", image, "./sif:x.sif"])["format"], json!("sqsh"));
+    assert!(us.home.join("sif:x.sif").exists());
     us.refused(&["export", image, "sqsh:y", "--format=oci"], "say one of them");
     us.refused(&["export", "no/such:1", "none.tar"], "no/such");
     us.refused(&["export", image, "x.oci"], "target is a directory");

@@ -239,7 +239,15 @@ fn destination(file: &Path) -> Result<(Option<Said>, &Path), Failure> {
     ];
     let bytes = file.as_os_str().as_bytes();
     let Some((word, format)) = WORDS.into_iter().find(|(word, _)| bytes.starts_with(word.as_bytes())) else {
-        return Ok((None, file));
+        return match elsewhere(&String::from_utf8_lossy(bytes)) {
+            None => Ok((None, file)),
+            Some(word) => Err(Failure::user(format!(
+                "{}: no image is written to {word}: {}; a file that is called so is ./{}",
+                file.display(),
+                instead(word),
+                file.display()
+            ))),
+        };
     };
     let path = &bytes[word.len()..];
     if path.is_empty() || path.contains(&b':') {
@@ -250,6 +258,32 @@ fn destination(file: &Path) -> Result<(Option<Said>, &Path), Failure> {
         )));
     }
     Ok((Some((word, format)), Path::new(OsStr::from_bytes(path))))
+}
+
+/// The word of a destination that is no file's name, as sources and other tools have them.
+fn elsewhere(text: &str) -> Option<&str> {
+    let known = Reference::words().find(|word| text.starts_with(word));
+    let scheme = || {
+        let (scheme, rest) = text.split_once("://")?;
+        let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        let is_scheme = !scheme.is_empty() && scheme.chars().all(letter);
+        is_scheme.then(|| &text[..text.len() - rest.len()])
+    };
+    known.or_else(scheme)
+}
+
+/// What to do where such a word was written.
+fn instead(word: &str) -> &'static str {
+    match word {
+        "containers-storage:" | "podman://" => "write docker-archive:FILE, which 'podman load -i FILE' reads",
+        "docker-daemon:" | "dockerd://" => "write docker-archive:FILE, which 'docker load -i FILE' reads",
+        "sif:" => {
+            "write docker-archive:FILE, of which 'apptainer build NEW.sif docker-archive:FILE' makes one"
+        }
+        "dir:" => "write oci:DIRECTORY",
+        "host:" => "name a file or a directory",
+        _ => "'berth image push IMAGE REGISTRY/NAME:TAG' sends it to a registry",
+    }
 }
 
 /// Bytes of a file, or of all files below a directory.
@@ -343,4 +377,31 @@ fn distinct_layers(store: &Store, image: &Digest) -> Result<usize, Failure> {
     let details = store.inspect(image).map_err(|e| images::failed(&e))?;
     let layers: BTreeSet<&Digest> = details.layers.iter().map(|layer| &layer.digest).collect();
     Ok(layers.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_that_names_no_file_is_refused_and_names_of_files_are_not() {
+        let told = |file: &str| destination(Path::new(file)).map(|(said, _)| said.map(|(word, _)| word));
+        let mut written = Vec::new();
+        for word in Reference::words().chain(["s3://", "docker+unix://"]) {
+            match told(&format!("{word}place")) {
+                Ok(said) => written.push(said.unwrap()),
+                Err(why) => {
+                    assert!(why.text.contains(&format!(" to {word}: {}", instead(word))), "{}", why.text);
+                    assert!(why.text.ends_with(&format!("is ./{word}place")), "{}", why.text);
+                }
+            }
+        }
+        written.sort_unstable();
+        assert_eq!(written, ["docker-archive:", "oci-archive:", "oci:", "sqsh:"]);
+        let daemon = told("docker-daemon:app:1").unwrap_err().text;
+        assert!(daemon.contains("docker load") && !daemon.contains("podman"), "{daemon}");
+        for name in ["./sif:x.sif", "/x/docker://y", "x.tar", "sif", "a b://c", "://x", "x:1.tar"] {
+            assert_eq!(told(name).unwrap(), None, "{name}");
+        }
+    }
 }
