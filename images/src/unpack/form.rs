@@ -102,3 +102,24 @@ pub(crate) trait Form {
     /// take what describes them at once. Gives the number of attributes that the form has no room for.
     fn describe(&mut self, placed: &CleanPath, meta: &Meta) -> Result<u64>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::erofs::Image;
+    use crate::unpack::Tree;
+
+    #[test]
+    fn no_entry_is_charged_less_than_it_takes_and_none_nothing() {
+        for (size, tree, image) in [
+            (0, 4096, 64),
+            (1, 4096, 65),
+            (4000, 4096, 4096),
+            (4096, 4096, 4160),
+            (4097, 8192, 4161),
+            (u64::MAX, u64::MAX, u64::MAX),
+        ] {
+            assert_eq!((Tree::charged(size), Image::charged(size)), (tree, image), "{size}");
+        }
+    }
+}
