@@ -1,9 +1,10 @@
-//! Doors for the fuzz targets of `images/fuzz` to parsers that this crate keeps to itself. Built for them alone
-//! (feature `fuzzing`); nothing else may call them.
+//! Doors for the fuzz targets of `images/fuzz` to parsers that this crate keeps to itself. Built for tests, and
+//! for cargo-fuzz, which sets `fuzzing`; nothing else may call them.
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use crate::archive::{Reader, refused};
 use crate::digest::{Algorithm, Digest};
@@ -15,6 +16,11 @@ use crate::manifest::{
 };
 use crate::skeleton::{Rebuilt, Recorder};
 use crate::unpack::{Form, LayerReport, Limits, Tree, Unpacker, listing};
+
+/// Where targets make files: in memory where they make them for hours, and where all tests do else.
+pub fn place() -> PathBuf {
+    if cfg!(fuzzing) { PathBuf::from("/dev/shm") } else { std::env::temp_dir() }
+}
 
 /// Limits that a fuzzer's machine can bear.
 fn limits() -> Limits {

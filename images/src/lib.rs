@@ -26,12 +26,19 @@
 //! unprivileged.
 #![forbid(unsafe_code)]
 
+// Under this name fuzz targets use it.
+#[cfg(test)]
+extern crate self as berth_images;
+
 mod archive;
 mod blobs;
 mod digest;
 mod erofs;
 mod error;
-#[cfg(feature = "fuzzing")]
+#[cfg(test)]
+#[path = "../fuzz/fuzz_targets/mod.rs"]
+mod fuzz_targets;
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod helpers;
 mod known;

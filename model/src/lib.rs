@@ -2,6 +2,10 @@
 //! the texts in which people write them. Pure: no clock, no file, no socket; depends on nothing of ours.
 #![forbid(unsafe_code)]
 
+// Under this name fuzz targets use it.
+#[cfg(test)]
+extern crate self as berth_model;
+
 pub mod admission;
 pub mod array;
 pub mod bind;
@@ -22,6 +26,9 @@ pub mod exchange;
 pub mod export;
 pub mod fabric;
 pub mod feature;
+#[cfg(test)]
+#[path = "../fuzz/fuzz_targets/mod.rs"]
+mod fuzz_targets;
 pub mod gpus;
 pub mod grammar;
 pub mod gres;

@@ -1,4 +1,5 @@
-//! A door for the fuzz target in `rpc/fuzz` to the decoders of messages. Built for it alone (feature `fuzzing`).
+//! A door for the fuzz target in `rpc/fuzz` to the decoders of messages. Built for tests, and for cargo-fuzz, which sets
+//! `fuzzing`.
 
 use std::convert::Infallible;
 

@@ -7,6 +7,10 @@
 //! in [`auth`]. The compiler asks for each.
 #![forbid(unsafe_code)]
 
+// Under this name fuzz targets use it.
+#[cfg(test)]
+extern crate self as berth_rpc;
+
 mod agent;
 pub mod auth;
 mod branch;
@@ -15,7 +19,10 @@ mod client;
 mod direct;
 mod duplex;
 mod error;
-#[cfg(feature = "fuzzing")]
+#[cfg(test)]
+#[path = "../fuzz/fuzz_targets/mod.rs"]
+mod fuzz_targets;
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod machines;
 mod methods;

@@ -14,6 +14,7 @@ const MOST_PACKAGES: usize = 400;
 const ARROWS: &[(&str, &[&str])] = &[
     ("berth-model", &[]),
     ("berth-samples", &["berth-model"]),
+    ("berth-inputs", &[]),
     ("berth-stream", &["berth-model"]),
     ("berth-seal", &[]),
     ("berth-trust", &[]),

@@ -12,6 +12,13 @@
 //! conversation with the task that said it, and nothing else.
 #![forbid(unsafe_code)]
 
+// Under this name fuzz targets use it.
+#[cfg(test)]
+extern crate self as berth_pmi;
+
+#[cfg(test)]
+#[path = "../../fuzz/fuzz_targets/mod.rs"]
+mod fuzz_targets;
 mod keys;
 mod mapping;
 pub mod pmix;

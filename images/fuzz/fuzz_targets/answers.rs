@@ -1,5 +1,5 @@
 //! Throws bytes at the process that unpacks, as the user's own process that fetches may.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_images::{BlobKind, BlobSource, Digest, RemoteSource};
 use libfuzzer_sys::fuzz_target;

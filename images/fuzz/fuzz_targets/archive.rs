@@ -1,5 +1,5 @@
 //! Throws bytes at the reader of tar archives, with right checksums so that it looks at the rest.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use libfuzzer_sys::fuzz_target;
 

@@ -1,5 +1,5 @@
 //! Throws text at the reader of a registry's demand for a login.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use libfuzzer_sys::fuzz_target;
 

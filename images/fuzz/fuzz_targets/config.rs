@@ -1,5 +1,5 @@
 //! Throws bytes at the reader of image configurations.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use libfuzzer_sys::fuzz_target;
 

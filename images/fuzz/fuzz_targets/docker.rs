@@ -1,5 +1,5 @@
 //! Opens what `docker save` could have written: with any manifest and configuration, and links between members.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_images::ArchiveSource;
 use libfuzzer_sys::fuzz_target;
@@ -30,7 +30,7 @@ fuzz_target!(|input: (Option<Vec<u8>>, Option<Vec<u8>>, Vec<u8>, Vec<(u8, Vec<u8
     for (name, link) in &links {
         member(&[b'k' + name % 4], tar::EntryType::Symlink, link, b"");
     }
-    let mut place = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    let mut place = tempfile::NamedTempFile::new_in(berth_images::fuzzing::place()).unwrap();
     place.write_all(&archive.into_inner().unwrap()).unwrap();
     // What is refused is told; what is taken is an archive.
     let _ = ArchiveSource::open(place.path());

@@ -31,6 +31,11 @@ impl Seen {
         let time = (kind != 0o040_000 && kind != 0o020_000).then_some(time);
         Seen { mode, links: if kind == 0o040_000 { 0 } else { links }, time, content, attributes }
     }
+
+    /// Whether it is a file in place of a whiteout (kernel documentation, overlayfs, "whiteouts and opaque directories").
+    pub fn stands_for_whiteout(&self) -> bool {
+        self.attributes.contains_key(b"user.overlay.whiteout".as_slice())
+    }
 }
 
 struct Image<'a>(&'a [u8]);
@@ -81,7 +86,10 @@ impl Image<'_> {
             assert!(attributes.insert(full, self.0[middle..middle + value].to_vec()).is_none(), "twice");
             next = (middle + value).next_multiple_of(4);
         }
-        let time = (i64::from_le_bytes(self.0[at + 32..at + 40].try_into().unwrap()), u32::try_from(self.number::<4>(at + 40)).unwrap());
+        let time = (
+            i64::from_le_bytes(self.0[at + 32..at + 40].try_into().unwrap()),
+            u32::try_from(self.number::<4>(at + 40)).unwrap(),
+        );
         let directory = mode & 0o170_000 == 0o040_000;
         let (shown, names) = if directory { (Vec::new(), content) } else { (content, Vec::new()) };
         (Seen::new(mode, self.number::<4>(at + 44), time, shown, attributes), names)
@@ -110,7 +118,10 @@ impl Image<'_> {
                         if block.number::<1>(entry_at + 10) == 2 {
                             self.directory(&below, inode, at, all);
                         } else {
-                            assert!(all.insert(below, self.inode(inode).0).is_none(), "a name is there twice");
+                            assert!(
+                                all.insert(below, self.inode(inode).0).is_none(),
+                                "a name is there twice"
+                            );
                         }
                     }
                 }

@@ -1,5 +1,5 @@
 //! Throws bytes at the process that fetches, as an unpacking process that was taken over would.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_images::{BlobKind, BlobSource, Digest, Result, serve_fetcher};
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
 //! Throws bytes at the readers of the store's records: what is read is written and read again as the same.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use libfuzzer_sys::fuzz_target;
 

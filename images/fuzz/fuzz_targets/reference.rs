@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of image references.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_images::Reference;
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
 //! Makes archives again from any skeleton: nothing outside of the layer's directory is read, whatever it names.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use libfuzzer_sys::fuzz_target;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 fuzz_target!(|input: (Vec<u8>, Vec<(Vec<u8>, u32, Vec<(u64, u64)>)>, bool)| {
     let (raw, files, all) = input;
-    let place = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = tempfile::tempdir_in(berth_images::fuzzing::place()).unwrap();
     std::fs::write(place.path().join("outside"), b"SECRET-SECRET").unwrap();
     let tree = place.path().join("tree");
     std::fs::create_dir(&tree).unwrap();

@@ -413,7 +413,7 @@ impl Client {
 }
 
 /// For `fuzzing`.
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn read_challenge(header: &str) {
     challenge::parse(std::iter::once(header));
 }

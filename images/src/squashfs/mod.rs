@@ -44,7 +44,7 @@ const EXTENDED: u16 = 7;
 pub(crate) const CONFIG: &str = "etc/berth-image.json";
 
 /// Doors for the fuzz targets.
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod doors {
     use super::read::{Give, Image};
     use crate::error::Result;

@@ -394,7 +394,7 @@ fn boot_id() -> String {
 }
 
 /// Doors for the fuzz targets.
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod doors {
     use super::bundle::Head;
     use super::record::{ImageRecord, LayerRecord, PendingRecord, parse, print};

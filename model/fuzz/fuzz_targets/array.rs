@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of index sets of arrays.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::spec::ArraySpec;
 use libfuzzer_sys::fuzz_target;

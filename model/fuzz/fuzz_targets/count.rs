@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of counts.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::count::{self, NodeCount};
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of lists of variables.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::export::ExportSpec;
 use libfuzzer_sys::fuzz_target;

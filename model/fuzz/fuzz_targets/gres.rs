@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of generic resources.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::gres;
 use libfuzzer_sys::fuzz_target;

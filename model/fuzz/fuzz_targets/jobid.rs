@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of names of jobs, tasks and steps.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::jobid;
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of time limits.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::spec::TimeLimit;
 use libfuzzer_sys::fuzz_target;

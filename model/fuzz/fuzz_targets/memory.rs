@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of amounts of memory.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::memory;
 use libfuzzer_sys::fuzz_target;

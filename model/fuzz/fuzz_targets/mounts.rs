@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of container mounts.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::options::parse_mounts;
 use libfuzzer_sys::fuzz_target;

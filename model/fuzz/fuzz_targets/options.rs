@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of command lines.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::options::{Command, Context, Source, parse, resolve};
 use berth_model::{ByteStr, Time};

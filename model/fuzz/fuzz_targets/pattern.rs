@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of file-name patterns.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::pattern::{self, Place};
 use berth_model::{JobId, StepId};

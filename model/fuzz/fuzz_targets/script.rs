@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of batch scripts.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::options::{Command, Context, resolve};
 use berth_model::{Time, sbatch};

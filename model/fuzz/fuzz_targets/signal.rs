@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of signals.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::signal;
 use libfuzzer_sys::fuzz_target;

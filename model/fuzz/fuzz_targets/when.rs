@@ -1,5 +1,5 @@
 //! Throws bytes at the grammar of points in time.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_model::Time;
 use berth_model::when::{self, Sense};

@@ -1,15 +1,15 @@
 //! Throws bytes at the judges of certificates: arbitrary ones, and a member's with some of them changed, which is no member's any
 //! more.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_trust::{Authority, Presented, PrivateKey, presented, validity};
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use rustls_pki_types::CertificateDer;
+use rustls::pki_types::CertificateDer;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-#[derive(Arbitrary, Debug)]
+#[derive(Debug)]
 struct Input<'a> {
     /// Seconds since 1970.
     now: u32,
@@ -20,6 +20,18 @@ struct Input<'a> {
     /// A certificate of nobody's make, and an authority's.
     garbage: &'a [u8],
     authority: &'a [u8],
+}
+
+impl<'a> Arbitrary<'a> for Input<'a> {
+    fn arbitrary(bytes: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(Input {
+            now: bytes.arbitrary()?,
+            edits: bytes.arbitrary()?,
+            end: bytes.arbitrary()?,
+            garbage: bytes.arbitrary()?,
+            authority: bytes.arbitrary()?,
+        })
+    }
 }
 
 fn now() -> SystemTime {
@@ -34,7 +46,9 @@ fn cluster() -> &'static (Vec<u8>, Vec<u8>) {
         let authority = Authority::open_or_make(&directory, "fuzzed", now()).unwrap();
         std::fs::remove_dir_all(&directory).unwrap();
         let key = PrivateKey::make().unwrap();
-        let member = authority.issue(&key.public(), "n1", "compute", now(), std::time::Duration::from_secs(30 * 24 * 3600)).unwrap();
+        let member = authority
+            .issue(&key.public(), "n1", "compute", now(), Duration::from_secs(30 * 24 * 3600))
+            .unwrap();
         (authority.certificate().to_vec(), member)
     })
 }

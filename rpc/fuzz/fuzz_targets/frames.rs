@@ -1,5 +1,5 @@
 //! Throws bytes at the decoder of stream frames, whole and in pieces: both give the same frames.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_stream::Decoder;
 use libfuzzer_sys::fuzz_target;

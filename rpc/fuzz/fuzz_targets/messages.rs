@@ -1,5 +1,5 @@
 //! Throws bytes at the decoders of all messages; the first byte says which.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use libfuzzer_sys::fuzz_target;
 

@@ -1,6 +1,6 @@
 //! Throws text at the reader of join tokens: what it takes it writes again letter by letter, and what it refuses it does not
 //! repeat.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use berth_trust::{JoinToken, TrustError};
 use libfuzzer_sys::fuzz_target;

@@ -193,7 +193,7 @@ macro_rules! enums {
 }
 
 /// Runs `check` on messages of every kind that can arrive.
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(test, fuzzing))]
 macro_rules! for_each_message {
     ($check:ident, $r:expr) => {
         $check::<JobSpec, pb::JobSpec>($r)?;
@@ -223,6 +223,6 @@ macro_rules! for_each_message {
     };
 }
 
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(test, fuzzing))]
 pub(crate) use for_each_message;
 pub(crate) use {enums, required_member, structs};
