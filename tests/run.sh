@@ -71,20 +71,6 @@ cargo fmt --all --check
 say "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 
-say "fuzz targets"
-# Nothing else builds them here, and cargo-fuzz is not everywhere: at least they have to fit the code (a stable compiler is enough).
-# By the program's own lock file they take the dependencies that clippy has just looked at. Nothing is linked, so an archive
-# without anything in it stands for libFuzzer, which took most of the time to compile.
-target=${CARGO_TARGET_DIR:-target}
-mkdir -p "$target/no-fuzzer"
-target=$(cd "$target" && pwd)
-[ -e "$target/no-fuzzer/libfuzzer.a" ] || printf '!<arch>\n' > "$target/no-fuzzer/libfuzzer.a"
-for package in model images rpc agent; do
-    [ $package/fuzz/Cargo.lock -nt Cargo.lock ] || cp Cargo.lock $package/fuzz/Cargo.lock
-    CARGO_TARGET_DIR=$target CUSTOM_LIBFUZZER_PATH=$target/no-fuzzer/libfuzzer.a CUSTOM_LIBFUZZER_STD_CXX=none \
-        cargo check --quiet --bins --manifest-path $package/fuzz/Cargo.toml
-done
-
 say "licences and advisories"
 cargo xtask licences
 

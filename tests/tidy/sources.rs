@@ -163,6 +163,26 @@ fn nothing_is_left_unfinished() {
     }
 }
 
+/// cargo-fuzz goes by the manifest, and test runs by `mod.rs`: a target that is not in both does not run.
+#[test]
+fn every_fuzz_target_is_run() {
+    let mut complaints = Complaints::default();
+    let mut seen = 0;
+    for source in sources().iter().filter(|s| s.text.contains("fuzz_target!(")) {
+        let Some((directory, file)) = source.name.split_once("/fuzz_targets/") else { continue };
+        seen += 1;
+        let read = |name: &str| std::fs::read_to_string(workspace().join(directory).join(name)).unwrap();
+        let module = format!("mod {};", file.trim_end_matches(".rs"));
+        if !read("fuzz_targets/mod.rs").lines().any(|line| line == module) {
+            complaints.add(&source.name, 1, "a fuzz target that is not in mod.rs, so that no test runs it");
+        }
+        if !read("Cargo.toml").contains(&format!("path = \"fuzz_targets/{file}\"")) {
+            complaints.add(&source.name, 1, "a fuzz target that the manifest does not name to cargo-fuzz");
+        }
+    }
+    assert!(seen > 30, "the walk found only {seen} fuzz targets");
+}
+
 #[test]
 fn no_code_sleeps_in_comments() {
     let mut complaints = Complaints::default();
