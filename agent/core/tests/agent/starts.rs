@@ -165,8 +165,8 @@ fn an_agent_that_stood_still_or_is_new_gives_the_time_anew() {
 #[test]
 fn the_time_is_the_sites_and_may_be_without_end() {
     let within = |limit: Option<Span>| {
-        let Node { core, now, seen } = begun();
-        Node { core: core.starting_within(limit), now, seen }
+        let Node { core, now, seen, no_disk } = begun();
+        Node { core: core.starting_within(limit), now, seen, no_disk }
     };
     let mut n = within(Some(Span::from_secs(7)));
     n.later(Span::from_secs(8));
