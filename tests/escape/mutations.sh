@@ -331,7 +331,7 @@ if wanted images signature-flood; then
 fi
 
 if wanted images login-elsewhere; then
-    change $i/registry/mod.rs 'Some(authorization) if origin(target) == Some(self.base.as_str()) => {' 'Some(authorization) if origin(target).is_some() => {'
+    change $i/registry/mod.rs 'Some(authorization) if urls::is_same(target, &self.base) => {' 'Some(authorization) if !target.is_empty() => {'
     attack images login-elsewhere registry::logins::logins_do_not_follow_redirects \
         registry::logins::a_host_that_a_registry_redirects_to_gets_no_login_by_asking_for_one \
         push::a_host_to_which_uploads_are_sent_gets_no_login_by_asking_for_one

@@ -6,8 +6,9 @@ use std::cell::{Cell, RefCell};
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Body, SendBody};
 
-use super::push::{Bytes, Uploader, location};
-use super::query;
+use super::message;
+use super::push::{Bytes, Uploader};
+use super::urls::{location, query};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -129,7 +130,7 @@ fn begin(uploader: &Uploader, length: u64) -> Result<Upload> {
     let client = &uploader.0;
     let url = uploader.uploads();
     let answer = client.persevere(&url, &|status| status.is_success(), &mut || uploader.begin())?;
-    Upload::begun(&url, &answer, length).ok_or_else(|| client.transport(&ureq::Error::RedirectFailed))
+    Upload::begun(&url, &answer, length).ok_or_else(|| client.transport(&message::misled(client, &answer)))
 }
 
 fn run(

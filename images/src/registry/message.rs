@@ -4,12 +4,12 @@ use std::io::Read;
 use std::time::SystemTime;
 
 use ureq::Body;
-use ureq::http::{Response, StatusCode};
+use ureq::http::{Response, StatusCode, header};
 
 use super::credentials::Identity;
-use super::urls::retry_after;
-use super::{Access, Client, said};
-use crate::error::{Error, ErrorKind};
+use super::urls::{self, retry_after};
+use super::{Access, Client, REDIRECTS, said};
+use crate::error::{Error, ErrorKind, printable};
 
 /// Bytes of an answer that are read for what it says.
 const MOST_SAID: u64 = 1 << 16;
@@ -98,6 +98,25 @@ pub(super) fn refused_elsewhere(client: &Client, server: &str, url: &str, respon
         .next("no login is shown there: try again later, or ask the registry's administrator")
 }
 
+/// A server that leads to what is no address. It is an error of the library's, so that it goes where those go.
+pub(super) fn misled(client: &Client, response: &Response<Body>) -> ureq::Error {
+    let server = match urls::elsewhere(&client.base, response) {
+        Some(server) => format!("{server}, to which {} leads,", client.label()),
+        None => client.label(),
+    };
+    let status = response.status();
+    let does = if status.is_redirection() { "redirected to" } else { "wants an upload sent to" };
+    let reason = match response.headers().get(header::LOCATION) {
+        Some(place) => {
+            let place = printable(&String::from_utf8_lossy(place.as_bytes()), 300);
+            format!("{server} {does} {place:?}, which is no address of a server")
+        }
+        None => format!("{server} answered {status} and does not say where it leads"),
+    };
+    let error = Error::new(ErrorKind::Unreachable, client.what(), reason);
+    ureq::Error::Other(Box::new(error.next("ask the registry's administrator")))
+}
+
 /// Status and words of an answer, and to whom it was given.
 fn answer(response: Response<Body>, identity: &str) -> String {
     let status = response.status();
@@ -178,6 +197,10 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
         ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData && !client.insecure => {
             (error.to_string(), BAD_TLS)
         }
+        ureq::Error::TooManyRedirects => (
+            format!("it redirects on and on, more than {REDIRECTS} times"),
+            "ask the registry's administrator",
+        ),
         ureq::Error::RequireHttpsOnly(_) => (
             "it redirected to an unencrypted address".to_owned(),
             "allow HTTP with --insecure if you trust the network",

@@ -49,7 +49,6 @@ use agents::Agents;
 use reach::Address;
 use session::Session;
 use trials::Trials;
-use urls::{join, origin, query};
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
@@ -386,9 +385,7 @@ impl Client {
             if !response.status().is_redirection() {
                 return Ok(response);
             }
-            let location =
-                response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
-            target = join(&target, location).ok_or(ureq::Error::RedirectFailed)?;
+            target = urls::location(&target, &response).ok_or_else(|| message::misled(self, &response))?;
         }
         Err(ureq::Error::TooManyRedirects)
     }
@@ -396,7 +393,7 @@ impl Client {
     /// A request with what the registry wants to see, if it goes to the registry itself.
     fn allowed<B>(&self, request: RequestBuilder<B>, target: &str) -> RequestBuilder<B> {
         match self.session().authorization.clone() {
-            Some(authorization) if origin(target) == Some(self.base.as_str()) => {
+            Some(authorization) if urls::is_same(target, &self.base) => {
                 request.header(header::AUTHORIZATION, authorization)
             }
             _ => request,

@@ -9,7 +9,8 @@ use ureq::Body;
 use ureq::http::{Response, StatusCode, header};
 
 use super::chunks::{self, Upload};
-use super::{Access, Client, Credentials, Registries, join, query};
+use super::urls::{location, query};
+use super::{Access, Client, Credentials, Registries, message};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::RegistryRef;
@@ -126,7 +127,7 @@ impl Uploader {
             if !begun.status().is_success() {
                 return Ok(begun);
             }
-            let at = Upload::begun(&url, &begun, length).ok_or(ureq::Error::RedirectFailed)?;
+            let at = Upload::begun(&url, &begun, length).ok_or_else(|| message::misled(client, &begun))?;
             if broke.get() || at.is_wanted(length) {
                 upload.set(Some(at));
                 return Ok(begun);
@@ -184,9 +185,4 @@ impl Uploader {
     pub(super) fn uploads(&self) -> String {
         format!("{}/v2/{}/blobs/uploads/", self.0.base, self.0.name.repository)
     }
-}
-
-/// Where an answer sends us.
-pub(super) fn location(url: &str, response: &Response<Body>) -> Option<String> {
-    join(url, response.headers().get(header::LOCATION)?.to_str().ok()?)
 }

@@ -8,7 +8,7 @@ use ureq::http::{HeaderMap, header};
 use super::challenge::{self, Challenge};
 use super::credentials::Identity;
 use super::trials::Trials;
-use super::urls::{origin, query};
+use super::urls::{is_same, query};
 use super::{Access, Client, message};
 use crate::error::{Error, ErrorKind, Result, printable};
 
@@ -174,7 +174,7 @@ impl Client {
                     .ok_or_else(|| self.refused(&what, realm, &identity.name(), response))?,
                 // The registry itself has just answered; any other one may never have been there.
                 Err(error) => {
-                    let has_answered = origin(realm) == Some(self.base.as_str());
+                    let has_answered = is_same(realm, &self.base);
                     trials.after_none(&error, has_answered).ok_or_else(|| silent(&error))?
                 }
             };

@@ -32,6 +32,7 @@ mod sif;
 mod signatures;
 mod squashfs;
 mod store;
+mod strange;
 mod terminal;
 mod travel;
 mod verify;

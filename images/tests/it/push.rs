@@ -224,6 +224,39 @@ fn a_host_to_which_uploads_are_sent_gets_no_login_by_asking_for_one() {
 }
 
 #[test]
+fn where_uploads_are_sent_to_the_same_registry_by_another_address_the_login_goes_along_as_root() {
+    assert!(rustix::process::geteuid().is_root(), "only root can listen at the port that HTTP has anyway");
+    let (bench, store, _) = start(Behaviour::default());
+    let place = bench.path().join("at-80");
+    std::fs::create_dir(&place).unwrap();
+    let behaviour = Behaviour {
+        token: Some(String::new()),
+        uploads_to: Some("HTTP://127.80.80.80:80".to_owned()),
+        ..Behaviour::default()
+    };
+    let fake = FakeRegistry::at("127.80.80.80:80", place, behaviour);
+    let pushed = push_to(&store, &bench, "127.80.80.80").unwrap_or_else(|e| panic!("{e}\n{:?}", fake.log()));
+    assert_eq!(pushed.uploaded, 1);
+    let uploads: Vec<String> =
+        fake.log().into_iter().filter(|line| line.starts_with("PUT /v2/x/blobs/")).collect();
+    assert_eq!(uploads.len(), 2, "{uploads:?}");
+    assert!(uploads.iter().all(|line| line.ends_with(" auth")), "{uploads:?}");
+}
+
+#[test]
+fn uploads_go_where_an_address_without_a_server_leads_and_one_that_leads_nowhere_is_told() {
+    let (bench, store, fake) = start(Behaviour { beside: true, ..Behaviour::default() });
+    push(&store, &bench, &fake).unwrap_or_else(|e| panic!("{e}\n{:?}", fake.log()));
+    assert_eq!(fake.count("PUT /v2/x/blobs/uploads/session"), 2, "{:?}", fake.log());
+    let nowhere = Behaviour { uploads_to: Some("ftp://storage.example".to_owned()), ..Behaviour::default() };
+    let (bench, store, fake) = start(nowhere);
+    let error = push(&store, &bench, &fake).unwrap_err().to_string();
+    assert!(error.contains("wants an upload sent to \"ftp://storage.example/v2/"), "{error}");
+    assert!(error.contains(&fake.address) && !error.contains("check the network"), "{error}");
+    assert_eq!(fake.count("POST"), 1, "it is not asked again for that: {:?}", fake.log());
+}
+
+#[test]
 fn a_token_is_asked_for_that_allows_pushing_and_renewed_while_pushing() {
     let behaviour = Behaviour { token: Some(String::new()), token_uses: Some(2), ..Behaviour::default() };
     let (bench, store, fake) = start(behaviour);

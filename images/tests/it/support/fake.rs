@@ -58,6 +58,8 @@ pub struct Behaviour {
     pub lures: bool,
     /// Blobs are to be uploaded to this address.
     pub uploads_to: Option<String>,
+    /// Blobs are elsewhere, and said to be there by addresses that are to be read beside the ones that were asked.
+    pub beside: bool,
     /// With tokens of this `user:password` (base64), nothing is there.
     pub hides_from: Option<String>,
     /// What comes after the start is given from the start.
@@ -104,7 +106,12 @@ pub struct FakeRegistry {
 impl FakeRegistry {
     /// Serves `layout` under every repository name; tags name its only image.
     pub fn new(layout: PathBuf, behaviour: Behaviour) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1:0", layout, behaviour)
+    }
+
+    /// The same at an address.
+    pub fn at(place: &str, layout: PathBuf, behaviour: Behaviour) -> Self {
+        let listener = TcpListener::bind(place).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let state = Arc::new(Mutex::new(State { behaviour, ..State::default() }));
         let shared = Arc::clone(&state);
@@ -254,8 +261,11 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         }
         "POST" => {
             let mut state = state.lock().unwrap();
-            let to = behaviour.uploads_to.as_deref().unwrap_or_default();
-            let place = format!("{to}{path}session{}?state=x", state.uploads.len());
+            let to = match &behaviour.uploads_to {
+                _ if behaviour.beside => "../uploads/./".to_owned(),
+                to => format!("{}{path}", to.as_deref().unwrap_or_default()),
+            };
+            let place = format!("{to}session{}?state=x", state.uploads.len());
             state.uploads.push(Some(Vec::new()));
             drop(state);
             let least = behaviour.least_chunk.map(|least| least.to_string());
@@ -326,7 +336,11 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
     {
         return answer(stream, "307 Temporary Redirect", &[("Location", &format!("{target}{path}"))], b"");
     }
-    let digest = match path.rsplit('/').next()?.parse::<Digest>() {
+    if blob && behaviour.beside {
+        let place = format!("../kept/{}?signed=/x", path.rsplit('/').next()?);
+        return answer(stream, "307 Temporary Redirect", &[("Location", &place)], b"");
+    }
+    let digest = match path.split('?').next()?.rsplit('/').next()?.parse::<Digest>() {
         Ok(digest) => digest,
         Err(_) => tagged(layout),
     };
