@@ -284,6 +284,19 @@ each_user! {
         }
     }
 
+    fn a_pipe_where_logins_are_read_is_told_and_not_waited_for(who) {
+        let registry = Registry::with_login();
+        let image = registry.push(&images::busybox(), "private:1", &[]);
+        let sandbox = Sandbox::with_config(who, &registry.without_tls());
+        let directory = sandbox.work().join("docker");
+        sandbox.cmd("mkdir").arg(&directory).ok();
+        sandbox.cmd("mkfifo").arg(directory.join("config.json")).ok();
+        let said = ["docker/config.json", "is not a regular file"];
+        sandbox.srun_in(&image, ["true"]).env("DOCKER_CONFIG", &directory).limit(60).fails().says(&said);
+        let pull = sandbox.cmd("berth").args(["image", "pull", "--insecure", &image]);
+        pull.env("DOCKER_CONFIG", &directory).limit(60).fails().says(&said);
+    }
+
     fn a_certificate_of_the_sites_own_authority(who) {
         let registry = Registry::with_tls();
         let image = registry.push(&images::busybox(), "bb:1", &[]);

@@ -231,3 +231,38 @@ fn what_a_registry_refuses_to_root_is_fetched_again_by_the_login_of_who_has_it_a
     damage(&sandbox);
     root(&["--repair"]).fails().says(&["401", &format!("as {}: ", user.name)]);
 }
+
+/// What one user put in the place of a file that is read for them keeps the images of others from nothing.
+#[test]
+fn a_users_pipe_in_the_place_of_a_certificate_holds_up_no_repair_as_root() {
+    let registry = Registry::with_login();
+    let image = registry.push(&images::layers(), "team/private:1", &[]);
+    let sandbox = Sandbox::with_config(Who::root(), &registry.without_tls());
+    let host = registry.host();
+    let mut users = [Who::user(), Who::stranger()];
+    // In the order in which they are asked.
+    users.sort_by_key(|user| user.uid);
+    let berth = |user: &Who, words: &[&str]| sandbox.cmd_as(user, "berth").dir("/").arg("image").args(words);
+    let container = format!("--container-image={image}");
+    let login = ["login", "--insecure", "--password-stdin", &host, "-u", LOGIN.0];
+    for user in &users {
+        berth(user, &login).stdin(LOGIN.1).ok();
+        let srun = sandbox.cmd_as(user, "srun").dir("/").args([container.as_str(), "cat", "/data/hard1"]);
+        assert_eq!(srun.ok().text(), "one");
+    }
+    let place = users[0].home.join(".config/containers/certs.d").join(&host);
+    sandbox.cmd_as(&users[0], "mkdir").arg("-p").arg(&place).ok();
+    sandbox.cmd_as(&users[0], "mkfifo").arg(place.join("ca.crt")).ok();
+    let root = |words: &[&str]| sandbox.cmd("berth").args(["image", "verify"]).args(words).limit(60);
+    damage(&sandbox);
+    let told = root(&["--repair"]).run();
+    // And when there is nobody else, it is said what it is.
+    berth(&users[1], &["logout", &host]).ok();
+    damage(&sandbox);
+    let alone = root(&["--repair"]).run();
+    sandbox.cmd_as(&users[0], "rm").arg("-r").arg(&place).ok();
+    berth(&users[0], &["logout", &host]).ok();
+    assert!(told.rc == 0 && told.text().contains("repaired sha256:"), "{told}");
+    assert!(alone.rc != 0, "{alone}");
+    alone.says(&["401"]);
+}

@@ -11,7 +11,10 @@ use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
 use super::{Credentials, Registries, system};
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::read_regular;
 
+/// Largest file of certificates: those of all authorities of a system are a quarter of it.
+const LARGEST: u64 = 1 << 20;
 /// Where docker and podman look, beside the person's own directory.
 const SYSTEM: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
@@ -157,9 +160,9 @@ fn identity(
 }
 
 fn read(file: &Path, why: &str) -> Result<Vec<u8>> {
-    std::fs::read(file).map_err(|e| {
-        Error::path(file, e)
-            .next(format!("{why}: make it readable for everyone who fetches images, or take it away there"))
+    read_regular(file, LARGEST).map_err(|e| {
+        let next = "put a file there that everyone can read who fetches images, or take away what is there";
+        Error::path(file, e).next(format!("{why}: {next}"))
     })
 }
 
@@ -182,6 +185,29 @@ mod tests {
             Ok(_) => String::new(),
             Err(error) => error.to_string(),
         }
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read_as_one() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join(".config/containers/certs.d/r.io");
+        std::fs::create_dir_all(&directory).unwrap();
+        let credentials = Credentials::from_parts(None, None, None, Some(home.path()));
+        for name in ["ca.crt", "me.cert"] {
+            let path = directory.join(name);
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            // Without TLS, too: where the registry leads may be asked with it.
+            for insecure in [false, true] {
+                let Err(error) = tls(&Registries::default(), "r.io", insecure, &credentials) else {
+                    panic!("{name} is a FIFO");
+                };
+                let error = error.to_string();
+                assert!(error.contains(name) && error.contains("is not a regular file"), "{error}");
+            }
+            std::fs::remove_file(&path).unwrap();
+        }
+        std::os::unix::fs::symlink("/dev/zero", directory.join("ca.crt")).unwrap();
+        assert!(tls(&Registries::default(), "r.io", false, &credentials).is_err());
     }
 
     #[test]

@@ -13,6 +13,10 @@ use super::carried::Used;
 use super::helper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::{DEFAULT_REGISTRY, bare_address};
+use crate::source::read_regular;
+
+/// Largest login file. Whoever's it is may have a device in its place, and who reads it may do so for others too.
+const LARGEST: u64 = 1 << 20;
 
 /// Where logins are looked for: the files of one person, in order.
 #[derive(Clone, Debug, Default)]
@@ -180,15 +184,14 @@ impl Credentials {
 
 /// A login file's content; `None` where there is none.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
+    match read_regular(path, LARGEST) {
         Ok(text) => Ok(Some(text)),
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             Ok(None)
         }
-        Err(e) => {
-            Err(Error::path(path, e)
-                .next("registry logins are read from there; make it readable, or remove it"))
-        }
+        Err(e) => Err(Error::path(path, e).next(
+            "registry logins are read from there; put a file there that can be read, or take away what is there",
+        )),
     }
 }
 
@@ -366,6 +369,30 @@ mod tests {
         );
         let (_dir, c) = with(r#"{"credsStore":"../x"}"#);
         assert!(c.lookup("r.io", "x", None).unwrap_err().to_string().contains("not the name of a program"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read_as_one() {
+        let (dir, c) = with("{}");
+        let path = dir.path().join("config.json");
+        let refusal = || {
+            let error = c.lookup("r.io", "x", None).unwrap_err().to_string();
+            std::fs::remove_file(&path).unwrap();
+            assert!(error.contains("config.json") && error.contains("put a file there"), "{error}");
+            error
+        };
+        std::fs::write(&path, vec![b' '; usize::try_from(LARGEST).unwrap() + 1]).unwrap();
+        assert!(refusal().contains("is larger than 1048576 bytes"));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(refusal().contains("is not a regular file"));
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(refusal().contains("is not a regular file"));
+        // A link to a file is one, and none is none.
+        std::fs::write(dir.path().join("real"), r#"{"auths":{"r.io":{"auth":"YWxpY2U6c2VjcmV0"}}}"#).unwrap();
+        std::os::unix::fs::symlink("real", &path).unwrap();
+        assert_eq!(c.lookup("r.io", "x", None).unwrap(), basic("alice", "secret"));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(c.lookup("r.io", "x", None).unwrap(), Identity::Anonymous);
     }
 
     #[test]

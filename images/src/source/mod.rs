@@ -30,7 +30,7 @@ pub(crate) use engine::leave_nothing_running;
 pub use layout::{ArchiveSource, LayoutSource};
 pub(crate) use oci_sif::{OciSif, Squashed};
 pub use sniff::Through;
-pub(crate) use sniff::{open_regular, open_through};
+pub(crate) use sniff::{open_regular, open_through, read_regular};
 
 /// Most bytes of a canonical source: as many as a path may have.
 const MOST_SOURCE: usize = 4096;

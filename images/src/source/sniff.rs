@@ -122,6 +122,22 @@ pub(crate) fn open_through(path: &Path, through: Through) -> Result<File> {
     Ok(file)
 }
 
+/// All of a regular file that is no longer than `limit`: where somebody put a FIFO in its place nothing is waited for, and where they put
+/// a device nothing is read.
+pub(crate) fn read_regular(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(retry_on_intr(|| open(path, flags, Mode::empty()))?);
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::new(Io::InvalidInput, "is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(std::io::Error::new(Io::InvalidInput, format!("is larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
 fn not_opened(path: &Path, through: Through, errno: Errno) -> Error {
     if through == Through::Links || errno != Errno::LOOP {
         return Error::path(path, errno);

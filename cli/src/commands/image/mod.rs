@@ -7,6 +7,7 @@ mod places;
 mod pull;
 mod quota;
 mod remove;
+mod silence;
 pub mod transfer;
 mod verify;
 

@@ -1,16 +1,23 @@
 //! `berth image verify`: what is damaged in the store, and fetched again where that is asked for.
 
+use super::silence::bounded;
 use crate::images::{self, Bar};
 use berth_client::error::{Failure, Outcome};
 use berth_client::out;
-use berth_images::{Damage, Digest, Error, ErrorKind, ResolvedManifest, Store, Thing, VerifyReport};
+use berth_images::{Damage, Digest, Error, ErrorKind, Helpers, ResolvedManifest, Store, Thing, VerifyReport};
 use berth_runtime::facts::is_privileged;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Problems of one thing that are shown to people.
 const SHOWN: usize = 10;
+/// For how long nothing may be heard of what somebody is asked for: files of a user's, and what serves them, may never answer, and the
+/// others who have the image are asked instead. A registry that is busy may want to be left alone for two minutes at a time.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// Look for damage: every manifest, configuration and file of a layer, against what was fetched
 ///
@@ -165,8 +172,8 @@ fn again(store: &Store, image: &Digest, layers: &[Digest], state: Option<&Path>)
             }
             Err(why) => {
                 refused.push(if uid == 0 { why.text } else { format!("as {}: {}", named(uid), why.text) });
-                if of_registry && !why.of_rights {
-                    // Others would not reach it either.
+                // Others would not reach it either. What a user's files and processes come to says nothing of others'.
+                if of_registry && uid == 0 && !why.of_rights {
                     break;
                 }
             }
@@ -203,17 +210,31 @@ fn again_as(
     let helpers =
         if uid == 0 { images::helpers(origin, state) } else { images::helpers_as(origin, uid, state) };
     let helpers = helpers.map_err(|e| Refused { text: e.text, of_rights: true })?;
-    let repaired = match helpers {
-        Some(helpers) => helpers.repair(store, origin, layers, bar),
+    let (repaired, silent) = match helpers {
+        Some(helpers) => {
+            let stop = Arc::new(AtomicBool::new(false));
+            let helpers = Helpers { stop: Some(Arc::clone(&stop)), ..helpers };
+            bounded(SILENCE, &stop, bar, |progress| helpers.repair(store, origin, layers, progress))
+        }
         None => {
-            images::open(origin, state).and_then(|source| store.repair(origin, layers, source.as_ref(), bar))
+            let opened = images::open(origin, state);
+            (opened.and_then(|source| store.repair(origin, layers, source.as_ref(), bar)), false)
         }
     };
     // A registry says of what one may not have that it is not there.
     repaired.map_err(|e| Refused {
-        text: e.to_string(),
+        text: if silent { given_up(origin) } else { e.to_string() },
         of_rights: matches!(e.kind(), ErrorKind::Denied | ErrorKind::NotFound),
     })
+}
+
+fn given_up(origin: &ResolvedManifest) -> String {
+    let minutes = SILENCE.as_secs() / 60;
+    format!(
+        "{}: nothing was heard of it for {minutes} minutes, and it is not waited for any more; see whether it, and the file system \
+         with the logins for it, answers",
+        origin.source
+    )
 }
 
 /// A user as people know them.
