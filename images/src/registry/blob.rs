@@ -65,26 +65,24 @@ impl Blob {
             }
             Part::End => (None, 0),
         };
-        if let Some((at, total)) = left {
-            let ranges = match !self.single && total - at > LARGE {
-                true => Ranges::start(&self.ways, way, &self.digest, at, total),
-                false => None,
-            };
-            self.part = match ranges {
-                Some(ranges) => Part::Ranges(ranges),
-                None => Part::Span(Box::new(Span::open(
-                    &self.ways,
-                    self.kind,
-                    &self.digest,
-                    at,
-                    Some(total),
-                    way,
-                )?)),
-            };
+        let Some((at, total)) = left else {
+            self.part = Part::End;
+            return self.judge();
+        };
+        if !self.single
+            && total - at > LARGE
+            && let Some(ranges) = Ranges::start(&self.ways, way, &self.digest, at, total)
+        {
+            self.part = Part::Ranges(ranges);
             return Ok(());
         }
-        self.part = Part::End;
-        self.judge()
+        if let Part::Span(span) = &mut self.part {
+            span.go_on(total, false)?;
+            return Ok(());
+        }
+        let span = Span::open(&self.ways, self.kind, &self.digest, at, Some(total), way)?;
+        self.part = Part::Span(Box::new(span));
+        Ok(())
     }
 
     /// The end: what mirrors gave must be what was asked for. The reader has some of it already, and must ask anew.

@@ -1,7 +1,8 @@
 //! What to tell a person when a registry refuses or cannot be reached.
 
 use std::io::Read;
-use std::time::SystemTime;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant, SystemTime};
 
 use ureq::Body;
 use ureq::http::{Response, StatusCode, header};
@@ -13,6 +14,8 @@ use crate::error::{Error, ErrorKind, printable};
 
 /// Bytes of an answer that are read for what it says.
 const MOST_SAID: u64 = 1 << 16;
+/// For how long they are waited for. What a refusal says in words is worth no minute.
+const SAYS: Duration = Duration::from_secs(10);
 
 /// What to do about a registry that speaks HTTP alone. Commands that make jobs have no option for it.
 const NO_TLS: &str = "check the port; if you trust the network, allow HTTP with --insecure ('berth run', 'berth image pull'), or for jobs \
@@ -32,7 +35,7 @@ pub(super) fn refused(
 ) -> Error {
     let registry = &client.name.registry;
     let status = response.status();
-    let answered = format!("{} answered {}", client.label(), answer(response, identity));
+    let answered = format!("{} answered {}", client.label(), answer(client, response, identity));
     let asked = url.rsplit('/').next().unwrap_or_default();
     let pushing = matches!(client.access, Access::Push { .. });
     let login = format!("log in with `berth image login {registry}`");
@@ -87,7 +90,7 @@ pub(super) fn refused_elsewhere(client: &Client, server: &str, url: &str, respon
     let reason = format!(
         "{server}, to which {} leads, answered {}",
         client.label(),
-        answer(response, &Identity::Anonymous.name())
+        answer(client, response, &Identity::Anonymous.name())
     );
     if status == StatusCode::NOT_FOUND {
         let asked = url.rsplit('/').next().unwrap_or_default();
@@ -118,13 +121,10 @@ pub(super) fn misled(client: &Client, response: &Response<Body>) -> ureq::Error 
 }
 
 /// Status and words of an answer, and to whom it was given.
-fn answer(response: Response<Body>, identity: &str) -> String {
+fn answer(client: &Client, response: Response<Body>, identity: &str) -> String {
     let status = response.status();
     let wait = retry_after(response.headers(), SystemTime::now());
-    let mut body = Vec::new();
-    // What came of it says more than nothing.
-    let _ = response.into_body().into_reader().take(MOST_SAID).read_to_end(&mut body);
-    let words = said::words(&body);
+    let words = said::words(&come(response.into_body(), SAYS.min(client.read)));
     // Many web servers only say the status again.
     let words = if status.to_string().contains(&words) { String::new() } else { words };
     let words = if words.is_empty() { String::new() } else { format!(" ({words})") };
@@ -132,6 +132,28 @@ fn answer(response: Response<Body>, identity: &str) -> String {
         .filter(|wait| !wait.is_zero())
         .map(|wait| format!(", and asks to be left alone for {} s", wait.as_secs()));
     format!("{status}{words} to {identity}{}", wait.unwrap_or_default())
+}
+
+/// What comes of a body in this time, which says more than nothing. The library's own limits are those of its request, which may be one
+/// for a large blob: so a thread reads it, and is left alone where it does not come to an end.
+fn come(body: Body, time: Duration) -> Vec<u8> {
+    let until = Instant::now() + time;
+    let (sender, pieces) = channel();
+    let read = move || {
+        let (mut body, mut piece) = (body.into_reader().take(MOST_SAID), [0; 4096]);
+        while let Ok(read @ 1..) = body.read(&mut piece) {
+            if sender.send(piece[..read].to_vec()).is_err() {
+                return;
+            }
+        }
+    };
+    let mut all = Vec::new();
+    if std::thread::Builder::new().spawn(read).is_ok() {
+        while let Ok(piece) = pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            all.extend(piece);
+        }
+    }
+    all
 }
 
 /// Whether another try may help. Of a refused connection that depends on who refused it.
@@ -180,6 +202,10 @@ pub(super) fn unreachable(client: &Client, server: &str, error: &ureq::Error) ->
         refused if is_refused(refused) => (
             "nothing listens there (connection refused)".to_owned(),
             "check the port, and that the registry runs",
+        ),
+        ureq::Error::Timeout(ureq::Timeout::RecvBody) => (
+            format!("no answer in time: not all of it came in {:?}", client.read),
+            "check the network, a proxy (HTTPS_PROXY, HTTP_PROXY, NO_PROXY) or a firewall",
         ),
         ureq::Error::Timeout(what) => (
             format!("no answer in time ({what})"),

@@ -52,6 +52,8 @@ use trials::Trials;
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
+/// In which time one answer with a blob is over, whatever its server puts between its bytes. What comes meanwhile is judged by its pace.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Who asks one repository at one place.
 struct Client {
@@ -67,7 +69,7 @@ struct Client {
     /// It is believed by an authority of the person's own directory, too.
     takes_own: bool,
     access: Access,
-    /// For how long more of an answer is waited for.
+    /// For how long more of an answer is waited for, and, where it is none with a blob, for all of it.
     read: Duration,
     session: Mutex<Session>,
     /// It answered, whatever it said.
@@ -78,7 +80,7 @@ struct Client {
 struct Patience {
     connect: Duration,
     answer: Duration,
-    /// For more of an answer that began.
+    /// For more of an answer that began, and for all of a small one.
     read: Duration,
 }
 
@@ -178,6 +180,7 @@ impl Client {
                 .timeout_connect(Some(patience.connect))
                 .timeout_recv_response(Some(patience.answer))
                 .timeout_per_read(Some(patience.read))
+                .timeout_recv_body(Some(patience.read))
                 .tls_config(tls.clone())
                 .proxy(proxy)
                 .build()
@@ -354,7 +357,7 @@ impl Client {
         }
     }
 
-    /// One GET, following redirects.
+    /// One GET, following redirects: of a blob where no form of documents is asked for.
     fn send(
         &self,
         url: &str,
@@ -362,10 +365,11 @@ impl Client {
         range: Range,
     ) -> std::result::Result<Response<Body>, ureq::Error> {
         self.follow(url, &|agent: &Agent, target: &str| {
-            let mut request = agent.get(target);
-            if let Some(accept) = accept {
-                request = request.header(header::ACCEPT, accept);
-            }
+            let request = agent.get(target);
+            let mut request = match accept {
+                Some(accept) => request.header(header::ACCEPT, accept),
+                None => request.config().timeout_recv_body(Some(LONGEST)).build(),
+            };
             if let Some(range) = range.header() {
                 request = request.header(header::RANGE, range);
             }
@@ -416,158 +420,4 @@ pub(crate) fn read_challenge(header: &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::TcpListener;
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
-
-    use super::trials::ATTEMPTS;
-    use super::*;
-
-    const SOON: Duration = Duration::from_millis(50);
-    const LONG: Duration = Duration::from_secs(60);
-
-    /// A registry that says this to each request and then nothing, and how often it was asked.
-    fn stalling(said: &'static str) -> (String, Arc<AtomicUsize>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
-        std::thread::spawn(move || {
-            let mut open = Vec::new();
-            for mut stream in listener.incoming().flatten() {
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-                count.fetch_add(1, Ordering::Relaxed);
-                let _ = stream.write_all(said.as_bytes());
-                open.push(stream);
-            }
-        });
-        (address, asked)
-    }
-
-    fn client(address: &str, answer: Duration, read: Duration) -> Client {
-        let name = RegistryRef {
-            user: None,
-            registry: address.into(),
-            repository: "x".into(),
-            tag: None,
-            digest: None,
-        };
-        let patience = Patience { connect: LONG, answer, read };
-        let (none, registries) = (Credentials::anonymous(), Registries::default());
-        Client::at(format!("http://{address}"), name, None, &none, &registries, Access::Pull, &patience)
-            .unwrap()
-    }
-
-    #[test]
-    fn a_registry_that_stalls_is_asked_again_and_then_given_up() {
-        let (address, asked) = stalling("");
-        let error = client(&address, SOON, LONG).manifest("1").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unreachable);
-        let text = error.to_string();
-        assert!(text.contains(&address) && text.contains("no answer in time"), "{text}");
-        // It may be slower to notice than the client is to go.
-        let all = || asked.load(Ordering::Relaxed) == usize::try_from(ATTEMPTS).unwrap();
-        assert!((0..2000).any(|_| all() || (std::thread::sleep(Duration::from_millis(10)), false).1));
-    }
-
-    #[test]
-    fn where_a_registry_leads_is_not_asked_without_the_proxy_that_it_needs() {
-        let said = "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://storage.example/x\r\nContent-Length: 0\r\n\r\n";
-        let (address, asked) = stalling(said);
-        let mut client = client(&address, LONG, LONG);
-        let why = Error::new(ErrorKind::Unsupported, "ALL_PROXY", "names no proxy");
-        client.agents.http = Err(why.clone());
-        client.agents.unproxied = unproxied::Unproxied::default();
-        assert_eq!(client.manifest("1").unwrap_err(), why);
-        assert_eq!(asked.load(Ordering::Relaxed), 1, "it is not asked again for that");
-    }
-
-    #[test]
-    fn an_answer_that_stalls_is_given_up() {
-        let (address, asked) = stalling("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{");
-        let error = client(&address, LONG, SOON).manifest("1").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unreachable);
-        assert!(error.to_string().contains("no answer in time"), "{error}");
-        assert_eq!(asked.load(Ordering::Relaxed), 1);
-    }
-
-    /// Gives a blob of `whole` after the offset of each request, `piece` bytes at a time, `pause` in between, and `most` at once: then
-    /// nothing more, and the connection stays open.
-    fn dribbling(
-        whole: &'static [u8],
-        piece: usize,
-        pause: Duration,
-        most: usize,
-    ) -> (String, Arc<AtomicUsize>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&asked);
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let count = Arc::clone(&count);
-                std::thread::spawn(move || {
-                    let lines =
-                        BufReader::new(stream.try_clone().unwrap()).lines().map_while(|line| line.ok());
-                    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-                    count.fetch_add(1, Ordering::Relaxed);
-                    let range = head.iter().find_map(|line| {
-                        line.to_ascii_lowercase().strip_prefix("range: bytes=").map(str::to_owned)
-                    });
-                    let from =
-                        range.map_or(0, |range| range.split('-').next().unwrap().parse::<usize>().unwrap());
-                    let total = whole.len();
-                    let status = format!(
-                        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{}/{total}\r\nContent-Length: {}\r\n\r\n",
-                        total - 1,
-                        total - from
-                    );
-                    let _ = stream.write_all(status.as_bytes());
-                    for bytes in whole[from..(from + most).min(total)].chunks(piece) {
-                        if stream.write_all(bytes).is_err() {
-                            return;
-                        }
-                        std::thread::sleep(pause);
-                    }
-                    std::thread::sleep(LONG);
-                });
-            }
-        });
-        (address, asked)
-    }
-
-    fn read_blob(address: &str, read: Duration, whole: &[u8]) -> std::io::Result<Vec<u8>> {
-        let ways = ways::Ways::of_one(client(address, LONG, read));
-        let digest = Digest::of(Algorithm::Sha256, whole);
-        let mut got = Vec::new();
-        span::Span::open(&ways, BlobKind::Blob, &digest, 0, None, 0).unwrap().read_to_end(&mut got)?;
-        Ok(got)
-    }
-
-    #[test]
-    fn a_blob_that_stalls_is_gone_on_with_where_it_stopped() {
-        let whole: &'static [u8] =
-            (0..400_000u32).map(|n| n.to_le_bytes()[0] ^ 7).collect::<Vec<u8>>().leak();
-        let (address, asked) = dribbling(whole, 50_000, Duration::ZERO, 150_000);
-        assert!(read_blob(&address, Duration::from_millis(300), whole).unwrap() == whole);
-        assert_eq!(asked.load(Ordering::Relaxed), 3);
-    }
-
-    #[test]
-    fn a_blob_that_comes_byte_by_byte_is_given_up_in_the_end() {
-        let (address, asked) = dribbling(&[7; 100_000], 1, Duration::from_millis(20), 100_000);
-        let error = read_blob(&address, Duration::from_millis(200), &[7; 100_000]).unwrap_err().to_string();
-        assert!(error.contains("less than 65536 bytes") && error.contains(&address), "{error}");
-        assert_eq!(asked.load(Ordering::Relaxed), 6, "once, and five times more");
-    }
-
-    #[test]
-    fn a_mirror_is_waited_for_less_and_an_upload_more() {
-        let answer = |access: Access, mirror| Patience::of(&access, mirror).answer;
-        assert!(answer(Access::Pull, true) < answer(Access::Pull, false));
-        assert!(answer(Access::Push { from: None }, false) > answer(Access::Pull, false));
-    }
-}
+mod tests;

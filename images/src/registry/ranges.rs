@@ -175,11 +175,10 @@ impl Shared {
         let mut bytes = vec![0; usize::try_from(end - from).unwrap_or(0)];
         let what = || format!("{} of {}", self.digest, self.ways.describe());
         let mut filled = 0;
-        while filled < bytes.len() {
-            let range = (from + filled as u64, end);
-            let Some(mut span) = Span::open_range(&self.ways, &self.digest, range, self.way)? else {
-                return Ok(None);
-            };
+        let Some(mut span) = Span::open_range(&self.ways, &self.digest, (from, end), self.way)? else {
+            return Ok(None);
+        };
+        loop {
             let before = filled;
             while filled < bytes.len() {
                 if self.state().stopped {
@@ -191,12 +190,17 @@ impl Shared {
                     read => filled += read,
                 }
             }
+            if filled == bytes.len() {
+                return Ok(Some(bytes));
+            }
             if filled == before {
                 return Err(Error::new(ErrorKind::Corrupt, what(), "it ends before its end")
                     .next("the copy there is damaged; nothing was kept. Push the image again"));
             }
+            if !span.go_on(end, true)? {
+                return Ok(None);
+            }
         }
-        Ok(Some(bytes))
     }
 }
 

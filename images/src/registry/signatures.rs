@@ -12,7 +12,7 @@ use ureq::http::StatusCode;
 use super::ways::Ways;
 use super::{Client, Range};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result, recover};
+use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::ACCEPT;
 use crate::signature::{Evidence, Found, MAX_EVIDENCE, MAX_FOUND};
 use crate::source::{BlobKind, verify};
@@ -194,14 +194,14 @@ fn ask(client: &Client, url: &str, accept: &str) -> Result<Option<Vec<u8>>> {
     if absent(response.status()) {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    let body = response.into_body().into_reader();
-    std::io::Read::read_to_end(&mut std::io::Read::take(body, MAX_DOCUMENT + 1), &mut bytes)
-        .map_err(|e| recover(&client.what(), e))?;
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        let what = format!("{} of {}", url.rsplit('/').next().unwrap_or_default(), client.what());
-        return Err(Error::new(ErrorKind::Refused, what, format!("it is larger than {MAX_DOCUMENT} bytes"))
-            .next("no signature needs one this large; remove it"));
+    // A byte more shows that it is larger.
+    match response.into_body().into_with_config().limit(MAX_DOCUMENT + 1).read_to_vec() {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(ureq::Error::BodyExceedsLimit(_)) => {
+            let what = format!("{} of {}", url.rsplit('/').next().unwrap_or_default(), client.what());
+            Err(Error::new(ErrorKind::Refused, what, format!("it is larger than {MAX_DOCUMENT} bytes"))
+                .next("no signature needs one this large; remove it"))
+        }
+        Err(error) => Err(client.transport(&error)),
     }
-    Ok(Some(bytes))
 }

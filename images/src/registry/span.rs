@@ -171,8 +171,7 @@ impl Span {
                 return Ok((None, given));
             }
             // A registry without ranges starts over.
-            io::copy(&mut (&mut body).take(given.skip), &mut io::sink())
-                .map_err(|e| broken(client, at, &e))?;
+            paced(&mut body, given.skip, client.read, &mut |_| {}).map_err(|e| broken(client, at, &e))?;
             let whole = at == 0 && given.end.is_none_or(|end| given.total == Some(end));
             if client.is_mirror() && whole && given.total.is_none_or(|total| total <= JUDGED_WHOLE) {
                 return Ok((Some(judged(client, digest, body)?), given));
@@ -190,10 +189,23 @@ impl Span {
         Ok(self.body.is_some())
     }
 
+    /// Asks for what comes behind an answer that gave less than was asked for, as connect does: to before `end`. As often as a blob is
+    /// continued after cuts, answers may have next to nothing in them.
+    pub(super) fn go_on(&mut self, end: u64, ranges_only: bool) -> Result<bool> {
+        self.end = Some(end);
+        if self.pace.since < PROGRESS {
+            let little = format!("it gave less than {PROGRESS} bytes in one answer");
+            self.cut(&io::Error::new(io::ErrorKind::UnexpectedEof, little))?;
+        } else {
+            (self.pace.since, self.left) = (0, RESUMES);
+        }
+        self.connect(ranges_only)
+    }
+
     /// What to do after a cut: nothing more, if it is to be gone on with.
     fn cut(&mut self, error: &io::Error) -> Result<()> {
         self.body = None;
-        if std::mem::take(&mut self.pace).since >= PROGRESS {
+        if std::mem::take(&mut self.pace.since) >= PROGRESS {
             self.left = RESUMES;
         }
         let Some(client) = self.ways.client(self.way) else { return Ok(()) };
@@ -242,12 +254,41 @@ fn given(client: &Client, at: u64, response: &Response<Body>) -> Result<Given> {
 /// All of a small blob, if it is the one that was asked for. One whose length is not said may be too large to be judged.
 fn judged(client: &Client, digest: &Digest, mut body: BodyReader<'static>) -> Result<Bytes> {
     let mut bytes = Vec::new();
-    (&mut body).take(JUDGED_WHOLE + 1).read_to_end(&mut bytes).map_err(|e| broken(client, 0, &e))?;
+    paced(&mut body, JUDGED_WHOLE + 1, client.read, &mut |piece| bytes.extend_from_slice(piece))
+        .map_err(|e| broken(client, 0, &e))?;
     if bytes.len() as u64 > JUDGED_WHOLE {
         return Ok(Bytes::Begun(Box::new(io::Cursor::new(bytes).chain(body))));
     }
     crate::source::verify(&client.what(), &bytes, digest)?;
     Ok(Bytes::Judged(io::Cursor::new(bytes)))
+}
+
+/// Reads up to `most` bytes, for as long as what comes of them is worth waiting for.
+fn paced(body: &mut impl Read, most: u64, patience: Duration, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = vec![0; usize::try_from(most.min(1 << 16)).unwrap_or(0)];
+    let (mut pace, mut left) = (Pace::default(), most);
+    while left > 0 {
+        if pace.crawls(patience) {
+            return Err(slow(patience));
+        }
+        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let begun = Instant::now();
+        match body.read(&mut buffer[..wanted]) {
+            Ok(0) => break,
+            Ok(read) => {
+                take(&buffer[..read]);
+                pace.came(read, begun.elapsed());
+                left -= read as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn slow(patience: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("less than {PROGRESS} bytes in {} s", patience.as_secs()))
 }
 
 fn broken(client: &Client, at: u64, error: &io::Error) -> Error {
@@ -264,8 +305,7 @@ impl Read for Span {
             let patience = self.ways.client(self.way).map_or(Duration::MAX, |client| client.read);
             // All of it may have come, however slowly.
             if self.end.is_none_or(|end| self.at < end) && self.pace.crawls(patience) {
-                let slow = format!("less than {PROGRESS} bytes in {} s", patience.as_secs());
-                self.cut(&io::Error::new(io::ErrorKind::TimedOut, slow))?;
+                self.cut(&slow(patience))?;
                 continue;
             }
             let Some(body) = self.body.as_mut() else {

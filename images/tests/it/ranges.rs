@@ -106,6 +106,37 @@ fn ranges_that_are_shorter_than_asked_are_asked_on() {
 }
 
 #[test]
+fn answers_with_next_to_nothing_in_them_are_not_asked_for_without_end() {
+    let bench = bench();
+    // A small blob, and a large one whose parts are fetched at once.
+    let cases = [
+        Behaviour { short_ranges: Some(1), ..Behaviour::default() },
+        Behaviour { short_later: Some(1), ..Behaviour::default() },
+    ];
+    for behaviour in cases {
+        let fake = FakeRegistry::new(bench.layout(), behaviour);
+        let error = pull(&bench, &fake).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("less than 65536 bytes in one answer") && text.contains(&fake.address),
+            "{text}"
+        );
+        // Of each part six times at most.
+        assert!(fake.count("/blobs/") <= 40, "{:?}", fake.log());
+        bench.assert_no_work();
+    }
+    // A few of them are none the worse.
+    let bench = Bench::new();
+    let builder = ImageBuilder::new(vec![Tar::new().file("a", &[7; 5000]).end()]);
+    builder.write(&bench.layout());
+    let few = Behaviour { short_ranges: Some(3000), ..Behaviour::default() };
+    let fake = FakeRegistry::new(bench.layout(), few);
+    pull(&bench, &fake).unwrap();
+    assert!(fake.count(" range") >= 1, "{:?}", fake.log());
+}
+
+#[test]
 fn redirected_ranges_and_a_real_registry() {
     let bench = bench();
     let storage = FakeRegistry::new(bench.layout(), Behaviour::default());

@@ -66,6 +66,8 @@ pub struct Behaviour {
     pub first_range_only: bool,
     /// Ranges have at most so many bytes.
     pub short_ranges: Option<usize>,
+    /// Those of what comes after the start have.
+    pub short_later: Option<usize>,
     /// No answer to GET says its length.
     pub no_length: bool,
     /// HEAD is answered as if everything were there.
@@ -374,7 +376,8 @@ fn serve(stream: &TcpStream, state: &Mutex<State>, layout: &std::path::Path, own
         let (start, last) = asked.strip_prefix("bytes=")?.split_once('-')?;
         let start: usize = start.parse().ok()?;
         let end = last.parse::<usize>().map_or(total, |last| total.min(last + 1));
-        let end = behaviour.short_ranges.map_or(end, |most| end.min(start + most));
+        let short = behaviour.short_ranges.or(behaviour.short_later.filter(|_| start > 0));
+        let end = short.map_or(end, |most| end.min(start + most));
         range = format!("bytes {start}-{}/{total}", end - 1);
         bytes.truncate(end);
         bytes.drain(..start);
