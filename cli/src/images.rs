@@ -383,6 +383,8 @@ pub fn helpers(pinned: &ResolvedManifest, state: Option<&Path>) -> Result<Option
         "PATH",
         "DOCKER_CONFIG",
         "REGISTRY_AUTH_FILE",
+        "ENROOT_CONFIG_PATH",
+        "XDG_CONFIG_HOME",
         "XDG_RUNTIME_DIR",
         "DOCKER_HOST",
         "CONTAINERS_STORAGE_CONF",

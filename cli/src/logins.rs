@@ -104,10 +104,10 @@ pub fn log_out(target: &LoginTarget) -> Result<Vec<PathBuf>, berth_images::Error
     let others = Credentials::from_env().logout(target)?;
     for other in &others {
         out::complain(&format!(
-            "berth: note: {} still has a login for {}, which 'podman logout {}' removes",
+            "berth: note: {} still has a login for {}: {}",
             other.display(),
             target.registry,
-            target.registry
+            target.removal(other)
         ));
     }
     Ok(others)

@@ -284,6 +284,25 @@ each_user! {
         }
     }
 
+    fn a_login_that_enroot_has_is_shown_and_one_that_a_shell_would_make_is_told(who) {
+        let registry = Registry::with_login();
+        let image = registry.push(&images::busybox(), "private:1", &[]);
+        let sandbox = Sandbox::with_config(who.clone(), &registry.without_tls());
+        let directory = sandbox.work().join("enroot");
+        sandbox.cmd("mkdir").arg(&directory).ok();
+        let keep = |password: &str| {
+            let file = directory.join(".credentials");
+            let text = format!("machine {} login {} password {password}\n", registry.host(), registry::LOGIN.0);
+            std::fs::write(&file, text).unwrap();
+            machine::give(&file, &who);
+        };
+        keep(registry::LOGIN.1);
+        let srun = || sandbox.srun_in(&image, ["echo", "in"]).env("ENROOT_CONFIG_PATH", &directory);
+        assert_eq!(srun().ok().text(), "in");
+        keep("$(cat secret)");
+        srun().fails().says(&["401", "enroot/.credentials", "made by a shell"]);
+    }
+
     fn a_pipe_where_logins_are_read_is_told_and_not_waited_for(who) {
         let registry = Registry::with_login();
         let image = registry.push(&images::busybox(), "private:1", &[]);

@@ -76,6 +76,9 @@ impl<'a> For<'a> {
 /// Variables of the submitter's that say where logins of registries are kept.
 const LOGIN_VARIABLES: [&str; 3] = ["DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"];
 
+/// The one that says it of Enroot's.
+const ENROOT: &str = "ENROOT_CONFIG_PATH";
+
 /// Those that say where engines keep images, and where a large temporary file is welcome.
 const ENGINE_VARIABLES: [&str; 3] = ["DOCKER_HOST", "CONTAINERS_STORAGE_CONF", "TMPDIR"];
 
@@ -85,11 +88,18 @@ fn submitted(of: For<'_>, name: &str) -> Option<OsString> {
     of.env.iter().find_map(value).filter(|v| !v.is_empty()).map(OsString::from_vec)
 }
 
+/// Where the submitter keeps Enroot's configuration, if not where it is anyway.
+fn enroot(of: For<'_>) -> Option<OsString> {
+    let own = || Some(PathBuf::from(submitted(of, "XDG_CONFIG_HOME")?).join("enroot").into_os_string());
+    submitted(of, ENROOT).or_else(own)
+}
+
 /// The logins that the submitter had in mind; the agent's own environment is another one, even where both are one user.
 pub(super) fn credentials(of: For<'_>) -> Credentials {
     let [docker, file, runtime] = LOGIN_VARIABLES.map(|name| submitted(of, name).map(PathBuf::from));
     let home = of.user.home.as_path();
     Credentials::from_parts(docker.as_deref(), file.as_deref(), runtime.as_deref(), Some(home))
+        .with_enroot(enroot(of).as_deref().map(Path::new))
 }
 
 pub(super) fn helpers(program: &Path, registries: &Registries, of: For<'_>, system: bool) -> Helpers {
@@ -105,6 +115,7 @@ pub(super) fn helpers(program: &Path, registries: &Registries, of: For<'_>, syst
             environment.push((name.into(), value));
         }
     }
+    environment.extend(enroot(of).map(|value| (ENROOT.into(), value)));
     for name in PROXY_VARIABLES {
         if let Some(value) = std::env::var_os(name) {
             environment.push((name.into(), value));

@@ -24,6 +24,8 @@ pub struct Credentials {
     files: Vec<PathBuf>,
     /// The file that a new login goes into.
     own: Option<PathBuf>,
+    /// Enroot's, which is asked last.
+    pub(super) enroot: Option<PathBuf>,
     home: Option<PathBuf>,
     /// A registry's login that is in none of them.
     pub(super) carried: Option<(String, Identity)>,
@@ -101,7 +103,8 @@ impl Credentials {
     }
 
     /// The logins that the environment names: `$DOCKER_CONFIG`, `$REGISTRY_AUTH_FILE`,
-    /// `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`, `~/.docker/config.json`.
+    /// `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`, `~/.docker/config.json`, and Enroot's
+    /// `.credentials` in `$ENROOT_CONFIG_PATH`, else `$XDG_CONFIG_HOME/enroot`, else `~/.config/enroot`.
     pub fn from_env() -> Self {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         Self::from_parts(
@@ -110,9 +113,12 @@ impl Credentials {
             var("XDG_RUNTIME_DIR").as_deref(),
             var("HOME").as_deref(),
         )
+        .with_enroot(
+            var("ENROOT_CONFIG_PATH").or_else(|| Some(var("XDG_CONFIG_HOME")?.join("enroot"))).as_deref(),
+        )
     }
 
-    /// As [`Credentials::from_env`], with the values of the four variables given.
+    /// As [`Credentials::from_env`], with the values of the first four variables given, and Enroot's file in the home directory.
     pub fn from_parts(
         docker_config: Option<&Path>,
         auth_file: Option<&Path>,
@@ -132,6 +138,7 @@ impl Credentials {
         Self {
             files: files.into_iter().flatten().collect(),
             own,
+            enroot: home.map(|h| h.join(".config/enroot/.credentials")),
             home: home.map(Path::to_path_buf),
             ..Self::default()
         }
@@ -169,6 +176,9 @@ impl Credentials {
             {
                 return Ok(identity);
             }
+        }
+        if let Some(identity) = self.of_enroot(registry, user)? {
+            return Ok(identity);
         }
         match user {
             None => Ok(Identity::Anonymous),

@@ -30,6 +30,16 @@ impl LoginTarget {
     }
 }
 
+impl LoginTarget {
+    /// What takes the login out of a file that is not ours to write, for people.
+    pub fn removal(&self, file: &Path) -> String {
+        match file.file_name().is_some_and(|name| name == ".credentials") {
+            true => format!("take 'machine {}' out of it, which is Enroot's", self.registry),
+            false => format!("'podman logout {}' removes it", self.registry),
+        }
+    }
+}
+
 impl Default for LoginTarget {
     /// The registry that bare names mean.
     fn default() -> Self {
@@ -132,7 +142,7 @@ impl Credentials {
         let reason = format!("there is none in {}", file.path().display());
         let next = match others.first() {
             Some(other) => {
-                format!("{} has one, which `podman logout {}` removes", other.display(), target.registry)
+                format!("{} has one: {}", other.display(), target.removal(other))
             }
             None => "nothing had to be removed".to_owned(),
         };
@@ -159,6 +169,8 @@ impl Credentials {
                 found.push((path.clone(), before));
             }
         }
+        let enroot = self.enroot_has(&target.registry, target.user.as_deref());
+        found.extend(enroot.map(|path| (path, false)));
         found
     }
 

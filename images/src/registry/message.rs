@@ -39,7 +39,7 @@ pub(super) fn refused(
     let asked = url.rsplit('/').next().unwrap_or_default();
     let pushing = matches!(client.access, Access::Push { .. });
     let login = format!("log in with `berth image login {registry}`");
-    match status {
+    let error = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if client.access == Access::Login => {
             Error::new(ErrorKind::Denied, what, answered)
                 .next("check user name and password; many registries want a token in place of the password")
@@ -81,6 +81,13 @@ pub(super) fn refused(
             .next(format!("wait, or {login} for a higher limit")),
         _ => Error::new(ErrorKind::Unreachable, what, answered)
             .next("try again later, or ask the registry's administrator"),
+    };
+    let refused = matches!(error.kind(), ErrorKind::Denied | ErrorKind::NotFound);
+    let unshown =
+        if refused && identity == "anonymous" { client.credentials.not_of_enroot(registry) } else { None };
+    match unshown {
+        Some(why) => error.beside(&why),
+        None => error,
     }
 }
 

@@ -11,6 +11,7 @@ mod credentials;
 mod helper;
 mod login;
 mod message;
+mod netrc;
 mod proxy;
 mod push;
 mod ranges;
