@@ -535,6 +535,9 @@ impl Images {
             if let ProgressEvent::ByArchive { text } = &event {
                 tracing::info!("image {}: {text}", manifest.source);
             }
+            if let ProgressEvent::Waiting { what } = &event {
+                tracing::info!("image {}: waiting for {what}", manifest.source);
+            }
             if matches!(event, ProgressEvent::Fetched { bytes } if bytes > 0) {
                 kept.came(Instant::now());
             }

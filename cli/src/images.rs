@@ -47,7 +47,7 @@ impl ImageResolver for Resolver {
         if reference == Reference::Host {
             return Ok((Some(ResolvedImage::Host), None));
         }
-        let credentials = Credentials::from_env();
+        let credentials = credentials();
         // Whom gateways may ask about.
         let by_gateways = match &reference {
             Reference::Registry(name) if config.is_some_and(|config| !config.gateways.is_empty()) => {
@@ -209,9 +209,15 @@ fn registries_for(pinned: &ResolvedManifest, state: Option<&Path>) -> Registries
     pinned.source.parse().map(|source| registries_of(&source, state)).unwrap_or_default()
 }
 
+/// The caller's own logins. Standard error says which registry is waited for, and why.
+pub fn credentials() -> Credentials {
+    Credentials::from_env()
+        .telling(|what| berth_client::out::complain(&format!("berth: note: waiting for {what}")))
+}
+
 /// Opens where a pinned image is, with the caller's own logins.
 pub fn open(pinned: &ResolvedManifest, state: Option<&Path>) -> berth_images::Result<Box<dyn BlobSource>> {
-    open_source(pinned, &registries_for(pinned, state), &Credentials::from_env())
+    open_source(pinned, &registries_for(pinned, state), &credentials())
 }
 
 /// A failure about an image.

@@ -68,7 +68,7 @@ pub fn log_in(asked: &Asked<'_>, state: Option<&Path>) -> Result<Kept, Failure> 
     };
     let registries = images::registries(state);
     let registries = if asked.insecure { registries.without_tls(&target.registry) } else { registries };
-    let login = Credentials::from_env().login(&target, &user, &password, &registries);
+    let login = images::credentials().login(&target, &user, &password, &registries);
     let login = login.map_err(|e| images::failed(&e))?;
     tell(&target, &login);
     Ok(Kept { target, user, login })

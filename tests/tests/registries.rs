@@ -116,6 +116,30 @@ fn restarting(to: String) -> (String, Arc<AtomicBool>) {
     (address, back)
 }
 
+/// What stands for a registry, and wants to be left alone for three seconds at the first request.
+fn throttling(to: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let asked_before = Arc::new(AtomicBool::new(false));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (to, asked_before) = (to.clone(), Arc::clone(&asked_before));
+            std::thread::spawn(move || {
+                let head = head_of(&stream)?;
+                let mut out = &stream;
+                if asked_before.swap(true, Ordering::SeqCst) {
+                    copy(&mut asked(&to, &head)?, &mut out).ok()?;
+                } else {
+                    let busy = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 3\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                    out.write_all(busy.as_bytes()).ok()?;
+                }
+                stream.shutdown(Shutdown::Both).ok()
+            });
+        }
+    });
+    address
+}
+
 /// One request of a connection.
 fn meddle(stream: &TcpStream, to: &str, digest: &str) -> Option<()> {
     let head = head_of(stream)?;
@@ -282,6 +306,20 @@ each_user! {
             let found = Cmd::new("grep").args(["-r", "-l", &secret]).arg(sandbox.work().parent().unwrap().join(place)).run();
             assert_eq!(found.text(), "", "the login of the registry is in the cluster's files");
         }
+    }
+
+    fn who_waits_for_a_registry_that_wants_to_be_left_alone_is_told(who) {
+        let registry = Registry::open();
+        registry.push(&images::busybox(), "bb:1", &[]);
+        let fronts = [throttling(registry.host()), throttling(registry.host())];
+        let config = format!("[images]\ninsecure_registries = [\"{}\", \"{}\"]\n", fronts[0], fronts[1]);
+        let sandbox = Sandbox::with_config(who, &config);
+        let pull = sandbox.cmd("berth").args(["image", "pull", &format!("{}/bb:1", fronts[0])]).ok();
+        pull.says(&[&format!("waiting for registry {}, which answered 429", fronts[0]), "asked again in"]);
+        let script = format!("--container-image={}/bb:1", fronts[1]);
+        let submitted = sandbox.cmd("sbatch").args(["--parsable", &script, "--wrap=true"]).ok();
+        assert!(submitted.text().trim().parse::<u32>().is_ok(), "{submitted}");
+        submitted.says(&[&format!("waiting for registry {}, which answered 429", fronts[1])]);
     }
 
     fn a_login_that_enroot_has_is_shown_and_one_that_a_shell_would_make_is_told(who) {

@@ -4,8 +4,8 @@ use super::{Container, room};
 use crate::images::{self, Bar};
 use berth_client::error::Failure;
 use berth_images::{
-    Credentials, Error, Manifests, PreparedImage, Progress, Reference, ResolveOptions, Resolved,
-    ResolvedManifest, Store, resolve,
+    Error, Manifests, PreparedImage, Progress, Reference, ResolveOptions, Resolved, ResolvedManifest, Store,
+    resolve,
 };
 use berth_model::ByteStr;
 use berth_model::login::Login;
@@ -41,7 +41,7 @@ pub fn pinned_with_login(
     let registries = if insecure { registries.without_tls_of(&reference) } else { registries };
     let manifests = Manifests::from_env();
     let options = ResolveOptions { registries, manifests, ..ResolveOptions::default() };
-    let credentials = Credentials::from_env();
+    let credentials = images::credentials();
     let resolved = resolve(&reference, &credentials, &options).map_err(|e| images::failed(&e))?;
     let login = match &reference {
         Reference::Registry(name) => credentials.used(&name.registry),

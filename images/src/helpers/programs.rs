@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use berth_model::login::Login;
@@ -23,7 +24,7 @@ use crate::listed::resolve_with_proof;
 use crate::progress::ProgressEvent;
 use crate::reference::{Engine, Reference};
 use crate::registry::{Credentials, Registries};
-use crate::remote::{RemoteSource, serve_fetcher};
+use crate::remote::{RemoteSource, serve_fetcher, serve_telling};
 use crate::signature::Signers;
 use crate::source::{
     BlobKind, BlobSource, ResolveOptions, Resolved, ResolvedManifest, Through, file_pin,
@@ -219,11 +220,14 @@ pub fn fetcher_main(
     }
     let text = options.image.as_deref().unwrap_or_default();
     let image = serde_json::from_str::<ResolvedManifest>(text).map_err(|e| start_failed(&e.to_string()));
+    let (told, notes) = channel();
+    // Who hears it may have gone.
+    let credentials = credentials.telling(move |text| drop(told.send(text.to_owned())));
     let open = || {
         let image = image.clone()?;
         open_source_through(&image, &options.registries()?, &credentials, options.through)
     };
-    u8::from(serve_fetcher(&Opening { open, opened: OnceLock::new() }, input, output).is_err())
+    u8::from(serve_telling(&Opening { open, opened: OnceLock::new() }, notes, input, output).is_err())
 }
 
 /// Answers; gives the exit code.
@@ -311,14 +315,14 @@ pub fn unpacker_main(
     arguments: impl IntoIterator<Item = OsString>,
     input: impl Read + Send + 'static,
     output: impl Write + Send + 'static,
-    report: impl Write + Send,
+    report: impl Write + Send + 'static,
 ) -> u8 {
-    let report = std::sync::Mutex::new(report);
-    let say = |line: &Report| {
+    let report = Arc::new(Mutex::new(report));
+    let say = move |line: &Report| {
         let Ok(mut text) = serde_json::to_vec(line) else { return };
         text.push(b'\n');
         // An agent that went away does not stop the import: its successor finds the image.
-        let _ = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).write_all(&text);
+        let _ = report.lock().unwrap_or_else(PoisonError::into_inner).write_all(&text);
     };
     let run = || -> Result<()> {
         let options = parse(arguments)?;
@@ -347,6 +351,8 @@ pub fn unpacker_main(
         }
         let source = RemoteSource::new(image.source.clone(), input, output);
         let source = if options.peers { source.of_peers() } else { source };
+        let tell = say.clone();
+        let source = source.telling(move |what| tell(&Report::Progress(ProgressEvent::Waiting { what })));
         // The user shows that the source gives them this image, also where another user's import is under way. Root reads the
         // store anyhow, and need only find it at a mirror.
         let kind = if options.grant == Some(0) { BlobKind::Manifest } else { BlobKind::Proof };

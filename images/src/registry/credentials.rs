@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::carried::Used;
 use super::helper;
+use super::told::Told;
 use crate::error::{Error, ErrorKind, Result};
 use crate::reference::{DEFAULT_REGISTRY, bare_address};
 use crate::source::read_regular;
@@ -30,6 +31,7 @@ pub struct Credentials {
     /// A registry's login that is in none of them.
     pub(super) carried: Option<(String, Identity)>,
     pub(super) used: Used,
+    pub(super) told: Told,
     /// Registries are believed by the system's and the site's authorities alone, and not by those of the person's own directory.
     pub(super) by_sites_authorities: bool,
 }

@@ -21,6 +21,7 @@ mod session;
 mod signatures;
 mod span;
 mod system;
+mod told;
 mod trials;
 mod unproxied;
 mod urls;
@@ -316,7 +317,7 @@ impl Client {
         let mut trials = Trials::new(self.is_mirror());
         let mut asked = false;
         loop {
-            let pause = match send() {
+            let (pause, server, why) = match self.asking(&self.label(), &mut *send) {
                 Ok(response) => {
                     self.has_answered.store(true, Ordering::Relaxed);
                     let status = response.status();
@@ -344,17 +345,21 @@ impl Client {
                         asked = false;
                         continue;
                     }
-                    trials.after(&response).ok_or_else(|| match elsewhere {
+                    let server = elsewhere.clone().unwrap_or_else(|| self.label());
+                    let pause = trials.after(&response).ok_or_else(|| match elsewhere {
                         Some(server) => message::refused_elsewhere(self, &server, url, response),
                         None => self.refused(&self.what(), url, &self.identity_name(), response),
-                    })?
+                    })?;
+                    (pause, server, format!("answered {status}"))
                 }
                 Err(error) => {
                     let has_answered = self.has_answered.load(Ordering::Relaxed);
-                    trials.after_none(&error, has_answered).ok_or_else(|| self.transport(&error))?
+                    let pause =
+                        trials.after_none(&error, has_answered).ok_or_else(|| self.transport(&error))?;
+                    (pause, self.label(), format!("gave no answer ({error})"))
                 }
             };
-            std::thread::sleep(pause);
+            self.leave_alone(pause, &server, &why);
         }
     }
 

@@ -162,23 +162,27 @@ impl Client {
                 None => request.call(),
             }
         };
-        let silent = |error: &ureq::Error| {
-            message::unreachable(self, &format!("token server {}", printable(realm, 300)), error)
-        };
+        let server = format!("token server {}", printable(realm, 300));
+        let silent = |error: &ureq::Error| message::unreachable(self, &server, error);
         let mut trials = Trials::new(self.is_mirror());
         let response = loop {
-            let pause = match ask() {
+            let (pause, why) = match self.asking(&server, ask) {
                 Ok(response) if response.status().is_success() => break response,
-                Ok(response) => trials
-                    .after(&response)
-                    .ok_or_else(|| self.refused(&what, realm, &identity.name(), response))?,
+                Ok(response) => {
+                    let why = format!("answered {}", response.status());
+                    let pause = trials
+                        .after(&response)
+                        .ok_or_else(|| self.refused(&what, realm, &identity.name(), response))?;
+                    (pause, why)
+                }
                 // The registry itself has just answered; any other one may never have been there.
                 Err(error) => {
                     let has_answered = is_same(realm, &self.base);
-                    trials.after_none(&error, has_answered).ok_or_else(|| silent(&error))?
+                    let pause = trials.after_none(&error, has_answered).ok_or_else(|| silent(&error))?;
+                    (pause, format!("gave no answer ({error})"))
                 }
             };
-            std::thread::sleep(pause);
+            self.leave_alone(pause, &server, &why);
         };
         let body = response
             .into_body()

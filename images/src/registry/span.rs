@@ -220,7 +220,8 @@ impl Span {
             return Err(broken.after(&self.before));
         }
         self.left -= 1;
-        std::thread::sleep(super::trials::a_moment(RESUMES - 1 - self.left));
+        let pause = super::trials::a_moment(RESUMES - 1 - self.left);
+        client.leave_alone(pause, &client.label(), &format!("broke off at byte {} ({error})", self.at));
         Ok(())
     }
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Kind, MAX_STREAMS, Open, WINDOW, read_frame, write_frame};
 use crate::digest::{Algorithm, Digest};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use crate::source::{BlobKind, BlobSource};
 
 /// How long a blob may keep us waiting for so much more of it. Whoever waits holds the layer's lock, and the other side belongs to a
@@ -22,6 +22,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const SILENT: u32 = 10;
 /// Bytes of what it says of the file that it reads.
 const MOST_WORDS: u64 = 4096;
+/// Notes that are passed on, and characters of each: they are a user's.
+const MOST_NOTES: u64 = 64;
+const MOST_OF_NOTE: usize = 400;
 
 /// A source behind a pair of pipes, which [`super::serve_fetcher`] answers.
 pub struct RemoteSource {
@@ -35,6 +38,9 @@ pub struct RemoteSource {
 struct Link {
     /// Frames that came.
     heard: AtomicU64,
+    /// Notes that came, and who hears them.
+    notes: AtomicU64,
+    tell: OnceLock<Box<dyn Fn(String) + Send + Sync>>,
     write: Mutex<Box<dyn Write + Send>>,
     state: Mutex<State>,
 }
@@ -68,6 +74,8 @@ impl RemoteSource {
     ) -> Self {
         let link = Arc::new(Link {
             heard: AtomicU64::new(0),
+            notes: AtomicU64::new(0),
+            tell: OnceLock::new(),
             write: Mutex::new(Box::new(write)),
             state: Mutex::default(),
         });
@@ -99,6 +107,14 @@ impl RemoteSource {
     #[must_use]
     pub fn of_peers(self) -> Self {
         Self { peers: true, ..self }
+    }
+
+    /// The same, with somebody who hears what the other side says that it waits for.
+    #[must_use]
+    pub fn telling(self, tell: impl Fn(String) + Send + Sync + 'static) -> Self {
+        // Who heard it before goes on to.
+        let _ = self.link.tell.set(Box::new(tell));
+        self
     }
 }
 
@@ -176,6 +192,14 @@ impl Link {
         if frame.kind == Kind::Alive {
             return Ok(());
         }
+        if frame.kind == Kind::Note {
+            if let Some(tell) = self.tell.get()
+                && self.notes.fetch_add(1, Ordering::Relaxed) < MOST_NOTES
+            {
+                tell(printable(&String::from_utf8_lossy(&frame.payload), MOST_OF_NOTE));
+            }
+            return Ok(());
+        }
         let mut state = self.state();
         // Frames of a stream that we closed may still be on their way.
         let message = match frame.kind {
@@ -193,7 +217,7 @@ impl Link {
                 let error: Option<Error> = serde_json::from_slice(&frame.payload).ok();
                 Message::Failed(error.map_or_else(|| broken("it failed without a reason"), |e| e.sanitised()))
             }
-            Kind::Open | Kind::Credit | Kind::Close | Kind::Alive => {
+            Kind::Open | Kind::Credit | Kind::Close | Kind::Alive | Kind::Note => {
                 return Err(broken("it sent a request where an answer was expected"));
             }
         };

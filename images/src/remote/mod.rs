@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use client::RemoteSource;
 pub use server::serve_fetcher;
+pub(crate) use server::serve_telling;
 
 use crate::digest::Digest;
 use crate::source::BlobKind;
@@ -47,6 +48,8 @@ enum Kind {
     Fail = 6,
     /// Server: it is there.
     Alive = 7,
+    /// Server: what it waits for, for people; payload is text.
+    Note = 8,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,6 +100,7 @@ fn read_frame(input: &mut impl Read) -> io::Result<Option<Frame>> {
         5 => Kind::End,
         6 => Kind::Fail,
         7 => Kind::Alive,
+        8 => Kind::Note,
         other => return Err(invalid(&format!("unknown frame {other}"))),
     };
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{Cursor, Read, Write};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{ALIVE, Kind, MAX_PAYLOAD, MAX_STREAMS, Open, WINDOW, read_frame, write_frame};
@@ -41,13 +42,26 @@ impl Credit {
 ///
 /// # Errors
 /// The reader breaks the protocol, or the pipe breaks.
-pub fn serve_fetcher(source: &dyn BlobSource, mut read: impl Read, write: impl Write + Send) -> Result<()> {
+pub fn serve_fetcher(source: &dyn BlobSource, read: impl Read, write: impl Write + Send) -> Result<()> {
+    serve_telling(source, channel().1, read, write)
+}
+
+/// The same, and tells the reader what comes as `notes`, for people.
+pub(crate) fn serve_telling(
+    source: &dyn BlobSource,
+    notes: Receiver<String>,
+    mut read: impl Read,
+    write: impl Write + Send,
+) -> Result<()> {
     let write = Mutex::new(write);
     let broken = |reason: String| Error::new(ErrorKind::Unreachable, "link to the unpacking process", reason);
     let over = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
         let start = |e: std::io::Error| broken(format!("no thread can be started: {e}"));
-        std::thread::Builder::new().spawn_scoped(scope, || be_alive(&write, &over)).map_err(start)?;
+        let (writing, ended) = (&write, &over);
+        std::thread::Builder::new()
+            .spawn_scoped(scope, move || be_alive(writing, ended, &notes))
+            .map_err(start)?;
         let mut streams: HashMap<u32, Arc<Credit>> = HashMap::new();
         let result = loop {
             let frame = match read_frame(&mut read) {
@@ -90,7 +104,7 @@ pub fn serve_fetcher(source: &dyn BlobSource, mut read: impl Read, write: impl W
                         credit.with(|c| c.closed = true);
                     }
                 }
-                Kind::Data | Kind::End | Kind::Fail | Kind::Alive => {
+                Kind::Data | Kind::End | Kind::Fail | Kind::Alive | Kind::Note => {
                     break Err(broken("an answer where a request was expected".to_owned()));
                 }
             }
@@ -104,8 +118,8 @@ pub fn serve_fetcher(source: &dyn BlobSource, mut read: impl Read, write: impl W
     })
 }
 
-/// Says so again and again, until it is over or nobody hears it.
-fn be_alive(write: &Mutex<impl Write>, (over, changed): &(Mutex<bool>, Condvar)) {
+/// Says so again and again, with the notes that came, until it is over or nobody hears it.
+fn be_alive(write: &Mutex<impl Write>, (over, changed): &(Mutex<bool>, Condvar), notes: &Receiver<String>) {
     loop {
         let waiting = over.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = changed.wait_timeout_while(waiting, ALIVE, |over| !*over);
@@ -115,6 +129,10 @@ fn be_alive(write: &Mutex<impl Write>, (over, changed): &(Mutex<bool>, Condvar))
         }
         drop(is_over);
         let mut write = write.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = |note: String| write_frame(&mut *write, Kind::Note, 0, note.as_bytes());
+        if notes.try_iter().try_for_each(told).is_err() {
+            return;
+        }
         if write_frame(&mut *write, Kind::Alive, 0, &[]).is_err() {
             return;
         }

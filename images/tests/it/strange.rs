@@ -1,6 +1,10 @@
 //! Registries that answer as the standards let them and few do, or as nobody should.
 
-use berth_images::Credentials;
+use std::sync::{Arc, Mutex};
+
+use berth_images::{
+    Credentials, ProgressEvent, Reference, Registries, ResolveOptions, Resolved, ResolvedManifest, resolve,
+};
 
 use crate::support::fake::{Behaviour, FakeRegistry};
 use crate::support::{Bench, Compression, ImageBuilder, Tar, ensure_text, resolve_text};
@@ -74,4 +78,61 @@ fn a_login_in_enroots_file_is_shown_to_its_registry_alone() {
     assert!(error.contains("made by a shell") && error.contains("enroot/.credentials"), "{error}");
     assert!(error.contains("127.0.0.1") && !error.contains("cat key"), "{error}");
     assert_eq!(fake.count("service=fake auth"), shown, "{:?}", fake.log());
+}
+
+/// What a name means at a registry without TLS.
+fn pinned(name: &str, credentials: &Credentials) -> ResolvedManifest {
+    let reference: Reference = name.parse().unwrap();
+    let registries = Registries::default().without_tls_of(&reference);
+    let options = ResolveOptions { registries, ..ResolveOptions::default() };
+    match resolve(&reference, credentials, &options).unwrap() {
+        Resolved::Manifest(manifest) => manifest,
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+#[test]
+fn who_waits_for_a_registry_that_wants_to_be_left_alone_is_told() {
+    let bench = bench();
+    let throttles = |busy: u32, busy_tokens: u32, wait: &str| Behaviour {
+        busy,
+        busy_tokens,
+        token: Some(String::new()),
+        busy_with: Some(("429 Too Many Requests", wait.to_owned())),
+        ..Behaviour::default()
+    };
+    let heard = Arc::new(Mutex::new(Vec::<String>::new()));
+    let take = || std::mem::take(&mut *heard.lock().unwrap());
+    let hears = Arc::clone(&heard);
+    let told = Credentials::anonymous().telling(move |text| hears.lock().unwrap().push(text.to_owned()));
+    let said = |texts: &[String], who: &str| {
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        let (start, end) = (format!("{who}, which answered 429 Too Many Requests"), "and is asked again in ");
+        assert!(texts[0].starts_with(&start) && texts[0].contains(end), "{texts:?}");
+    };
+    let fake = FakeRegistry::new(bench.layout(), throttles(1, 0, "2"));
+    let image = pinned(&format!("{}/x:1", fake.address), &told);
+    said(&take(), &format!("registry {}", fake.address));
+    let tokens = FakeRegistry::new(bench.layout(), throttles(0, 1, "2"));
+    pinned(&format!("{}/x:1", tokens.address), &told);
+    said(&take(), &format!("token server http://{}/token", tokens.address));
+    // A moment is no matter.
+    let quick = FakeRegistry::new(bench.layout(), throttles(2, 0, "0"));
+    pinned(&format!("{}/x:1", quick.address), &told);
+    assert_eq!(take(), Vec::<String>::new());
+
+    // By the process that fetches for another one, too.
+    let fake = FakeRegistry::new(bench.layout(), throttles(1, 0, "2"));
+    let source = format!("docker://{}/x", fake.address);
+    let image = ResolvedManifest { source, ..image };
+    let registries = Registries::default().without_tls(&fake.address);
+    let helpers = crate::mirrors::helpers(&bench, &registries, None, None);
+    let events = Mutex::new(Vec::new());
+    let progress = |event: ProgressEvent| {
+        if let ProgressEvent::Waiting { what } = event {
+            events.lock().unwrap().push(what);
+        }
+    };
+    helpers.ensure(&bench.store(), &image, &progress).unwrap();
+    said(&events.into_inner().unwrap(), &format!("registry {}", fake.address));
 }

@@ -6,7 +6,7 @@ use crate::images::{self, Bar};
 use crate::local::{self, Container};
 use berth_client::error::{Failure, Kind, Outcome};
 use berth_client::out;
-use berth_images::{Credentials, Digest, Error, HistoryEntry, Reference, SaveForm, Store};
+use berth_images::{Digest, Error, HistoryEntry, Reference, SaveForm, Store};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -341,7 +341,7 @@ pub fn push(args: &Push, store: &Store, state: Option<&Path>) -> Outcome {
     let registries = images::registries(state);
     let registries = if args.insecure { registries.without_tls_of(&reference) } else { registries };
     let bar = Bar::named(&args.image, "pushing", args.quiet);
-    let pushed = store.push(&image, to, &Credentials::from_env(), &registries, &bar);
+    let pushed = store.push(&image, to, &images::credentials(), &registries, &bar);
     bar.finish();
     let pushed = pushed.map_err(failed)?;
     if pushed.anew && !args.quiet {
