@@ -146,8 +146,9 @@ fn answer(client: &Client, response: Response<Body>, identity: &str) -> String {
 fn come(body: Body, time: Duration) -> Vec<u8> {
     let until = Instant::now() + time;
     let (sender, pieces) = channel();
+    let mut body = body.into_reader().take(MOST_SAID);
     let read = move || {
-        let (mut body, mut piece) = (body.into_reader().take(MOST_SAID), [0; 4096]);
+        let mut piece = [0; 4096];
         while let Ok(read @ 1..) = body.read(&mut piece) {
             if sender.send(piece[..read].to_vec()).is_err() {
                 return;

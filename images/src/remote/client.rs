@@ -72,13 +72,7 @@ impl RemoteSource {
         read: impl Read + Send + 'static,
         write: impl Write + Send + 'static,
     ) -> Self {
-        let link = Arc::new(Link {
-            heard: AtomicU64::new(0),
-            notes: AtomicU64::new(0),
-            tell: OnceLock::new(),
-            write: Mutex::new(Box::new(write)),
-            state: Mutex::default(),
-        });
+        let link = Arc::new(Link::new(write));
         let receiving = Arc::downgrade(&link);
         let mut read = read;
         // Ends when the other side closes, which it does when it sees our side closed.
@@ -179,6 +173,16 @@ impl RemoteSource {
 }
 
 impl Link {
+    fn new(write: impl Write + Send + 'static) -> Self {
+        Self {
+            heard: AtomicU64::new(0),
+            notes: AtomicU64::new(0),
+            tell: OnceLock::new(),
+            write: Mutex::new(Box::new(write)),
+            state: Mutex::default(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -525,8 +529,7 @@ mod tests {
     fn only_one_last_word_of_a_stream_waits_for_its_reader() {
         use super::super::Frame;
         let (ours, _theirs) = pair();
-        let link =
-            Link { heard: AtomicU64::new(0), write: Mutex::new(Box::new(ours)), state: Mutex::default() };
+        let link = Link::new(ours);
         for kind in [Kind::End, Kind::Fail] {
             let (queue, receiver) = channel();
             link.state().streams.insert(7, Stream { queue, credit: WINDOW });
@@ -539,6 +542,26 @@ mod tests {
             assert!(matches!(waiting[..], [Message::Data(_), Message::End | Message::Failed(_)]), "{kind:?}");
             assert!(link.state().streams.is_empty());
         }
+    }
+
+    #[test]
+    fn notes_of_the_other_side_are_few_short_and_printable() {
+        use super::super::Frame;
+        let (ours, _theirs) = pair();
+        let link = Link::new(ours);
+        let (told, notes) = channel();
+        let note = |payload: &[u8]| Frame { kind: Kind::Note, stream: 0, payload: payload.to_vec() };
+        // Nobody hears it, and nothing comes of it.
+        link.take(note(b"early")).unwrap();
+        let _ = link.tell.set(Box::new(move |text: String| told.send(text).unwrap()));
+        link.take(note(b"red \x1b[31m")).unwrap();
+        for _ in 0..1000 {
+            link.take(note(&[b'x'; 10_000])).unwrap();
+        }
+        let heard: Vec<String> = notes.try_iter().collect();
+        assert_eq!(heard.len() as u64, MOST_NOTES);
+        assert_eq!(heard[0], "red \u{fffd}[31m");
+        assert!(heard.iter().all(|text| text.chars().count() <= MOST_OF_NOTE));
     }
 
     #[test]
