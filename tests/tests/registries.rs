@@ -140,6 +140,29 @@ fn throttling(to: String) -> String {
     address
 }
 
+/// What answers each request with this head, and whoever wants more than that with a body that begins so and never ends.
+fn strange(head: &'static str, body: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let asked = head_of(&stream)?;
+                let mut out = &stream;
+                out.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).ok()?;
+                if !asked.starts_with("HEAD ") && !body.is_empty() {
+                    out.write_all(body.as_bytes()).ok()?;
+                    while out.write_all(b".").is_ok() {
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                }
+                stream.shutdown(Shutdown::Both).ok()
+            });
+        }
+    });
+    address
+}
+
 /// One request of a connection.
 fn meddle(stream: &TcpStream, to: &str, digest: &str) -> Option<()> {
     let head = head_of(stream)?;
@@ -306,6 +329,18 @@ each_user! {
             let found = Cmd::new("grep").args(["-r", "-l", &secret]).arg(sandbox.work().parent().unwrap().join(place)).run();
             assert_eq!(found.text(), "", "the login of the registry is in the cluster's files");
         }
+    }
+
+    fn registries_that_lead_nowhere_or_dribble_are_told(who) {
+        let to = "HTTP/1.1 307 Temporary Redirect\r\nLocation: ftp://storage.example/x\r\nContent-Length: 0\r\n";
+        let (nowhere, dribbles) = (strange(to, ""), strange("HTTP/1.1 403 Forbidden\r\nContent-Length: 60000\r\n", "closed "));
+        let sandbox = Sandbox::with_config(who, &format!("[images]\ninsecure_registries = [\"{nowhere}\", \"{dribbles}\"]\n"));
+        let sbatch = |registry: &str| {
+            let image = format!("--container-image={registry}/x:1");
+            sandbox.cmd("sbatch").args([image.as_str(), "--wrap=true"]).limit(60).fails()
+        };
+        sbatch(&nowhere).says(&[&nowhere, "redirected to", "ftp://storage.example/x"]);
+        sbatch(&dribbles).says(&[&dribbles, "403", "closed"]);
     }
 
     fn who_waits_for_a_registry_that_wants_to_be_left_alone_is_told(who) {
