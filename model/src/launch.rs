@@ -271,16 +271,21 @@ impl StepLaunch {
     /// By what its tasks are served to find one another. A batch script and a shell are no MPI programs, a file that is received is none,
     /// and what is entered has its own.
     pub fn mpi_served(&self) -> MpiType {
-        let program = matches!(self.program, Program::Argv(_)) && matches!(self.key.step, StepId::Number(_));
-        if !program || self.enter.is_some() || self.receive.is_some() || !self.attached {
+        if !self.may_be_mpi() {
             return MpiType::None;
         }
         offered(self.mpi, self.layout.tasks.iter().map(Vec::len).sum())
     }
 
-    /// Whether its tasks have PMI without having said which: then they may come to PMIx as well.
+    /// Whether its tasks may come to PMIx without having said so. A single one, too: Open MPI sees by the step's variables that it runs
+    /// under `srun`, and does not start without.
     pub fn mpi_is_open(&self) -> bool {
-        self.mpi.is_none() && self.mpi_served() != MpiType::None
+        self.mpi.is_none() && self.may_be_mpi()
+    }
+
+    fn may_be_mpi(&self) -> bool {
+        let program = matches!(self.program, Program::Argv(_)) && matches!(self.key.step, StepId::Number(_));
+        program && self.enter.is_none() && self.receive.is_none() && self.attached
     }
 
     /// Whether its tasks are bound to some of the node's cores or NUMA nodes.

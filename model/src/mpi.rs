@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// What is served to the tasks. A step that was asked for nothing ([`offered`]) has PMI where it has several tasks, and PMIx beside
-/// it where the node can serve that.
+/// What is served to the tasks. A step that was asked for nothing ([`offered`]) has PMI where it has several tasks, and PMIx in any
+/// case where the node can serve that (`StepLaunch::mpi_is_open`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MpiType {
@@ -25,7 +25,7 @@ impl MpiType {
         [("none", MpiType::None), ("pmi1", MpiType::Pmi1), ("pmi2", MpiType::Pmi2), ("pmix", MpiType::Pmix)];
 }
 
-/// What a step of so many tasks is served: a single task is an MPI program by itself, and needs nobody.
+/// What a step of so many tasks is served beside PMIx: a single task of MPICH's is an MPI program by itself, and needs nobody.
 #[must_use]
 pub fn offered(asked: Option<MpiType>, tasks: usize) -> MpiType {
     match asked {

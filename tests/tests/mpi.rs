@@ -166,7 +166,8 @@ each_user! {
             }
             assert!(run(&["-n2", "--mpi=pmix"]).arg(&open).ok().text().starts_with("ranks 2"));
             let variables = "echo ${PMIX_RANK-none} ${PMI_FD-none}";
-            assert_eq!(run(&["-n1", "sh", "-c", variables]).ok().text(), "none none");
+            assert_eq!(run(&["-n1", "sh", "-c", variables]).ok().text(), "0 none");
+            assert_eq!(run(&["-n1", "--mpi=none", "sh", "-c", variables]).ok().text(), "none none");
             let told = run(&["-n2", "--label", "sh", "-c", variables]).ok().text();
             let mut lines: Vec<&str> = told.lines().collect();
             lines.sort_unstable();
@@ -181,6 +182,43 @@ each_user! {
         step.finish();
         let told = sandbox.srun(&inside).args(["-n2", "--container-unshare=net", "sh", "-c", "echo ${PMIX_RANK-none}"]).ok();
         assert_eq!(told.text(), "none\nnone");
+    }
+}
+
+each_user! {
+    fn a_single_task_of_open_mpi_starts_unasked(who) {
+        let sandbox = Sandbox::with_config(who, "kill_wait_seconds = 2\n");
+        let (open, (mpich, _)) = (open_mpis(&sandbox.work()), programs(&sandbox.work()));
+        let inside = contained(&sandbox.work());
+        let alone = "ranks 1 token 1 sum 1 here 1";
+        for container in [&[][..], &inside[..]] {
+            let run = |options: &[&str]| sandbox.srun(container).arg("--mem=400").args(options).limit(60);
+            for options in [&["-n1"][..], &[]] {
+                assert_eq!(run(options).arg(&open).ok().text(), alone);
+                assert_eq!(run(options).arg(&mpich).ok().text(), alone);
+            }
+            // One after the other, as the same task.
+            let twice = format!("{0} && {0}", open.display());
+            assert_eq!(run(&["-n1", "sh", "-c", &twice]).ok().text(), [alone; 2].join("\n"));
+            // Nobody waits for it: its exit is the step's, and nothing else is said.
+            let aborted = run(&["-n1"]).arg(&open).args(["abort", "0", "7"]).run();
+            assert_eq!(aborted.rc, 7, "{aborted}");
+            let died = run(&["-n1"]).arg(&open).args(["die", "0"]).run();
+            assert_eq!((died.rc, died.err().contains("would wait for it")), (137, false), "{died}");
+            // Without any of it Open MPI says why it does not start under srun.
+            assert!(run(&["-n1", "--mpi=none"]).arg(&open).run().rc != 0);
+        }
+        // In a job of its own, and by a launcher that asks for nothing of the kind.
+        let script = format!("#!/bin/sh\nsrun -n1 {0}\nsrun -n1 mpirun.openmpi -n 1 {0}\n", open.display());
+        let job = sandbox.cmd("sbatch").args(["--wait", "-n1", "--mem=400", "-o", "out"]);
+        job.arg(sandbox.write("job.sh", &script)).env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1").limit(90).ok();
+        assert_eq!(sandbox.read("out"), format!("{alone}\n{alone}\n"));
+        // What speaks none of it pays for no process.
+        let step = sandbox.srun(["-n1", "sh", "-c", "echo here > there; exec sleep 60"]).limit(60).spawn();
+        sandbox.wait_file("there", "here", 20);
+        assert_eq!(pmix_server(&sandbox.state()), None);
+        step.signal(nix::sys::signal::Signal::SIGTERM);
+        step.finish();
     }
 }
 

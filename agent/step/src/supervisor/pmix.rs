@@ -73,6 +73,8 @@ pub struct Pmix {
     environments: Vec<Vec<ByteStr>>,
     ranks: Vec<u32>,
     states: Vec<Task>,
+    /// The step has one task, for which nobody waits.
+    alone: bool,
     /// What this node told at the fence at which its tasks are.
     told: Option<(u32, Vec<u8>)>,
     /// What came of the answer, and of what other nodes say.
@@ -158,6 +160,7 @@ impl Pmix {
             environments: vec![Vec::new(); here.len()],
             states: vec![Task::Silent; here.len()],
             ranks: here,
+            alone: launch.layout.tasks.iter().map(Vec::len).sum::<usize>() == 1,
             told: None,
             heard: Vec::new(),
             parts: BTreeMap::new(),
@@ -383,7 +386,7 @@ impl Pmix {
         if matches!(was, Task::Under | Task::Silent) {
             *state = Task::Gone;
         }
-        if was == Task::Under {
+        if was == Task::Under && !self.alone {
             let rank = self.ranks.get(task).copied().unwrap_or_default();
             let code = exit_code(status.shell_code().into());
             let text = format!(
