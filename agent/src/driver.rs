@@ -450,9 +450,9 @@ impl Driver {
             AgentEffect::Deadline { job, attempt, until } => self.keep_deadline(job, attempt, until),
             AgentEffect::Renew { key, until } => self.renew(key, until),
             AgentEffect::EndLogins { job } => self.end_logins(job),
-            AgentEffect::SignalStep { key, target, signal } => {
+            AgentEffect::SignalStep { key, target, signal, number } => {
                 let leaders_only = target == ProcessTarget::BatchShell;
-                self.command(key, ToSupervisor::Signal { signal, leaders_only });
+                self.command(key, ToSupervisor::Signal { signal, leaders_only, number });
             }
             AgentEffect::KillStep { key } => self.kill(key),
             AgentEffect::Reboot => {

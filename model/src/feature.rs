@@ -22,6 +22,9 @@ pub const GATEWAY: &str = "gateway";
 /// What agents call that they take Starts of wide steps from other nodes, and carry them ([`crate::carry`]): no job asks for it.
 pub const CARRY: &str = "carry";
 
+/// What agents call that they say which signals they have passed on ([`crate::link::FromAgent::Signalled`]): no job asks for it.
+pub const SIGNALLED: &str = "signalled";
+
 /// Something that agents did not always know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
@@ -124,7 +127,7 @@ impl Feature {
         Feature::ALL
             .iter()
             .map(|feature| feature.name())
-            .chain([SAY, LOOK_FOR_ENDS, RESUMED, GATEWAY, CARRY])
+            .chain([SAY, LOOK_FOR_ENDS, RESUMED, GATEWAY, CARRY, SIGNALLED])
             .map(str::to_string)
             .collect()
     }

@@ -197,6 +197,17 @@ pub enum FromAgent {
         /// Which.
         keys: Vec<StepKey>,
     },
+    /// A signal was passed on to all that it was for, or nothing is left of that.
+    Signalled {
+        /// Registration that this belongs to.
+        session: Session,
+        /// Which job.
+        job: JobId,
+        /// Which run.
+        attempt: Attempt,
+        /// Number of the signal.
+        number: u64,
+    },
     /// Sign of life.
     Heartbeat {
         /// Registration that this belongs to.
@@ -235,7 +246,7 @@ pub enum ToAgent {
     Refused(String),
     /// Start a step; the first for a job on this node also makes the job's parts. Idempotent by key.
     Start(Box<Start>),
-    /// Send a signal.
+    /// Send a signal. Repeated until it was passed on to agents that know [`crate::feature::SIGNALLED`].
     Signal {
         /// Who leads.
         term: Term,
@@ -247,6 +258,9 @@ pub enum ToAgent {
         target: SignalTarget,
         /// Signal number.
         signal: i32,
+        /// Number of this one: later ones have higher numbers, and one that was heard is not heard again. Absent in what a controller of
+        /// an earlier version says.
+        number: Option<u64>,
     },
     /// End a step: SIGCONT, SIGTERM, `kill_wait`, SIGKILL. The exit is reported as usual.
     Terminate {

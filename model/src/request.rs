@@ -338,6 +338,8 @@ pub enum Response {
         jobs: Vec<JobId>,
         /// Selectors (as text) that were refused, with the reason.
         refused: Vec<(String, Refusal)>,
+        /// Nodes that are not connected, and pass a signal on when they are back.
+        later: Vec<NodeName>,
     },
     /// A token was made. Its secret is shown this once; made of [`Response::Done`] by the server's shell.
     TokenCreated {

@@ -78,6 +78,7 @@ mod room;
 mod rotating;
 mod saving;
 mod several;
+mod signalling;
 mod signatures;
 mod simulating;
 mod sluids;

@@ -159,6 +159,7 @@ impl AgentCore {
                 repeat,
                 news: true,
                 tell: None,
+                signals: Vec::new(),
             };
             core.steps.insert(key, step);
         }
@@ -289,9 +290,9 @@ impl AgentCore {
                     self.start(*start, now);
                 }
             }
-            ToAgent::Signal { term, job, attempt, target, signal } => {
+            ToAgent::Signal { term, job, attempt, target, signal, number } => {
                 if self.follows(term) {
-                    self.signal((job, attempt), target, signal);
+                    self.signal((job, attempt), target, signal, number);
                 }
             }
             ToAgent::Terminate { term, key, kill_wait, cause } => {

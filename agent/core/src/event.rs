@@ -387,6 +387,8 @@ pub enum AgentEffect {
         target: ProcessTarget,
         /// Signal number.
         signal: i32,
+        /// Number of this one, if it has one: a supervisor that has heard a later one reads past it.
+        number: Option<u64>,
     },
     /// SIGKILL everything of the step: cgroup and pid namespace. Of one of which no task runs yet, look before what it waits for and tell
     /// it by [`SupervisorEvent::Waits`].

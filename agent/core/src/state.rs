@@ -1,6 +1,6 @@
 //! What the agent remembers of runs and steps.
 
-use crate::event::StepTimers;
+use crate::event::{ProcessTarget, StepTimers};
 use berth_model::ids::{Attempt, JobId, StepId};
 use berth_model::launch::{ImagePull, StepExit, StepLaunch, StepPhase, Usage};
 use berth_model::link::{EndCause, GpuFault};
@@ -38,6 +38,8 @@ pub(crate) struct Run {
     pub(crate) evict: Option<Time>,
     /// Steps whose exits are recorded: a Start that comes late must not run them again.
     pub(crate) finished: BTreeSet<StepId>,
+    /// The highest number of a signal to it that was heard.
+    pub(crate) heard: u64,
 }
 
 impl Run {
@@ -112,6 +114,16 @@ pub(crate) struct Step {
     pub(crate) news: bool,
     /// When the phase of a step that lives is told.
     pub(crate) tell: Option<Time>,
+    /// What came before its tasks could hear it.
+    pub(crate) signals: Vec<Held>,
+}
+
+/// A signal to a step that has no supervisor yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) target: ProcessTarget,
+    pub(crate) signal: i32,
+    pub(crate) number: Option<u64>,
 }
 
 /// A step that is being ended.

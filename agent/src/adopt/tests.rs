@@ -180,7 +180,8 @@ async fn supervisors_of_earlier_versions_are_adopted_obeyed_and_heard() {
         for (step, connection, _listens) in connections {
             let key = step.key().unwrap();
             // The words that it knows.
-            assert!(registry.command(key, ToSupervisor::Signal { signal: 10, leaders_only: true }));
+            let signal = ToSupervisor::Signal { signal: 10, leaders_only: true, number: None };
+            assert!(registry.command(key, signal));
             assert!(registry.command(key, ToSupervisor::Kill));
             assert_eq!(packet(&connection), json!({"signal": {"signal": 10, "leaders_only": true}}));
             assert_eq!(packet(&connection), json!("kill"));

@@ -109,6 +109,10 @@ pub enum ToSupervisor {
         signal: i32,
         /// Only to the tasks themselves and not to what they started (`scancel -b`).
         leaders_only: bool,
+        /// Later ones have higher numbers, if they have one, and one that was heard is not heard again. A supervisor of an earlier version does
+        /// not know this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
     },
     /// SIGKILL for everything, now. Where nothing is left of the step but what its client has not heard: that does not come back.
     Kill,
@@ -228,8 +232,12 @@ mod tests {
             r#"{"attach_resuming":{"client":18446744073709551615,"heard":2}}"#,
         );
         is(
-            ToSupervisor::Signal { signal: 15, leaders_only: false },
+            ToSupervisor::Signal { signal: 15, leaders_only: false, number: None },
             r#"{"signal":{"signal":15,"leaders_only":false}}"#,
+        );
+        is(
+            ToSupervisor::Signal { signal: 10, leaders_only: false, number: Some(u64::MAX) },
+            r#"{"signal":{"signal":10,"leaders_only":false,"number":18446744073709551615}}"#,
         );
         is(ToSupervisor::Kill, r#""kill""#);
         is(ToSupervisor::Note("x".into()), r#"{"note":"x"}"#);

@@ -334,7 +334,7 @@ fn the_line_about_a_time_limit_goes_into_the_error_file() {
     let mut step = rig.start(launch);
     step.hear(FromSupervisor::Running);
     step.tell(&ToSupervisor::Note("*** JOB 12 ON n1 CANCELLED AT x DUE TO TIME LIMIT ***".into()));
-    step.tell(&ToSupervisor::Signal { signal: 15, leaders_only: false });
+    step.tell(&ToSupervisor::Signal { signal: 15, leaders_only: false, number: None });
     assert_eq!(step.exit().status, ExitStatus { code: 0, signal: 15 });
     let text = std::fs::read_to_string(rig.work().join("err")).unwrap();
     assert!(
@@ -354,8 +354,33 @@ fn a_signal_for_the_batch_shell_leaves_what_it_started_alone() {
         assert!(Instant::now() < end);
         std::thread::sleep(Duration::from_millis(10));
     }
-    step.tell(&ToSupervisor::Signal { signal: 10, leaders_only: true });
+    step.tell(&ToSupervisor::Signal { signal: 10, leaders_only: true, number: None });
     assert_eq!(step.exit().status, code(6));
+}
+
+/// An agent that was restarted says again what it does not know to have been heard.
+#[test]
+fn a_signal_with_a_number_is_heard_once() {
+    let rig = Rig::new();
+    let script = "#!/bin/bash\ntrap 'echo got' USR1\ntrap 'kill %1; exit 6' USR2\nsleep 60 & echo ready\nwhile :; do wait; done\n";
+    let mut step = rig.start(batch(&rig, script));
+    let out = rig.work().join("slurm-12.out");
+    let said = |what: &str| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(&out).unwrap_or_default().contains(what) {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    said("ready");
+    let signal = |signal, number| ToSupervisor::Signal { signal, leaders_only: true, number: Some(number) };
+    step.tell(&signal(10, 5));
+    said("got");
+    step.tell(&signal(10, 5));
+    step.tell(&signal(10, 4));
+    step.tell(&signal(12, 6));
+    assert_eq!(step.exit().status, code(6));
+    assert_eq!(std::fs::read_to_string(&out).unwrap().matches("got").count(), 1);
 }
 
 #[test]

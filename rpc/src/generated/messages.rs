@@ -2742,6 +2742,9 @@ pub struct Acted {
     pub jobs: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, repeated, tag = "2")]
     pub refused: ::prost::alloc::vec::Vec<RefusedSelector>,
+    /// Nodes that are not connected, and pass a signal on when they are back.
+    #[prost(string, repeated, tag = "532")]
+    pub later: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberInfo {
@@ -3677,15 +3680,28 @@ pub struct NotEnded {
     #[prost(message, repeated, tag = "3")]
     pub keys: ::prost::alloc::vec::Vec<StepKey>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Signalled {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(uint32, tag = "2")]
+    pub job: u32,
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Kind", tags = "340, 80, 1, 2, 3, 4, 5, 6, 7, 20")]
+    #[prost(oneof = "from_agent::Kind", tags = "530, 340, 80, 1, 2, 3, 4, 5, 6, 7, 20")]
     pub kind: ::core::option::Option<from_agent::Kind>,
 }
 /// Nested message and enum types in `FromAgent`.
 pub mod from_agent {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
+        #[prost(message, tag = "530")]
+        Signalled(super::Signalled),
         #[prost(message, tag = "340")]
         NotEnded(super::NotEnded),
         #[prost(message, tag = "80")]
@@ -3788,6 +3804,8 @@ pub struct Signal {
     pub target: ::core::option::Option<SignalTarget>,
     #[prost(int32, tag = "5")]
     pub signal: i32,
+    #[prost(uint64, optional, tag = "531")]
+    pub number: ::core::option::Option<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Terminate {

@@ -193,6 +193,12 @@ impl Field<pb::FromAgent> for FromAgent {
             FromAgent::Peers { session, said } => {
                 Kind::Peers(pb::PeersSaid { session: session.put(), said: said.put() })
             }
+            FromAgent::Signalled { session, job, attempt, number } => Kind::Signalled(pb::Signalled {
+                session: session.put(),
+                job: job.put(),
+                attempt: attempt.put(),
+                number: *number,
+            }),
             FromAgent::NotEnded { session, ask, keys } => {
                 Kind::NotEnded(pb::NotEnded { session: session.put(), ask: *ask, keys: keys.put() })
             }
@@ -284,6 +290,12 @@ impl Field<pb::FromAgent> for FromAgent {
             Kind::Peers(pb::PeersSaid { session, said }) => {
                 FromAgent::Peers { session: Field::get(session)?, said: required(said)? }
             }
+            Kind::Signalled(pb::Signalled { session, job, attempt, number }) => FromAgent::Signalled {
+                session: Field::get(session)?,
+                job: Field::get(job)?,
+                attempt: Field::get(attempt)?,
+                number,
+            },
             Kind::NotEnded(pb::NotEnded { session, ask, keys }) => {
                 FromAgent::NotEnded { session: Field::get(session)?, ask, keys: Field::get(keys)? }
             }
@@ -316,12 +328,13 @@ impl Field<pb::ToAgent> for ToAgent {
             }),
             ToAgent::Refused(why) => Kind::Refused(why.clone()),
             ToAgent::Start(start) => Kind::Start((**start).put()),
-            ToAgent::Signal { term, job, attempt, target, signal } => Kind::Signal(pb::Signal {
+            ToAgent::Signal { term, job, attempt, target, signal, number } => Kind::Signal(pb::Signal {
                 term: term.put(),
                 job: job.put(),
                 attempt: attempt.put(),
                 target: target.put(),
                 signal: *signal,
+                number: *number,
             }),
             ToAgent::Terminate { term, key, kill_wait, cause } => Kind::Terminate(pb::Terminate {
                 term: term.put(),
@@ -378,12 +391,13 @@ impl Field<pb::ToAgent> for ToAgent {
             },
             Kind::Refused(why) => ToAgent::Refused(why),
             Kind::Start(start) => ToAgent::Start(Box::new(Field::get(start)?)),
-            Kind::Signal(pb::Signal { term, job, attempt, target, signal }) => ToAgent::Signal {
+            Kind::Signal(pb::Signal { term, job, attempt, target, signal, number }) => ToAgent::Signal {
                 term: Field::get(term)?,
                 job: Field::get(job)?,
                 attempt: Field::get(attempt)?,
                 target: required(target)?,
                 signal,
+                number,
             },
             Kind::Terminate(pb::Terminate { term, key, kill_wait, cause }) => ToAgent::Terminate {
                 term: Field::get(term)?,

@@ -96,8 +96,8 @@ impl Field<pb::Response> for Response {
                 layout: layout.put(),
                 waited: waited.put(),
             }),
-            Response::Acted { jobs, refused } => {
-                Kind::Acted(pb::Acted { jobs: jobs.put(), refused: refused.put() })
+            Response::Acted { jobs, refused, later } => {
+                Kind::Acted(pb::Acted { jobs: jobs.put(), refused: refused.put(), later: later.put() })
             }
             Response::TokenCreated { id, secret, expires, text } => Kind::TokenCreated(pb::TokenCreated {
                 id: id.clone(),
@@ -140,9 +140,11 @@ impl Field<pb::Response> for Response {
                 layout: required(layout)?,
                 waited: Field::get(waited)?,
             },
-            Kind::Acted(pb::Acted { jobs, refused }) => {
-                Response::Acted { jobs: Field::get(jobs)?, refused: Field::get(refused)? }
-            }
+            Kind::Acted(pb::Acted { jobs, refused, later }) => Response::Acted {
+                jobs: Field::get(jobs)?,
+                refused: Field::get(refused)?,
+                later: Field::get(later)?,
+            },
             Kind::TokenCreated(pb::TokenCreated { id, secret, expires, text }) => {
                 Response::TokenCreated { id, secret, expires: Field::get(expires)?, text }
             }

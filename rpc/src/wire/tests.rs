@@ -363,14 +363,24 @@ impl Arbitrary for Response {
                 text: Arbitrary::arbitrary(r),
             },
             5 => Response::Enrolled { member: Arbitrary::arbitrary(r) },
-            _ => Response::Acted { jobs: Arbitrary::arbitrary(r), refused: Arbitrary::arbitrary(r) },
+            _ => Response::Acted {
+                jobs: Arbitrary::arbitrary(r),
+                refused: Arbitrary::arbitrary(r),
+                later: Arbitrary::arbitrary(r),
+            },
         }
     }
 }
 impl Arbitrary for FromAgent {
     fn arbitrary(r: &mut Source) -> Self {
         let session = Session::arbitrary(r);
-        match r.below(10) {
+        match r.below(11) {
+            10 => FromAgent::Signalled {
+                session,
+                job: Arbitrary::arbitrary(r),
+                attempt: Arbitrary::arbitrary(r),
+                number: Arbitrary::arbitrary(r),
+            },
             7 => FromAgent::Peers { session, said: Arbitrary::arbitrary(r) },
             8 => FromAgent::NotEnded { session, ask: Arbitrary::arbitrary(r), keys: Arbitrary::arbitrary(r) },
             0 => FromAgent::Hello {
@@ -553,6 +563,7 @@ impl Arbitrary for ToAgent {
                 attempt,
                 target: Arbitrary::arbitrary(r),
                 signal: Arbitrary::arbitrary(r),
+                number: Arbitrary::arbitrary(r),
             },
             4 => ToAgent::Terminate { term, key, kill_wait, cause },
             5 => ToAgent::EndJob { term, job, attempt, kill_wait, cause },

@@ -68,7 +68,7 @@ impl Service for Recorder {
         let answer = match &request {
             Request::EndAllocation { job: JobId(1), .. } => Ok(Response::Done),
             Request::EndAllocation { job: JobId(2), .. } => refuse(RefusalCode::WrongState),
-            _ => Ok(Response::Acted { jobs: vec![JobId(7)], refused: vec![] }),
+            _ => Ok(Response::Acted { jobs: vec![JobId(7)], refused: vec![], later: vec![] }),
         };
         self.seen.lock().unwrap().push((actor, request));
         answer

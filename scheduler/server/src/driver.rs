@@ -731,6 +731,7 @@ fn without_session(mut message: FromAgent) -> FromAgent {
         | FromAgent::ImagesHeld { session, .. }
         | FromAgent::Peers { session, .. }
         | FromAgent::NotEnded { session, .. }
+        | FromAgent::Signalled { session, .. }
         | FromAgent::Heartbeat { session, .. } => *session = Session(0),
     }
     message

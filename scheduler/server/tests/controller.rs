@@ -304,7 +304,7 @@ async fn a_watch_survives_a_kill_of_the_controller() {
     let _controller = Controller::start(dir.path());
     let client = connect(dir.path()).await;
     let acted = client.cancel_one(id, None).await.unwrap();
-    assert_eq!(acted, Response::Acted { jobs: vec![id], refused: vec![] });
+    assert_eq!(acted, Response::Acted { jobs: vec![id], refused: vec![], later: vec![] });
     let last = tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap().unwrap();
     assert_eq!(last, Some(JobState::Cancelled));
 }
@@ -324,7 +324,7 @@ async fn child_client_of_another_user() {
         assert!(record.contains("secret") && record.contains("/saved"), "{record}");
     }
     let refused = client.cancel_one(other, None).await.unwrap();
-    let Response::Acted { jobs, refused } = refused else { panic!() };
+    let Response::Acted { jobs, refused, .. } = refused else { panic!() };
     assert!(jobs.is_empty());
     assert_eq!(refused[0].1.code, RefusalCode::Denied);
     let held = client.hold(&[JobSelector::Job(other)]).await.unwrap();
@@ -583,7 +583,7 @@ async fn child_on_a_small_disk() {
     let cancelled: Vec<JobId> = ids.iter().copied().take(50).collect();
     for id in &cancelled {
         let acted = client.cancel_one(*id, None).await.unwrap();
-        assert_eq!(acted, Response::Acted { jobs: vec![*id], refused: vec![] });
+        assert_eq!(acted, Response::Acted { jobs: vec![*id], refused: vec![], later: vec![] });
     }
     drop(controller);
     let _controller = Controller::start(&state);

@@ -212,6 +212,7 @@ impl World {
             | FromAgent::ImagesHeld { session, .. }
             | FromAgent::Peers { session, .. }
             | FromAgent::NotEnded { session, .. }
+            | FromAgent::Signalled { session, .. }
             | FromAgent::Heartbeat { session, .. } => session,
         };
         let registered = self.controller.registered.get(node);

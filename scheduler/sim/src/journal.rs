@@ -404,6 +404,9 @@ pub(crate) fn from_agent(message: &FromAgent) -> String {
         FromAgent::Heartbeat { session, .. } => format!("Heartbeat session {}", session.0),
         FromAgent::Peers { session, said } => format!("{said:?} session {}", session.0),
         FromAgent::ImagesHeld { session, ask, .. } => format!("ImagesHeld {ask} session {}", session.0),
+        FromAgent::Signalled { session, job, attempt, number } => {
+            format!("Signalled {job} run {attempt} number {number} session {}", session.0)
+        }
         FromAgent::NotEnded { session, ask, keys } => {
             let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
             format!("NotEnded {ask} [{}] session {}", keys.join(", "), session.0)

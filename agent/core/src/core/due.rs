@@ -47,7 +47,7 @@ impl AgentCore {
             let Some(run) = self.runs.get_mut(&run_key) else { continue };
             if let Some((_, warn)) = run.warn.take_if(|(at, _)| *at <= now) {
                 let target = if warn.batch_only { SignalTarget::BatchShell } else { SignalTarget::Steps };
-                self.signal(run_key, target, warn.signal);
+                self.signal(run_key, target, warn.signal, None);
             }
             let Some(run) = self.runs.get_mut(&run_key) else { continue };
             let (session, ending) = (self.session, run.ending);

@@ -2,10 +2,10 @@
 
 use super::{AgentCore, REPEAT, SIGKILL, run_of};
 use crate::event::{AgentEffect, ProcessTarget};
-use crate::state::{Ending, Prolog, Run, RunKey, Step, Unbegun, made_up};
+use crate::state::{Ending, Held, Prolog, Run, RunKey, Step, Unbegun, made_up};
 use berth_model::ids::{StepId, StepKey};
 use berth_model::launch::{StepExit, StepLaunch, StepPhase};
-use berth_model::link::{EndCause, Highest, SignalTarget};
+use berth_model::link::{EndCause, FromAgent, Highest, SignalTarget};
 use berth_model::spec::JobKind;
 use berth_model::state::ExitStatus;
 use berth_model::time::{Span, Time};
@@ -16,19 +16,58 @@ const SIGCONT: i32 = 18;
 const HOLD: Span = Span(50_000);
 
 impl AgentCore {
-    pub(super) fn signal(&mut self, run: RunKey, target: SignalTarget, signal: i32) {
+    /// Passes a signal on: at once, or as soon as the step has somebody who hears it. One with a number is passed on once.
+    pub(super) fn signal(&mut self, run: RunKey, target: SignalTarget, signal: i32, number: Option<u64>) {
+        if let Some(number) = number {
+            let Some(entry) = self.runs.get_mut(&run).filter(|entry| entry.heard < number) else {
+                return self.has_signalled(run, number);
+            };
+            entry.heard = number;
+        }
         for key in self.steps_of(run) {
-            if !matches!(self.steps[&key].phase, StepPhase::Starting | StepPhase::Running) {
-                continue;
-            }
-            let processes = match target {
+            let target = match target {
                 SignalTarget::Step(step) if step == key.step => ProcessTarget::All,
                 SignalTarget::Steps if key.step != StepId::Batch => ProcessTarget::All,
                 SignalTarget::BatchShell if key.step == StepId::Batch => ProcessTarget::BatchShell,
                 SignalTarget::All => ProcessTarget::All,
                 _ => continue,
             };
-            self.out.push(AgentEffect::SignalStep { key, target: processes, signal });
+            let Some(step) = self.steps.get_mut(&key).filter(|step| step.live()) else { continue };
+            let held = Held { target, signal, number };
+            if matches!(step.phase, StepPhase::Preparing(_)) {
+                // Of each kind one, as of a process that has not come to take the first one.
+                step.signals.retain(|before| (before.target, before.signal) != (target, signal));
+                step.signals.push(held);
+            } else {
+                self.pass_on(key, held);
+            }
+        }
+        if let Some(number) = number {
+            self.has_signalled(run, number);
+        }
+    }
+
+    fn pass_on(&mut self, key: StepKey, held: Held) {
+        let Held { target, signal, number } = held;
+        self.out.push(AgentEffect::SignalStep { key, target, signal, number });
+    }
+
+    /// A step has a supervisor, which hears what came before.
+    pub(super) fn pass_on_held(&mut self, key: StepKey, signals: Vec<Held>) {
+        for held in signals {
+            self.pass_on(key, held);
+            if let Some(number) = held.number {
+                self.has_signalled(run_of(key), number);
+            }
+        }
+    }
+
+    /// Tells the controller that a signal was passed on, if no step holds it any more.
+    fn has_signalled(&mut self, run: RunKey, number: u64) {
+        let holds = |step: &Step| step.live() && step.signals.iter().any(|held| held.number == Some(number));
+        if !self.steps.iter().any(|(key, step)| run_of(*key) == run && holds(step)) {
+            let (job, attempt) = run;
+            self.send(|session| FromAgent::Signalled { session, job, attempt, number });
         }
     }
 
@@ -67,7 +106,7 @@ impl AgentCore {
         self.out.push(AgentEffect::Note { key, cause, whole_job });
         if kill_wait.0 > 0 {
             for signal in [SIGCONT, SIGTERM] {
-                self.out.push(AgentEffect::SignalStep { key, target: ProcessTarget::All, signal });
+                self.pass_on(key, Held { target: ProcessTarget::All, signal, number: None });
             }
         }
     }

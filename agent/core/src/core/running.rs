@@ -136,6 +136,7 @@ impl AgentCore {
             repeat: None,
             news: true,
             tell: Some(now + SOON),
+            signals: Vec::new(),
         };
         self.steps.insert(key, step);
     }
@@ -200,6 +201,7 @@ impl AgentCore {
         }
         step.spooled = true;
         step.begun = now;
+        let signals = std::mem::take(&mut step.signals);
         self.out.push(AgentEffect::Spawn {
             key,
             launch: step.launch.clone(),
@@ -207,6 +209,7 @@ impl AgentCore {
             pull: step.pull.clone(),
         });
         self.advance(key, StepPhase::Starting, now);
+        self.pass_on_held(key, signals);
     }
 
     /// Steps of a run go on until then. A supervisor judges by itself whether that comes too late.

@@ -8,6 +8,7 @@ mod machine;
 mod node;
 mod numbers;
 mod programs;
+mod signals;
 mod starts;
 mod steps;
 mod term;

@@ -82,6 +82,8 @@ pub struct Step {
     told: bool,
     /// For tasks that are not there yet, and whether for their first processes alone.
     signals: Vec<(i32, bool)>,
+    /// The highest number of a signal of the agent's.
+    heard: u64,
     tasks: Vec<(u32, Option<ExitStatus>)>,
     launch_error: Option<String>,
     /// A task ended the whole step with this exit code.
@@ -118,6 +120,7 @@ impl Step {
             hooks: Hooks::Idle,
             told: false,
             signals: Vec::new(),
+            heard: 0,
             tasks,
             launch_error: None,
             aborted: None,
@@ -462,7 +465,10 @@ impl Step {
                     self.watch(fd, (stdout, stderr), terminal, resume);
                 }
             }
-            ToSupervisor::Signal { signal, leaders_only } => {
+            // An agent that was restarted hears again what it may have passed on before.
+            ToSupervisor::Signal { number: Some(number), .. } if number <= self.heard => {}
+            ToSupervisor::Signal { signal, leaders_only, number } => {
+                self.heard = self.heard.max(number.unwrap_or_default());
                 self.signal(signal, leaders_only);
                 let events = self.processes.as_mut().map(|p| p.signalled_while_saving(signal));
                 self.act_on(events.unwrap_or_default())?;

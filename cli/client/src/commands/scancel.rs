@@ -116,7 +116,15 @@ fn run(call: &Invocation<'_>) -> Outcome {
                 }
             }
         }
-        let Response::Acted { jobs, refused } = client.cancel(&request).await? else { return Ok(0) };
+        let Response::Acted { jobs, refused, later } = client.cancel(&request).await? else { return Ok(0) };
+        if !later.is_empty() {
+            let names: Vec<&str> = later.iter().map(|node| node.0.as_str()).collect();
+            let (is, it) = if names.len() == 1 { ("is", "it passes") } else { ("are", "they pass") };
+            out::complain(&format!(
+                "scancel: {} {is} not connected to the controller: {it} the signal on once back",
+                berth_model::hostlist::compress(&names)
+            ));
+        }
         if verbose && request.jobs.is_empty() {
             for job in jobs {
                 out::complain(&format!("scancel: Terminating job {job}"));

@@ -123,6 +123,11 @@ impl Cluster {
                     self.not_ended(node, ask, keys);
                 }
             }
+            FromAgent::Signalled { session, job, attempt, number } => {
+                if self.heard(node, connection, session) {
+                    self.signalled(node, (job, attempt), number);
+                }
+            }
             FromAgent::Heartbeat { session, load, free_memory, troubles, drift, asked, used, gpus } => {
                 if !self.heard(node, connection, session) {
                     return;
@@ -282,6 +287,7 @@ impl Cluster {
         );
         let fresh = before.is_none_or(|l| l.connection != connection);
         self.compare(name, hello.steps, &hello.jobs, fresh);
+        self.signal_again(name);
         if let Some(hardware) = hardware_before {
             self.tell_of_fenced(name, &hardware);
         }

@@ -4,12 +4,13 @@ use super::Cluster;
 use super::ending::Verdict;
 use super::select::text;
 use crate::rows::{Hold, Phase};
-use berth_model::ids::{JobId, StepId, Uid};
-use berth_model::link::{EndCause, SignalTarget, ToAgent};
+use berth_model::ids::{JobId, NodeName, StepId, Uid};
+use berth_model::link::{EndCause, SignalTarget};
 use berth_model::request::{Actor, CancelRequest, Refusal, RefusalCode, Response};
 use berth_model::spec::{JobKind, JobSelector};
 use berth_model::state::JobState;
 use berth_model::time::Span;
+use std::collections::BTreeSet;
 
 const SIGKILL: i32 = 9;
 
@@ -20,6 +21,8 @@ struct Acts {
     refused: Vec<(String, Refusal)>,
     /// Other people's jobs on which somebody with a role acted, for the audit log.
     foreign: Vec<String>,
+    /// Nodes that are not connected, and pass a signal on when they are back.
+    later: BTreeSet<NodeName>,
 }
 
 impl Acts {
@@ -36,7 +39,8 @@ impl Acts {
     }
 
     fn answer(self) -> Result<Response, Refusal> {
-        Ok(Response::Acted { jobs: self.jobs, refused: self.refused })
+        let later = self.later.into_iter().collect();
+        Ok(Response::Acted { jobs: self.jobs, refused: self.refused, later })
     }
 }
 
@@ -82,7 +86,7 @@ impl Cluster {
                     continue;
                 }
                 let owner = self.foreign(actor, id);
-                let result = self.cancel_job(actor, id, request);
+                let result = self.cancel_job(actor, id, request, &mut acts.later);
                 acts.owned_by(owner.filter(|_| result.is_ok()), || id.to_string());
                 acts.note(|| id.to_string(), Some(id), result);
             }
@@ -108,8 +112,8 @@ impl Cluster {
                 }
                 let owner = self.foreign(actor, id);
                 let result = match step {
-                    Some(step) => self.cancel_step(actor, id, *step, request.signal),
-                    None => self.cancel_job(actor, id, request),
+                    Some(step) => self.cancel_step(actor, (id, *step), request.signal, &mut acts.later),
+                    None => self.cancel_job(actor, id, request, &mut acts.later),
                 };
                 acts.owned_by(owner.filter(|_| result.is_ok()), what);
                 acts.note(what, Some(id), result);
@@ -137,7 +141,13 @@ impl Cluster {
             && (request.nodes.is_empty() || on(&request.nodes))
     }
 
-    fn cancel_job(&mut self, actor: &Actor, id: JobId, request: &CancelRequest) -> Result<(), Refusal> {
+    fn cancel_job(
+        &mut self,
+        actor: &Actor,
+        id: JobId,
+        request: &CancelRequest,
+        later: &mut BTreeSet<NodeName>,
+    ) -> Result<(), Refusal> {
         let Some(job) = self.job(id) else { return Ok(()) };
         let alone = self.het(id).is_some_and(|het| !het.leads());
         if alone && matches!(job.row.phase, Phase::Pending | Phase::Ending { requeue: true, .. }) {
@@ -195,9 +205,7 @@ impl Cluster {
                     let Some(record) = self.job(job) else { continue };
                     let Phase::Running(run) = &record.row.phase else { continue };
                     let (nodes, attempt) = (run.allocation.nodes.clone(), record.row.attempt);
-                    for node in nodes {
-                        self.send(&node, ToAgent::Signal { term: self.term, job, attempt, target, signal });
-                    }
+                    self.signal((job, attempt), nodes, target, signal, later);
                 }
                 Ok(())
             }
@@ -217,9 +225,9 @@ impl Cluster {
     fn cancel_step(
         &mut self,
         actor: &Actor,
-        id: JobId,
-        step: StepId,
+        (id, step): (JobId, StepId),
         signal: Option<i32>,
+        later: &mut BTreeSet<NodeName>,
     ) -> Result<(), Refusal> {
         let Some(job) = self.job(id) else { return Ok(()) };
         let Some(row) = job.steps.get(&step) else {
@@ -237,11 +245,8 @@ impl Cluster {
             Some(SIGKILL) => self.end_step(id, step, EndCause::Cancelled, by, Some(Span::default())),
             Some(signal) => {
                 let attempt = job.row.attempt;
-                let nodes: Vec<_> = row.nodes.iter().map(|n| n.node.clone()).collect();
-                let target = SignalTarget::Step(step);
-                for node in nodes {
-                    self.send(&node, ToAgent::Signal { term: self.term, job: id, attempt, target, signal });
-                }
+                let nodes: Vec<_> = row.nodes.unended().map(|(_, part)| part.node.clone()).collect();
+                self.signal((id, attempt), nodes, SignalTarget::Step(step), signal, later);
             }
         }
         Ok(())

@@ -203,6 +203,7 @@ impl Cluster {
         let run = run.clone();
         let attempt = job.row.attempt;
         let nodes = run.allocation.nodes.clone();
+        self.owing.remove(&(id, attempt));
         let result = JobResult {
             state: verdict.state,
             reason: verdict.reason,

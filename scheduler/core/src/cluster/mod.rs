@@ -34,6 +34,7 @@ mod restore;
 mod restored;
 mod rights;
 mod select;
+mod signals;
 mod sluids;
 mod steps;
 mod strange;
@@ -126,6 +127,9 @@ pub struct Cluster {
     /// Questions to agents which steps have not ended, by the job in which others wait for that.
     looks: BTreeMap<JobId, busy::Look>,
     next_look: u64,
+    /// Signals that nodes have not passed on.
+    owing: signals::Owing,
+    next_signal: u64,
     /// Submissions by owner and digest of their id, for retries.
     submissions: BTreeSet<(Uid, u64, JobId)>,
     identities: BTreeMap<Uid, Arc<Identity>>,
@@ -202,6 +206,8 @@ impl Cluster {
             waiting: BTreeMap::new(),
             looks: BTreeMap::new(),
             next_look: 0,
+            owing: signals::Owing::new(),
+            next_signal: 0,
             submissions: BTreeSet::new(),
             identities: BTreeMap::new(),
             common: Common::default(),

@@ -147,6 +147,7 @@ fn what_agents_say_they_know_has_names_that_never_change() {
         "resumed",
         "gateway",
         "carry",
+        "signalled",
     ];
     assert_eq!(Feature::known(), known);
 }

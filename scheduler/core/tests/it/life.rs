@@ -143,7 +143,8 @@ fn an_array_is_one_record_until_its_tasks_start() {
     // A part of the waiting tasks is cancelled: it becomes a record of its own.
     let some = ArraySpec { ranges: vec![(10, 19, 1)], max_running: None };
     let cancel = CancelRequest { jobs: vec![(JobSelector::Tasks(id, some), None)], ..Default::default() };
-    let Response::Acted { jobs, refused } = w.request(actor(1000), Request::Cancel(cancel)).unwrap() else {
+    let Response::Acted { jobs, refused, .. } = w.request(actor(1000), Request::Cancel(cancel)).unwrap()
+    else {
         panic!()
     };
     assert!(refused.is_empty());

@@ -34,6 +34,7 @@ mod reconfigure;
 mod restore;
 mod restored;
 mod rights;
+mod signals;
 mod sluids;
 mod tree;
 mod troubles;

@@ -309,7 +309,7 @@ impl There {
 /// Whether that was done. Anything but a refusal of who asks is a fault of the test.
 fn was_done(answer: Result<Response, Refusal>, what: &str) -> bool {
     match answer {
-        Ok(Response::Acted { jobs, refused }) => match refused.first() {
+        Ok(Response::Acted { jobs, refused, .. }) => match refused.first() {
             None => {
                 assert!(!jobs.is_empty(), "{what}: nothing was found");
                 true
@@ -391,7 +391,7 @@ fn who_names_nobody_ends_their_own_jobs_alone() {
         // All jobs have this name.
         let request = CancelRequest { name: Some("job".into()), ..CancelRequest::default() };
         match there.w.request(actor, Request::Cancel(request)) {
-            Ok(Response::Acted { jobs, refused }) => {
+            Ok(Response::Acted { jobs, refused, .. }) => {
                 assert_eq!((jobs, refused.len()), (vec![own], 0), "{asker:?}");
             }
             other => panic!("{asker:?}: {other:?}"),
@@ -438,7 +438,7 @@ fn a_coordinator_ends_others_jobs_of_the_account_by_naming_it_or_them() {
     let request = CancelRequest { account: Some(ACCOUNT.into()), ..CancelRequest::default() };
     let owners = [there.batch, there.beside, there.allocation, there.held, there.components[0]];
     match there.w.request(coordinator.clone(), Request::Cancel(request)) {
-        Ok(Response::Acted { jobs, refused }) => {
+        Ok(Response::Acted { jobs, refused, .. }) => {
             assert_eq!((jobs.into_iter().collect::<HashSet<_>>(), refused), (owners.into(), vec![]));
         }
         other => panic!("{other:?}"),
@@ -446,7 +446,7 @@ fn a_coordinator_ends_others_jobs_of_the_account_by_naming_it_or_them() {
     // A user: what the coordinator has no say over is told by name, with who has.
     let request = CancelRequest { user: Some(Uid(OWNER)), ..CancelRequest::default() };
     match there.w.request(coordinator, Request::Cancel(request)) {
-        Ok(Response::Acted { jobs, refused }) => {
+        Ok(Response::Acted { jobs, refused, .. }) => {
             let outsiders: Vec<_> = refused.iter().filter(|(what, _)| *what == outside.to_string()).collect();
             assert!(!jobs.contains(&outside) && outsiders.len() == 1, "{jobs:?} {refused:?}");
             let text = &outsiders[0].1.message;

@@ -245,6 +245,28 @@ fn a_step_that_is_ended_on_its_way_is_started_first_where_it_is_not_yet() {
     assert_eq!(w.state(id), JobState::Running);
 }
 
+#[test]
+fn a_signal_comes_behind_what_it_is_for() {
+    for step in [None, Some(StepId::Number(0))] {
+        let mut w = eight(&config());
+        let id = wide(&mut w, 8, |_| {});
+        assert_eq!(branches(&mut w).len(), 3);
+        w.phase("n2", key(id), StepPhase::Running);
+        w.sent.clear();
+        let jobs = vec![(JobSelector::Job(id), step)];
+        let request = CancelRequest { jobs, signal: Some(10), ..CancelRequest::default() };
+        w.request(actor(1000), Request::Cancel(request)).unwrap();
+        let is_signal = |m: &&ToAgent| matches!(m, ToAgent::Signal { signal: 10, .. });
+        assert_eq!(w.sent.iter().filter(is_signal).count(), 8);
+        let last_start = w.sent.iter().rposition(|m| matches!(m, ToAgent::Start(_)));
+        let first_signal = w.sent.iter().position(|m| is_signal(&m));
+        assert!(last_start.unwrap() < first_signal.unwrap());
+        assert_eq!(direct(&mut w), ["n3", "n5", "n6", "n8"]);
+        w.later(Span::from_secs(2));
+        assert!(direct(&mut w).is_empty(), "it was done with that");
+    }
+}
+
 /// Who does not have the step yet would say that it has ended, and whoever waits for it would wait for an exit that is on its way.
 #[test]
 fn agents_are_asked_what_has_ended_behind_what_they_are_to_start() {
