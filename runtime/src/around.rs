@@ -7,7 +7,7 @@ use crate::setup::errno_text;
 use crate::sys::Errno;
 use berth_model::ByteStr;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::OFlags;
+use rustix::fs::{Access, OFlags};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
@@ -121,7 +121,10 @@ fn run(
         }
         None => {
             let found = candidates(&program.path, env.get(&b"PATH"[..]).map(Vec::as_slice));
-            let there = found.iter().find(|file| file.as_path().is_file());
+            let runs = |file: &&ByteStr| rustix::fs::access(file.as_path(), Access::EXEC_OK).is_ok();
+            let there = || found.iter().filter(|file| file.as_path().is_file());
+            // As execvp(3): one that may not be run is looked past, and named where there is no other.
+            let there = there().find(runs).or_else(|| there().next());
             there.ok_or_else(|| cannot("there is no such program where the task runs".into()))?.clone()
         }
     };

@@ -2,8 +2,11 @@
 
 use crate::setup::errno_text;
 use crate::sys::Errno;
+use crate::sys::exec::{ExecVectors, execve};
 use berth_model::ByteStr;
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
+use std::ffi::CString;
 use std::fmt;
 use std::io::Read;
 
@@ -19,6 +22,9 @@ pub enum ExecError {
         command: String,
         /// The PATH that was searched; absent for a path.
         path: Option<String>,
+        /// A directory of it that the user cannot enter.
+        #[serde(default)]
+        closed: Option<String>,
     },
     /// The file lacks its execute permission.
     NotExecutable(String),
@@ -86,10 +92,14 @@ impl fmt::Display for ExecError {
             ExecError::NoCommand => {
                 write!(f, "no command: the image names none (ENTRYPOINT, CMD); give one after the image")
             }
-            ExecError::NotFound { command, path: Some(path) } => {
-                write!(f, "command not found: {command}: no such program in PATH ({path})")
+            ExecError::NotFound { command, path: Some(path), closed } => {
+                write!(f, "command not found: {command}: no such program in PATH ({path})")?;
+                match closed {
+                    Some(dir) => write!(f, "; {dir} in PATH cannot be entered"),
+                    None => Ok(()),
+                }
             }
-            ExecError::NotFound { command, path: None } => {
+            ExecError::NotFound { command, path: None, .. } => {
                 write!(f, "command not found: {command}: no such file")
             }
             ExecError::NotExecutable(p) => {
@@ -142,35 +152,91 @@ pub(crate) fn candidates(command: &ByteStr, path: Option<&[u8]>) -> Vec<ByteStr>
         .collect()
 }
 
-/// Says why none of the candidates ran, after the fact: `errno` is what the kernel answered to `tried`.
+/// Why none of the candidates ran, as far as only who was to run them sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Refused {
+    pub(crate) errno: Errno,
+    /// Which of them that is about.
+    at: usize,
+    /// The first whose directory cannot be entered.
+    closed: Option<usize>,
+}
+
+impl Refused {
+    pub(crate) fn of(errno: Errno) -> Refused {
+        Refused { errno, at: 0, closed: None }
+    }
+}
+
+/// Replaces the program by the first of the candidates that runs; returns only where none does. `by_path`: it is one file that was named, and
+/// not searched for.
+pub(crate) fn execute(files: &[CString], vectors: &ExecVectors, by_path: bool) -> Refused {
+    for (at, file) in files.iter().enumerate() {
+        match execve(file, vectors) {
+            // As execvp(3): look on.
+            Errno::NOENT | Errno::NOTDIR | Errno::ACCESS => {}
+            errno => return Refused { at, ..Refused::of(errno) },
+        }
+    }
+    let (mut refused, mut there) = (Refused::of(Errno::NOENT), false);
+    for (at, file) in files.iter().enumerate() {
+        match rustix::fs::stat(file.as_c_str()) {
+            // What is in it nobody knows here: the kernel's answer to execve is no word of a file that is there.
+            Err(Errno::ACCESS) => {
+                refused.closed.get_or_insert(at);
+            }
+            Ok(stat) if by_path || FileType::from_raw_mode(stat.st_mode).is_file() => {
+                let errno = execve(file, vectors);
+                if errno == Errno::ACCESS || !there {
+                    (refused.errno, refused.at, there) = (errno, at, true);
+                }
+                if errno == Errno::ACCESS {
+                    break;
+                }
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    if by_path && refused.closed.is_some() {
+        refused.errno = Errno::ACCESS;
+    }
+    refused
+}
+
+/// Says why none of the candidates ran, after the fact.
 pub(crate) fn diagnose(
     command: &ByteStr,
     shown: Option<&str>,
     candidates: &[ByteStr],
-    tried: usize,
     path: Option<&[u8]>,
-    errno: Errno,
+    refused: Refused,
 ) -> ExecError {
+    let Refused { errno, at, closed } = refused;
     let shown = shown.map_or_else(|| command.display().into_owned(), str::to_string);
     let by_path = command.0.contains(&b'/');
     let file = |candidate: &ByteStr| {
         if by_path { shown.clone() } else { candidate.display().into_owned() }
     };
-    let Some(candidate) = candidates.get(tried) else {
+    let Some(candidate) = candidates.get(at) else {
         return ExecError::Other { action: format!("run {shown}"), errno: errno.raw_os_error() };
     };
     match errno {
         Errno::NOENT | Errno::NOTDIR => {
-            let present = candidates.iter().find(|c| c.as_path().is_file());
+            let present = Some(candidate).filter(|c| closed != Some(at) && c.as_path().is_file());
             match present.and_then(|c| interpreter(c).map(|i| (c, i))) {
                 Some((c, i)) if i.ends_with('\r') => ExecError::DosLineEnds(file(c)),
                 Some((c, interpreter)) => ExecError::NoInterpreter { file: file(c), interpreter },
                 None => {
                     let path = path.filter(|_| !by_path);
                     let path = path.map(|p| String::from_utf8_lossy(p).into_owned());
-                    ExecError::NotFound { command: shown, path }
+                    let closed = closed.and_then(|at| candidates.get(at)?.as_path().parent());
+                    let closed = closed.map(|dir| dir.display().to_string());
+                    ExecError::NotFound { command: shown, path, closed }
                 }
             }
+        }
+        Errno::ACCESS if by_path && closed.is_some() => {
+            ExecError::Other { action: format!("reach {shown}"), errno: errno.raw_os_error() }
         }
         Errno::ACCESS if candidate.as_path().is_dir() => ExecError::IsDirectory(file(candidate)),
         Errno::ACCESS => ExecError::NotExecutable(file(candidate)),

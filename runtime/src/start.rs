@@ -1,11 +1,11 @@
 //! Starts a task inside the container: environment, streams, terminal, CPUs, working directory, program.
 
 use crate::around::{self, Environment, WireProgram};
-use crate::exec::{ExecError, candidates, diagnose};
+use crate::exec::{ExecError, Refused, candidates, diagnose, execute};
 use crate::plan::Plan;
 use crate::protocol::{SpawnRequest, WireStdio};
 use crate::setup;
-use crate::sys::exec::{ExecVectors, close_all_from, execve, place_at};
+use crate::sys::exec::{ExecVectors, close_all_from, place_at};
 use crate::sys::fork::{CloneOptions, Forked, exit_now, fork};
 use crate::sys::schedule::set_memory_policy;
 use crate::sys::{Errno, SysResult, share, signals, wait};
@@ -112,6 +112,8 @@ struct Ready {
     path: Option<Vec<u8>>,
     files: Vec<ByteStr>,
     files_c: Vec<CString>,
+    /// It is one file, and not searched for.
+    by_path: bool,
     vectors: ExecVectors,
 }
 
@@ -132,7 +134,13 @@ impl Ready {
         }
         let vectors =
             ExecVectors::new(c_strings(argv.iter().map(|a| a.0.clone()).collect())?, c_strings(env_list)?);
-        Ok(Ready { path, files, files_c, vectors })
+        let by_path = argv.first().is_some_and(|command| command.0.contains(&b'/'));
+        Ok(Ready { path, files, files_c, by_path, vectors })
+    }
+
+    /// Replaces the program; returns only with the stage and the reason.
+    fn execute(&self) -> (Stage, Refused) {
+        (Stage::Exec, execute(&self.files_c, &self.vectors, self.by_path))
     }
 }
 
@@ -154,8 +162,8 @@ fn run_at_once(
             ready.vectors.add(var);
         }
         failed = Some(match become_task(spawn, (fds, group), slave, &[]) {
-            Err((stage, errno)) => (stage, errno, 0),
-            Ok(()) => execute(&ready),
+            Err((stage, errno)) => (stage, Refused::of(errno)),
+            Ok(()) => ready.execute(),
         });
     };
     let (pid, pidfd) = share::run(&mut task).map_err(|e| other("start a process", e))?;
@@ -193,7 +201,7 @@ fn run_prepared(
                     explain(plan, spawn, argv, files, path, failed)
                 };
                 if let Err((stage, errno)) = become_task(spawn, (fds, group), slave, &keep) {
-                    return explain(None, (stage, errno, 0));
+                    return explain(None, (stage, Refused::of(errno)));
                 }
                 let mut env = own_environment(plan, spawn, rustix::process::getpid().as_raw_nonzero().get());
                 if let Err(failed) = around::before(&spawn.before, &files, &mut env) {
@@ -201,7 +209,7 @@ fn run_prepared(
                 }
                 match Ready::new(argv, &env) {
                     Err(failed) => failed,
-                    Ok(ready) => explain(Some(&ready), execute(&ready)),
+                    Ok(ready) => explain(Some(&ready), ready.execute()),
                 }
             };
             // Nothing may unwind into frames that belong to the parent, nor drop what its copies of them own.
@@ -276,17 +284,13 @@ fn explain(
     argv: &[ByteStr],
     files: &[ByteStr],
     path: Option<&[u8]>,
-    (stage, errno, tried): (Stage, Errno, usize),
+    (stage, refused): (Stage, Refused),
 ) -> ExecError {
+    let errno = refused.errno;
     match stage {
-        Stage::Exec => diagnose(
-            argv.first().unwrap_or(&ByteStr::default()),
-            spawn.name.as_deref(),
-            files,
-            tried,
-            path,
-            errno,
-        ),
+        Stage::Exec => {
+            diagnose(argv.first().unwrap_or(&ByteStr::default()), spawn.name.as_deref(), files, path, refused)
+        }
         Stage::Workdir => {
             let cwd = spawn.cwd.clone().unwrap_or_default();
             let host = plan.root == crate::plan::RootPlan::Host;
@@ -343,29 +347,6 @@ fn open_pty(size: berth_model::spec::TermSize) -> SysResult<Terminal> {
 
 /// First number to which descriptors are moved out of the way of those that a task asked for.
 const OUT_OF_THE_WAY: RawFd = 512;
-
-/// Replaces the program; returns only with the stage, the reason, and which file it was.
-fn execute(ready: &Ready) -> (Stage, Errno, usize) {
-    let (mut tried, mut result) = (0, Errno::NOENT);
-    for (n, file) in ready.files_c.iter().enumerate() {
-        match execve(file, &ready.vectors) {
-            // As execvp(3): look on, but remember that a file was there.
-            Errno::NOENT | Errno::NOTDIR => {
-                if result == Errno::NOENT {
-                    tried = n;
-                }
-            }
-            Errno::ACCESS => {
-                (result, tried) = (Errno::ACCESS, n);
-            }
-            e => {
-                (result, tried) = (e, n);
-                break;
-            }
-        }
-    }
-    (Stage::Exec, result, tried)
-}
 
 /// The new process becomes the task, but for its program; it keeps `also`.
 fn become_task(

@@ -265,3 +265,34 @@ fn a_user_without_a_name_starts_no_cluster_as_root() {
     up.fails().says(&["user id 3999999 has no name", "getent passwd 3999999"]);
     assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0, "something is half made");
 }
+
+#[test]
+fn a_directory_in_path_that_the_user_cannot_enter_hides_nothing_and_is_named_as_root() {
+    let sandbox = Sandbox::start(berth_tests::Who::root());
+    let user = berth_tests::Who::user();
+    let open = |mode| -> std::fs::Permissions { std::os::unix::fs::PermissionsExt::from_mode(mode) };
+    let closed = sandbox.work().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    let hidden = closed.join("hidden");
+    std::fs::write(&hidden, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&hidden, open(0o755)).unwrap();
+    std::fs::set_permissions(&closed, open(0o700)).unwrap();
+    let shown = closed.display();
+    for path in [format!("{shown}:/usr/bin:/bin"), format!("/usr/bin:/bin:{shown}")] {
+        let srun =
+            |command: &str| sandbox.cmd_as(&user, "srun").dir("/").env("PATH", &path).arg(command).limit(60);
+        for command in ["no-such-command", "hidden"] {
+            let told = srun(command).fails();
+            assert_eq!((told.rc, told.err().contains("chmod")), (2, false), "{told}");
+            told.says(&[
+                &format!("command not found: {command}"),
+                &format!("{shown} in PATH cannot be entered"),
+            ]);
+        }
+        srun("true").ok();
+    }
+    // By its path the file is meant, which may be there.
+    let told = sandbox.cmd_as(&user, "srun").dir("/").arg(&hidden).limit(60).fails();
+    assert_eq!((told.rc, told.err().contains("chmod")), (13, false), "{told}");
+    told.says(&[&format!("cannot reach {}", hidden.display())]);
+}

@@ -4,9 +4,9 @@ use super::error::{Naming, OciError, Result, invalid};
 use super::plan::process::{Caps, ProcessPlan};
 use super::plan::seccomp::SeccompPlan;
 use super::procfs::Procfs;
-use crate::exec::{candidates, diagnose};
+use crate::exec::{candidates, diagnose, execute};
 use crate::setup::{SetupFailure, enter};
-use crate::sys::exec::{ExecVectors, close_on_exec_from, execve};
+use crate::sys::exec::{ExecVectors, close_on_exec_from};
 use crate::sys::{Errno, limits, process, schedule, seccomp};
 use berth_model::ByteStr;
 use rustix::fs::Mode;
@@ -298,24 +298,9 @@ pub fn confine(p: &ProcessPlan, listener: Option<&Listener>) -> Result<()> {
 
 /// Becomes the program; returns only to say why not.
 pub fn exec(program: &Program) -> OciError {
-    let (mut result, mut tried) = (Errno::NOENT, 0);
-    for (n, file) in program.files.iter().enumerate() {
-        match execve(file, &program.vectors) {
-            // As execvp(3): look on, but remember that a file was there.
-            Errno::NOENT | Errno::NOTDIR => {
-                if result == Errno::NOENT && rustix::fs::stat(file).is_ok() {
-                    tried = n;
-                }
-            }
-            Errno::ACCESS => (result, tried) = (Errno::ACCESS, n),
-            e => {
-                (result, tried) = (e, n);
-                break;
-            }
-        }
-    }
+    let refused = execute(&program.files, &program.vectors, program.command.contains('/'));
     let command = ByteStr::from(program.command.as_str());
-    let why = diagnose(&command, None, &program.found, tried, program.path.as_deref(), result);
-    let kernel = crate::setup::errno_text(result.raw_os_error()).to_lowercase();
+    let why = diagnose(&command, None, &program.found, program.path.as_deref(), refused);
+    let kernel = crate::setup::errno_text(refused.errno.raw_os_error()).to_lowercase();
     invalid(format!("cannot run {}: {kernel}", program.command), why.to_string())
 }
