@@ -63,11 +63,14 @@ fn one_step_runs_on_all_of_its_nodes_as_root() {
     let failed = hosts.cmd("n1", "srun").args(failing).limit(60).run();
     assert_eq!(failed.rc, 2, "{failed}");
     failed.says(&["n2: task 1: Exited with exit code 1", "n3: task 2: Exited with exit code 2"]);
-    // One that fails ends all, where that is asked for.
-    let failing = ["-N3", "-K", "sh", "-c", "[ $SLURM_NODEID = 1 ] && exit 3; sleep 300"];
-    let failed = hosts.cmd("n1", "srun").args(failing).limit(60).run();
+    // One that fails ends all, where that is asked for: it is named once, and none of those that end by it.
+    let task = "[ $SLURM_NODEID = 1 ] || { echo up > up.$SLURM_NODEID; exec sleep 300; }; \
+                while [ ! -e up.0 ] || [ ! -e up.2 ]; do sleep 0.1; done; exit 3";
+    let failed = hosts.cmd("n1", "srun").args(["-N3", "-K", "sh", "-c", task]).limit(60).run();
     assert!(failed.rc != 0, "{failed}");
-
+    let err = failed.err();
+    let causes: Vec<&str> = err.lines().filter(|line| line.contains("Terminating")).collect();
+    assert!(matches!(causes[..], [cause] if cause.ends_with("task 1 exited with 3")), "{failed}");
     failed.says(&["n2: task 1: Exited with exit code 3"]);
     // A batch script's own steps, from a node without a controller.
     std::fs::write(

@@ -583,7 +583,10 @@ impl Step {
         self.streams.tell_all(&Frame::TaskExit { task, status });
         let now = Instant::now();
         if self.launch().kill_on_bad_exit && !status.success() && !self.deadlines.ending() {
-            self.say(&format!("Terminating the step: task {task} exited with {}", status.shell_code()));
+            // Of several nodes each would say it, also of tasks that end because others did: there it is for srun to say, which hears all.
+            if self.launch().layout.nodes.len() < 2 {
+                self.say(&format!("Terminating the step: task {task} exited with {}", status.shell_code()));
+            }
             self.terminate(self.launch().kill_wait);
         }
         if let Some(wait) = self.launch().wait_after_first_exit

@@ -457,7 +457,7 @@ impl Follower {
                 if !status.success() {
                     self.gather.get_or_insert(Instant::now() + GATHER);
                 }
-                self.first_exit(status).await;
+                self.first_exit(task, status).await;
                 self.find_stuck().await;
             }
             Event::Frame(Frame::StepExit(exit)) => {
@@ -604,12 +604,12 @@ impl Follower {
     }
 
     /// A task ended: what that means for those of other nodes, whose supervisors do not know of it.
-    async fn first_exit(&mut self, status: ExitStatus) {
+    async fn first_exit(&mut self, task: u32, status: ExitStatus) {
         if self.nodes.layout().nodes.len() < 2 {
             return;
         }
-        if self.step.kill_on_bad_exit && !status.success() && self.deadline.is_none() {
-            self.end(libc_signal(SignalKind::terminate())).await;
+        if self.step.kill_on_bad_exit && !status.success() {
+            self.give_up(&format!("task {task} exited with {}", status.shell_code())).await;
         }
         if let Some(wait) = self.step.wait_after_first_exit {
             let wait = Duration::from_micros(u64::try_from(wait.0).unwrap_or(0));
