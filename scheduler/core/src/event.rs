@@ -3,7 +3,7 @@
 use crate::config::CoreConfig;
 use crate::store::{Committed, PayloadKey, Write};
 use berth_model::carry::CarriedTo;
-use berth_model::ids::{JobId, NodeName, Term, Uid};
+use berth_model::ids::{JobId, NodeName, StepKey, Term, Uid};
 use berth_model::link::{FromAgent, Start, ToAgent};
 use berth_model::login::SealedLogin;
 use berth_model::member::KeyId;
@@ -166,6 +166,15 @@ pub enum Effect {
         payload: Option<PayloadKey>,
         /// As for `Send`.
         login: Option<LoginOf>,
+    },
+    /// For the log: Starts that were carried to these nodes are not confirmed, and are sent to them directly.
+    Unconfirmed {
+        /// Of which step.
+        key: StepKey,
+        /// To which nodes.
+        nodes: Vec<NodeName>,
+        /// More is said of the step, and comes behind; otherwise their time is over.
+        early: bool,
     },
     /// Close every connection of a node's agent, also those on which it has not introduced itself yet.
     CutOff {

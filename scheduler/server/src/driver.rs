@@ -534,6 +534,14 @@ impl Driver {
             Effect::Carry { connection, start, to, payload, login } => {
                 self.send(connection, Outgoing { message: ToAgent::Start(start), payload, login, to });
             }
+            Effect::Unconfirmed { key, nodes, early } => {
+                let names: Vec<&str> = nodes.iter().map(|node| node.0.as_str()).collect();
+                let names = berth_model::hostlist::compress(&names);
+                let when = if early { "before more is said of the step" } else { "in time" };
+                tracing::info!(
+                    "step {key}: what is carried to {names} is not confirmed {when}: told directly"
+                );
+            }
             Effect::CutOff { node, why } => {
                 let before = self.agents.len();
                 self.agents.retain(|_, (name, _)| *name != node);

@@ -332,6 +332,7 @@ impl World {
                 let after = self.span(100_000, 20_000_000);
                 self.plan(after, Happening::Fences { node, asked, life });
             }
+            Effect::Unconfirmed { .. } => {}
             Effect::Supersede(term) => {
                 self.controller.term = self.controller.term.max(term);
                 self.crash_controller("to begin a later term");

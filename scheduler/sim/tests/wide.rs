@@ -240,6 +240,7 @@ impl Room {
                     Effect::Carry { connection, start, to, .. } => {
                         self.send_branch(usize::try_from(connection).unwrap(), *start, to);
                     }
+                    Effect::Unconfirmed { .. } => {}
                     Effect::Reply { result, .. } => {
                         assert!(matches!(result, Ok(Response::Submitted { .. })), "{result:?}");
                     }

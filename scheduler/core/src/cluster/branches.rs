@@ -127,9 +127,17 @@ impl Cluster {
         Some(Outbound { connection, start: Box::new(start), payload, login: login.map(LoginOf::Stored) })
     }
 
-    /// Nobody is to wait any longer for what is carried: who has not confirmed is sent its Start by its own link. Whatever else is said to it
-    /// of the step comes behind that.
+    /// More is to be said of a step, behind what starts it: who has not confirmed what is carried to it is sent its Start by its own link.
     pub(super) fn send_what_is_unconfirmed(&mut self, key: StepKey) {
+        self.send_directly(key, true);
+    }
+
+    /// The time is over that nodes have to confirm what is carried to them.
+    pub(super) fn is_not_confirmed(&mut self, key: StepKey) {
+        self.send_directly(key, false);
+    }
+
+    fn send_directly(&mut self, key: StepKey, early: bool) {
         let Some(carried) = self.carried.remove(&key) else { return };
         let Some(job) = self.job(key.job).filter(|job| matches!(job.row.phase, Phase::Running(_))) else {
             return;
@@ -138,6 +146,11 @@ impl Cluster {
         let open = |at: usize| row.nodes.get(at).is_some_and(|part| part.exit.is_none());
         let unheard = |at: &usize| open(*at) && matches!(progress.get(*at), Some(Progress::Sent(_)));
         let unheard: Vec<usize> = carried.into_iter().filter(unheard).collect();
+        if unheard.is_empty() {
+            return;
+        }
+        let nodes = unheard.iter().filter_map(|at| Some(row.nodes.get(*at)?.node.clone())).collect();
+        self.out.effects.push(Effect::Unconfirmed { key, nodes, early });
         for at in unheard {
             self.send_start(key.job, key.step, at);
         }

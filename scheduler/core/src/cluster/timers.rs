@@ -80,7 +80,7 @@ impl Cluster {
                 Timer::Fence(node) => self.watch_fence(&node),
                 Timer::Lost(node) => self.check_lost(&node),
                 Timer::Repeat(job) => self.repeat(job),
-                Timer::Carried(step) => self.send_what_is_unconfirmed(step),
+                Timer::Carried(step) => self.is_not_confirmed(step),
                 Timer::Settle(node) => self.settle(&node),
                 Timer::Ahead => self.looking.due = true,
                 Timer::Token => self.drop_expired_tokens(),

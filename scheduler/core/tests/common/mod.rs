@@ -231,7 +231,7 @@ impl World {
                 Effect::CutOff { node, .. } => self.cut.push(node),
                 Effect::Supersede(term) => self.superseded = Some(term),
                 Effect::Fence { node, asked } => self.fences.push((node, asked)),
-                Effect::Disconnect { .. } => {}
+                Effect::Unconfirmed { .. } | Effect::Disconnect { .. } => {}
             }
         }
     }
