@@ -459,7 +459,8 @@ fn nodes_that_fail_refuse_or_hang_as_a_step_begins_are_named_and_nothing_is_left
     let lost = ["n5", "n6", "n7"].map(|name| format!("{name}: the node has not answered"));
     let told = told.says(&[&lost[0], &lost[1], &lost[2]]);
     assert!(told.rc != 0 && !told.err().contains("n4: the node"), "{told}");
-    assert!(begun.elapsed() < Duration::from_secs(60), "it took {:?}", begun.elapsed());
+    // What the guide says: node_timeout_seconds, and half a minute at most. The rest is for the step's own beginning and end.
+    assert!(begun.elapsed() < Duration::from_secs(5 + 30 + 10), "it took {:?}", begun.elapsed());
     idle(&hosts, 8);
     // What the step did there is kept for a client that may still come, for a minute: that is not waited for here.
     for name in ["n5", "n7"] {

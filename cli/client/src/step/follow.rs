@@ -641,7 +641,7 @@ impl Follower {
     /// told when it is back. What a node said meanwhile counts. As long as there are others whose tasks do not run, they are asked after again.
     async fn give_up_silent(&mut self, silent: &BTreeSet<NodeName>) {
         self.question = None;
-        self.pause = (self.pause * 2).min(hung::LONGEST);
+        self.pause = hung::after(self.pause);
         let unheard = self.nodes.unheard();
         let (silent, others): (Vec<usize>, Vec<usize>) =
             unheard.into_iter().partition(|at| silent.contains(&NodeName::from(self.nodes.name(*at))));

@@ -14,7 +14,12 @@ use tokio::task::JoinHandle;
 /// When the controller is first asked about nodes that have not said anything yet. The pauses double from there.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// The longest of them.
-pub(super) const LONGEST: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(30);
+/// The pause behind one of this length.
+pub(super) fn after(pause: Duration) -> Duration {
+    (pause * 2).min(LONGEST)
+}
+
 /// How long it may take to answer. Nothing waits for it; it is asked again.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -62,5 +67,24 @@ pub(super) fn given_up(met: bool) -> StepExit {
         image: None,
         usage: Usage::default(),
         ended: Time(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_the_controller_misses_is_asked_after_within_half_a_minute() {
+        let (mut looks, mut pause) = (vec![LOOK], LOOK);
+        while looks.last().is_some_and(|at| at.as_secs() < 600) {
+            pause = after(pause);
+            looks.extend(looks.last().map(|at| *at + pause));
+        }
+        let longest = looks.windows(2).map(|two| two[1] - two[0]).max();
+        assert_eq!(longest, Some(Duration::from_secs(30)));
+        // As the user's guide has it: silent from the start, and missed after a minute.
+        let named = looks.iter().find(|at| at.as_secs() >= 60);
+        assert_eq!(named, Some(&Duration::from_secs(65)));
     }
 }
