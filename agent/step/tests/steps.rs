@@ -4,7 +4,8 @@ mod rig;
 
 use berth_model::ByteStr;
 use berth_model::ids::StepId;
-use berth_model::launch::Program;
+use berth_model::launch::{Program, StepLaunch};
+use berth_model::mpi::MpiType;
 use berth_model::spec::{IoSpec, JobKind, OpenMode, TermSize};
 use berth_model::state::ExitStatus;
 use berth_model::time::Span;
@@ -356,6 +357,24 @@ fn a_signal_for_the_batch_shell_leaves_what_it_started_alone() {
     }
     step.tell(&ToSupervisor::Signal { signal: 10, leaders_only: true, number: None });
     assert_eq!(step.exit().status, code(6));
+}
+
+#[test]
+fn a_single_task_may_come_to_pmix_unasked_and_is_served_nothing_else() {
+    let rig = Rig::new();
+    let mut launch = rig.launch(&["true"]);
+    let has = |launch: &StepLaunch| (launch.mpi_served(), launch.mpi_is_open());
+    assert_eq!(has(&launch), (MpiType::None, true));
+    launch.mpi = Some(MpiType::Pmix);
+    assert_eq!(has(&launch), (MpiType::Pmix, false));
+    launch.mpi = Some(MpiType::None);
+    assert_eq!(has(&launch), (MpiType::None, false));
+    launch.mpi = None;
+    tasks(&mut launch, 2);
+    assert_eq!(has(&launch), (MpiType::Pmi2, true));
+    // A batch script is no MPI program, nor is what nobody attends to.
+    launch.attached = false;
+    assert_eq!(has(&launch), (MpiType::None, false));
 }
 
 /// An agent that was restarted says again what it does not know to have been heard.
