@@ -113,7 +113,7 @@ pub(super) static ROWS: &[OptionRow] = &[
         .help(
             "How the tasks of an MPI program find one another: pmi2 (PMI-2 and PMI-1, for MPICH, MVAPICH, Intel MPI and their kin), \
              pmi1 (PMI-1 alone), pmix (PMIx by the nodes' own libpmix, for Open MPI), or none. Steps of several tasks have pmi2 \
-             unasked. list prints what there is here.",
+             unasked, and all steps pmix where the node has libpmix. list prints what there is here.",
         )
         .set(|o, g| {
             match g.text()? {
