@@ -129,7 +129,7 @@ pub struct Cluster {
     next_look: u64,
     /// Signals that nodes have not passed on.
     owing: signals::Owing,
-    next_signal: u64,
+    last_signal: u64,
     /// Submissions by owner and digest of their id, for retries.
     submissions: BTreeSet<(Uid, u64, JobId)>,
     identities: BTreeMap<Uid, Arc<Identity>>,
@@ -207,7 +207,7 @@ impl Cluster {
             looks: BTreeMap::new(),
             next_look: 0,
             owing: signals::Owing::new(),
-            next_signal: 0,
+            last_signal: 0,
             submissions: BTreeSet::new(),
             identities: BTreeMap::new(),
             common: Common::default(),

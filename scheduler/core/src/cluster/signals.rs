@@ -8,6 +8,9 @@ use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
 use berth_model::link::{SignalTarget, ToAgent};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Of a number, those that are the clock's, in milliseconds: until the year 2109. The others are the term's.
+const CLOCK_BITS: u32 = 42;
+
 /// A signal that a node has not passed on, as far as it is known.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owed {
@@ -37,8 +40,7 @@ impl Cluster {
         for key in steps {
             self.send_what_is_unconfirmed(key);
         }
-        self.next_signal += 1;
-        let number = (self.term.0 << 32) | self.next_signal;
+        let number = self.next_signal();
         let owed = Owed { number, target, signal };
         for node in nodes {
             let linked = self.nodes.get(&node).is_some_and(|n| n.link.is_some());
@@ -57,6 +59,14 @@ impl Cluster {
             }
             self.send_owed(&node, (job, attempt), owed);
         }
+    }
+
+    /// A higher number than any that was given out, whichever core did: one that is built anew within a term counts anew, but its clock goes on.
+    fn next_signal(&mut self) -> u64 {
+        let millis = u64::try_from(self.clock.0 / 1000).unwrap_or_default() & ((1 << CLOCK_BITS) - 1);
+        let number = ((self.term.0 << CLOCK_BITS) | millis).max(self.last_signal + 1);
+        self.last_signal = number;
+        number
     }
 
     fn send_owed(&mut self, node: &NodeName, (job, attempt): (JobId, Attempt), owed: Owed) {

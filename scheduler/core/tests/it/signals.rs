@@ -9,7 +9,8 @@ use berth_model::link::{FromAgent, SignalTarget, ToAgent};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState};
-use berth_sched_core::Event;
+use berth_model::time::Span;
+use berth_sched_core::{Cluster, CoreConfig, Event};
 
 /// A step that runs on n1 and n2.
 fn pair() -> (World, StepKey) {
@@ -117,6 +118,24 @@ fn a_signal_that_is_lost_with_its_connection_is_sent_again() {
     lose(&mut w, "n2");
     comes_back(&mut w, key);
     assert_eq!(signals(&mut w), [sent[1]]);
+}
+
+/// Agents read past what is no later than what they have heard.
+#[test]
+fn a_core_that_is_built_anew_goes_on_with_the_numbers() {
+    let (mut w, key) = pair();
+    for signo in [10, 12, 10] {
+        signal(&mut w, key, true, signo);
+    }
+    let before = signals(&mut w).last().copied().unwrap();
+    w.later(Span(10_000));
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    w.core = Cluster::restore(config, Term(1), stored(&w.writes), w.now).unwrap();
+    comes_back(&mut w, key);
+    assert!(signals(&mut w).is_empty(), "what was owed is not stored");
+    assert_eq!(signal(&mut w, key, true, 10), ["n1"]);
+    let after = signals(&mut w);
+    assert!(after.len() == 1 && after[0].0 > before.0, "{after:?} {before:?}");
 }
 
 #[test]
