@@ -121,7 +121,8 @@ fn what_archives_are_made_again_of(who: Who, form: &str) {
     let path = images::layers().display().to_string();
     let image = |words: &[&str]| sandbox.cmd("berth").arg("image").args(words).limit(60);
     image(&["pull", "--quiet", &path]).ok();
-    let harms: [(fn(&Path), &str); 2] = [
+    type Harm = fn(&Path);
+    let harms: [(Harm, &str); 2] = [
         (|file| std::fs::write(file, "no skeleton").unwrap(), "was changed"),
         (|file| std::fs::remove_file(file).unwrap(), "is missing"),
     ];

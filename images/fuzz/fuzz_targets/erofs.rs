@@ -80,11 +80,11 @@ fuzz_target!(|entries: Vec<Entry>| {
         same(&image, &directory);
     }
     let number = MADE.fetch_add(1, Relaxed);
-    if number % CHECKED == 0 {
+    if number.is_multiple_of(CHECKED) {
         run(Command::new("fsck.erofs").arg(file.path()));
     }
     // In a test run the kernel may have no such filesystem.
-    if cfg!(fuzzing) && root && number % MOUNTED == 0 {
+    if cfg!(fuzzing) && root && number.is_multiple_of(MOUNTED) {
         same(&image, &mounted(file.path()));
     }
 });

@@ -12,9 +12,11 @@ const MOMENT: Duration = Duration::from_secs(2);
 /// For how long nobody asks why there is no answer.
 const QUIET: Duration = Duration::from_secs(5);
 
+type Tell = dyn Fn(&str) + Send + Sync;
+
 /// Who hears it, if anybody does.
 #[derive(Clone, Default)]
-pub(super) struct Told(Option<Arc<dyn Fn(&str) + Send + Sync>>);
+pub(super) struct Told(Option<Arc<Tell>>);
 
 impl fmt::Debug for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -137,7 +137,6 @@ mod tests {
 
     /// A target is a test in the module that calls the macro, and may return early.
     mod typed {
-        use crate::fuzz_target;
 
         fuzz_target!(|input: (bool, Option<Vec<u8>>, &str)| {
             let (_, bytes, text) = input;
