@@ -72,9 +72,10 @@ pub struct Restored {
     pub attempts: u32,
     /// In runs of the backup, new steps have at least this number.
     pub steps: u32,
-    /// Cluster time when the backup was made; the beginning of time where a version before restored it.
+    /// The id of the first job after the restore, before any node told of another: by how much they raise it together counts from here. None where a version
+    /// before restored it.
     #[serde(default)]
-    pub made: Time,
+    pub base: JobId,
     /// No job starts before, whoever has come: a machine that joined after the backup is on no list of those to wait for. The beginning of time until such
     /// a machine can come, since the port of a controller after the restore listens; none where a version before restored it.
     #[serde(default)]
@@ -100,7 +101,7 @@ pub enum Awaited {
     Rest,
     /// An administrator's word: it is not in the backup, and has a certificate of the cluster's.
     Approval,
-    /// An administrator's word: it told of this job, which cannot have been given out since the backup.
+    /// An administrator's word: it told of this job, which is far above those of the backup.
     Beyond(JobId),
     /// Nothing: it was given up or removed, and is not asked about again. It holds nothing up.
     Gone,

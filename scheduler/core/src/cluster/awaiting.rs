@@ -7,15 +7,13 @@ use crate::rows::{Awaited, MemberRow, ROW_VERSION};
 use berth_model::ids::{JobId, NodeName};
 use berth_model::member::{KeyId, MemberRole, MemberState, check_host_name};
 use berth_model::request::{Actor, Refusal, RefusalCode, Response};
-use berth_model::time::Time;
 use std::collections::BTreeMap;
 
 /// Most keys that are kept of a machine that is not in the backup.
 const MOST_KEYS: usize = 8;
-/// By how much a node may raise the ids of jobs by what it reports, whenever the backup was made.
-const LEAST: u64 = 1_000_000;
-/// More jobs than a controller takes in a second: so many ids may have been given out for each since the backup was made.
-const RATE: u64 = 1_000;
+/// By how much nodes raise the ids of jobs by what they report after a restore, all of them together, without an administrator's word. Whatever the
+/// age of the backup: what one machine that is not one's own any more can take of the ids may not grow with it.
+pub(super) const UNASKED: u32 = 1_000_000;
 
 impl Cluster {
     /// Nodes of a restored backup for which all jobs wait.
@@ -77,19 +75,17 @@ impl Cluster {
             let Awaited::Beyond(job) = state else { continue };
             parts.push(format!(
                 "a backup was restored, and no job starts before somebody says whether {name} is right: it tells of job {job}, \
-                 which cannot have been given out since the backup, at {RATE} jobs a second: scontrol update NodeName={name} \
-                 State=RESUME has ids go on above {job}, State=DOWN Reason=... takes no notice of it"
+                 more than {UNASKED} above those of the backup: if so many can have been submitted since, scontrol update \
+                 NodeName={name} State=RESUME has ids go on above {job}; State=DOWN Reason=... takes no notice of it"
             ));
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 
-    /// The first id of a job that cannot have been given out since the backup was made.
-    pub(super) fn beyond(&self) -> u64 {
-        let made = self.restored.made;
-        let seconds = if made == Time::default() { 0 } else { self.clock.since(made).secs() };
-        let most = LEAST.max(RATE.saturating_mul(u64::try_from(seconds).unwrap_or(0)));
-        u64::from(self.next_job).saturating_add(most).min(u64::from(u32::MAX - 1))
+    /// The first id of a job of which no node is believed without an administrator's word.
+    pub(super) fn beyond(&self) -> JobId {
+        let most = self.restored.base.0.saturating_add(UNASKED);
+        JobId(most.max(self.next_job).min(u32::MAX - 1))
     }
 
     /// Ids of jobs go on above this one. What has one up to it, be it given out since the restore, may have the id of another that is lost.
@@ -236,11 +232,14 @@ impl Cluster {
         }
     }
 
-    /// An administrator says whether a node is right that told of a job which cannot have been given out.
+    /// An administrator says whether a node is right that told of a job far above those of the backup.
     pub(super) fn judge_beyond(&mut self, name: &NodeName, right: bool) {
         let Some(Awaited::Beyond(job)) = self.restored.awaited.get(name).copied() else { return };
         if right {
             self.go_on_above(job);
+            self.note_own(format!(
+                "ids of jobs go on above {job}, of which node {name} told after the restore"
+            ));
         }
         self.restored.awaited.insert(name.clone(), Awaited::Rest);
         self.out.meta = true;

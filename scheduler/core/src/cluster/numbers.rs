@@ -1,6 +1,7 @@
 //! Numbers of jobs, runs and steps after a restore: above all that a node knows to have been given out, be it over or not.
 
 use super::Cluster;
+use super::awaiting::UNASKED;
 use crate::job::Job;
 use crate::rows::{Phase, Restored};
 use berth_model::ids::{Attempt, JobId, NodeName};
@@ -11,8 +12,8 @@ use std::sync::Arc;
 const FAR: u32 = 1_000_000;
 
 impl Cluster {
-    /// Numbers go on above what a node reports on its first word, be it of what it has or of what is over there. The highest of the jobs that cannot have been
-    /// given out: of them an administrator has to say whether the node is right. `late`: it comes when it is not waited for any more.
+    /// Numbers go on above what a node reports on its first word, be it of what it has or of what is over there. The highest of the jobs that are
+    /// far above those of the backup: of them an administrator has to say whether the node is right. `late`: it comes when it is not waited for any more.
     pub(super) fn pass_over(
         &mut self,
         node: &NodeName,
@@ -26,8 +27,20 @@ impl Cluster {
         }
         let beyond = self.beyond();
         let told = jobs.chain([highest.job]);
-        let (near, far): (Vec<JobId>, Vec<JobId>) = told.partition(|id| u64::from(id.0) < beyond);
+        let (near, far): (Vec<JobId>, Vec<JobId>) = told.partition(|id| *id < beyond);
         let id = near.into_iter().max().unwrap_or_default();
+        let far = far.into_iter().max();
+        if let Some(job) = far {
+            let then = if first {
+                "no job starts before an administrator says whether it is right"
+            } else {
+                "no notice is taken of it, since nothing waited for the node any more"
+            };
+            let what = format!(
+                "node {node} tells of job {job}, more than {UNASKED} above those of the backup: {then}"
+            );
+            self.note_own(what);
+        }
         if !first {
             // What has been given out since is nobody else's any more.
             self.next_above(id);
@@ -35,7 +48,7 @@ impl Cluster {
         }
         self.go_on_above(id);
         self.number_above(highest);
-        far.into_iter().max()
+        far
     }
 
     /// Runs and steps are numbered above these, unless nobody can have come so far.

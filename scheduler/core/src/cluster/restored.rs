@@ -65,7 +65,7 @@ pub fn go_on_from(stored: &Stored, beyond: u32) -> Vec<Write> {
             before: JobId(next_job),
             attempts: attempt.saturating_add(ATTEMPTS),
             steps: step.saturating_add(STEPS),
-            made: clock,
+            base: JobId(next_job),
             not_before: Some(Time::default()),
             awaited: stored.nodes.iter().map(|n| (n.name.clone(), Awaited::Word)).collect(),
             unheard: BTreeSet::new(),
@@ -135,6 +135,11 @@ impl Cluster {
             }
         } else if left.is_some() {
             self.restored.not_before = Some(Time::default());
+            self.out.meta = true;
+        }
+        // A version before told only by what nodes have raised.
+        if self.restored.base == JobId::default() && self.restored.before != JobId::default() {
+            self.restored.base = self.restored.before;
             self.out.meta = true;
         }
         // What was answered is of no use to anybody when nothing is asked any more.
@@ -238,7 +243,7 @@ impl Cluster {
         Some(at)
     }
 
-    /// The node has told what it runs; `beyond`: a job among it that cannot have been given out.
+    /// The node has told what it runs; `beyond`: a job among it that is far above those of the backup.
     pub(super) fn has_told(&mut self, node: &NodeName, beyond: Option<JobId>) {
         if let Some(state) = self.restored.awaited.get_mut(node)
             && *state == Awaited::Word

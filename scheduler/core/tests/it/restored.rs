@@ -304,18 +304,66 @@ fn an_id_that_an_administrator_confirms_is_passed_over() {
     assert_eq!((new, back.state(new)), (JobId(3_000_001), JobState::Running));
 }
 
+/// What the administrators' log says of jobs far above those of the backup.
+fn told_of_far(w: &World) -> Vec<&str> {
+    let entries = w.writes.iter().filter_map(|write| match write {
+        Write::AddAudit(row) => Some(row.what.as_str()),
+        _ => None,
+    });
+    entries.filter(|what| what.contains("tells of job")).collect()
+}
+
 #[test]
-fn an_old_backup_lets_more_ids_have_been_given_out() {
-    let mut w = World::small();
-    w.batch("1", |s| s.hold = true);
+fn a_newcomer_long_after_a_restore_does_not_use_ids_up() {
+    let w = World::small();
     let mut back = w.of_backup(w.writes.len());
-    // A thousand a second, for two hours.
-    back.later(Span::from_mins(120));
-    let last = JobId(7_000_000);
-    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![(last, Attempt(0))]);
-    back.gone("n1", last, 0);
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
     assert_eq!(back.core.why_held(), None);
-    assert_eq!(back.batch("2", |_| {}), JobId(7_000_001));
+    back.now = back.now + Span::from_mins(365 * 24 * 60);
+    back.event(Event::Tick);
+    // However old the backup is: it can know of little that is lost.
+    for (node, job) in [("n2", u32::MAX - 3), ("n3", 900_000), ("n4", 1_800_000)] {
+        back.highest.job = JobId(job);
+        back.hello(node, "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    }
+    assert_eq!(back.core.why_held(), None, "one machine stops all others, long after");
+    let new = back.batch("1", |_| {});
+    assert_eq!(new, JobId(900_001));
+    let told = told_of_far(&back);
+    assert!(told.len() == 2 && told[0].contains("n2") && told[1].contains("n4"), "{told:?}");
+    assert!(told[0].contains(&(u32::MAX - 3).to_string()) && told[0].contains("no notice"), "{told:?}");
+}
+
+#[test]
+fn nodes_that_are_waited_for_use_no_ids_up_together() {
+    let mut w = World::small();
+    let names = ["n1", "n2", "n3", "n4", "n5", "n6", "n7"];
+    for name in &names[1..] {
+        w.node(name, hardware(4, 1, 4000, 0));
+    }
+    let mut back = w.of_backup(w.writes.len());
+    // A week later.
+    back.now = back.now + Span::from_mins(7 * 24 * 60);
+    back.event(Event::Tick);
+    for (at, name) in names.into_iter().enumerate() {
+        // Each a little less than a million above the one before.
+        back.highest.job = JobId(900_000 * (u32::try_from(at).unwrap() + 1));
+        back.hello(name, "boot", hardware(4, 1, 4000, 0), vec![], vec![]);
+    }
+    assert_eq!(awaited(&back), names[1..]);
+    assert_eq!(told_of_far(&back).len(), 6);
+    assert_eq!(back.batch("1", |_| {}), JobId(900_001));
+    // What an administrator confirms counts, and is on record; another node below it is believed then, and none above.
+    set(&mut back, "n3", NodeStateChange::Resume);
+    assert_eq!(back.batch("2", |_| {}), JobId(2_700_001));
+    let confirmed =
+        |write: &Write| matches!(write, Write::AddAudit(row) if row.what.contains("go on above 2700000"));
+    assert!(back.writes.iter().any(confirmed));
+    for name in ["n2", "n4", "n5", "n6", "n7"] {
+        set(&mut back, name, NodeStateChange::Down);
+    }
+    assert_eq!(back.core.why_held(), None);
+    assert_eq!(back.batch("3", |_| {}), JobId(2_700_002));
 }
 
 fn unknown(w: &mut World, node: &str, of: u8) {
