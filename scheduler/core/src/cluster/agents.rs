@@ -2,6 +2,7 @@
 
 use super::Cluster;
 use super::ending::unreported;
+use super::said::{self, plain};
 use crate::event::Effect;
 use crate::job::Progress;
 use crate::node::{Link, Node, is_by_file, is_same_file, told_drift};
@@ -58,17 +59,17 @@ impl Cluster {
                     return self.turn_away(connection, why);
                 }
                 let hello = Hello {
-                    boot_id,
+                    boot_id: plain(&boot_id, said::WORD),
                     boot_time,
                     agent_start,
-                    version,
-                    hardware,
+                    version: plain(&version, said::WORD),
+                    hardware: said::hardware(hardware),
                     term,
                     steps,
                     jobs,
                     asked,
                     unknown,
-                    features,
+                    features: said::features(features),
                     highest,
                     host,
                 };
@@ -86,7 +87,7 @@ impl Cluster {
             }
             FromAgent::PrologFailed { session, job, attempt, why, faults } => {
                 if self.heard(node, connection, session) {
-                    self.could_not_begin(node, job, attempt, &why, faults);
+                    self.could_not_begin(node, job, attempt, &plain(&why, said::REASON), faults);
                 }
             }
             FromAgent::JobGone { session, job, attempt, steps, epilog, faults } => {
@@ -212,7 +213,7 @@ impl Cluster {
             let why = format!("{name} was removed from the cluster: it can join again with a token");
             return self.turn_away(connection, why);
         }
-        if let Err(why) = check_hardware(&hello.hardware) {
+        if let Err(why) = said::fits(&hello.hardware).and_then(|()| check_hardware(&hello.hardware)) {
             return self.turn_away(connection, format!("the hardware of {name} cannot be: {why}"));
         }
         if self.nodes.get(name).is_some_and(|n| connection < n.last_connection) {
@@ -481,6 +482,7 @@ impl Cluster {
             StepPhase::Exited(mut exit) => {
                 if !recorded {
                     exit.tasks = Vec::new(); // told to the client by the supervisor; too much for a row
+                    exit.launch_error = exit.launch_error.map(|why| said::error(&why));
                     self.step_exited(key.job, key.step, at, exit);
                 }
                 self.send(node, ToAgent::ExitRecorded { key });
@@ -497,6 +499,7 @@ impl Cluster {
     /// What a step's image took on its node: written down once.
     fn pulled(&mut self, node: &NodeName, key: StepKey, mut pull: ImagePull) {
         let Some(at) = self.step(key).and_then(|s| s.nodes.find(node)) else { return };
+        pull.digest = pull.digest.map(|digest| plain(&digest, said::WORD));
         if let Some(found) = pull.found.take() {
             self.keep_image(key.job, key.step, *found);
         }

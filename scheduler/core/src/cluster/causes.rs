@@ -1,15 +1,13 @@
 //! Why the cluster itself keeps new work from a node: what its agent finds wrong, for as long as it is wrong.
 
 use super::Cluster;
+use super::said::{REASON, plain};
 use crate::rows::{CauseNote, Phase};
 use berth_model::config::restricts;
 use berth_model::ids::{Attempt, JobId, NodeName};
 use berth_model::link::Trouble;
 use berth_model::state::Cause;
 use std::collections::BTreeMap;
-
-/// Longest reason that is kept of a node.
-const LONGEST: usize = 1000;
 
 impl Cluster {
     /// All that is wrong with a node at this moment, as its agent says it with each sign of life. What is not named any more is
@@ -76,7 +74,7 @@ impl Cluster {
 
     pub(super) fn begin_cause(&mut self, name: &NodeName, cause: Cause, why: &str) {
         // It ends on administrators' terminals.
-        let why: String = why.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
+        let why = plain(why, REASON);
         let now = self.clock;
         let Some(node) = self.node_mut(name) else { return };
         let since = match node.row.causes.get(&cause) {

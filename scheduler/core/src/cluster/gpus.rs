@@ -6,6 +6,7 @@
 
 use super::Cluster;
 use super::ending::Verdict;
+use super::said::{FAULT, plain};
 use crate::config::IdleRules;
 use crate::gpus::{faulty, fenced, some};
 use crate::job::Job;
@@ -208,7 +209,7 @@ impl Cluster {
             return;
         };
         for fault in faults {
-            let why: String = fault.why.chars().filter(|c| !c.is_control()).take(400).collect();
+            let why = plain(&fault.why, FAULT);
             let found = n.row.hardware.gres.iter_mut().find(|d| d.name == "gpu" && d.index == fault.index);
             if let Some(device) = found {
                 device.fault = Some(why);

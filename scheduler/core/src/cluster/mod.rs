@@ -33,6 +33,7 @@ mod reconfigure;
 mod restore;
 mod restored;
 mod rights;
+mod said;
 mod select;
 mod signals;
 mod sluids;

@@ -2,6 +2,7 @@
 
 use super::Cluster;
 use super::ending::Verdict;
+use super::said::{REASON, plain};
 use crate::node::CLUSTER;
 use crate::rows::{Hold, Phase};
 use berth_model::devices::GPU;
@@ -23,7 +24,8 @@ impl Cluster {
         let told = c.reason.is_some() && (c.down || c.drain || c.fail);
         c.drain = true;
         if !told {
-            c.reason = Some(why.to_string());
+            // Programs of the site end on administrators' terminals with it.
+            c.reason = Some(plain(why, REASON));
             c.reason_user = Some(CLUSTER.to_string());
             c.reason_time = Some(now);
         }

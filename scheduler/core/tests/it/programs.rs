@@ -1,11 +1,13 @@
 //! What comes of prologs and epilogs that fail.
 
 use crate::common::*;
+use berth_model::hardware::GresDevice;
 use berth_model::ids::*;
-use berth_model::link::{FromAgent, ToAgent};
+use berth_model::link::{FromAgent, Highest, ToAgent};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
+use berth_sched_core::{NodeRow, Write};
 
 const WHY: &str = "prolog /etc/prolog failed: exit code 3: no disk";
 
@@ -78,6 +80,92 @@ fn a_failed_epilog_drains_the_node_and_keeps_nothing_of_the_job() {
     let c = condition(&w, "n1");
     assert!(c.drain && c.reason.is_some_and(|r| r.starts_with("epilog /etc/epilog failed")));
     assert_eq!(w.core.snapshot().node(&NodeName::from("n1")).unwrap().allocated.cpu, 0);
+}
+
+/// Longer than any row should be, and what moves a terminal.
+fn wild() -> String {
+    format!("\u{1b}]0;owned\u{7}\u{9b}2J{}", "x".repeat(1 << 20))
+}
+
+fn is_tame(text: &str, most: usize) -> bool {
+    !text.chars().any(char::is_control) && text.chars().count() <= most
+}
+
+#[test]
+fn what_a_nodes_programs_say_is_short_and_plain_where_it_is_kept() {
+    let (mut w, why) = (World::small(), wild());
+    w.node("n2", hardware(4, 1, 4000, 2));
+    let id = w.batch("a", |_| {});
+    w.exited("n1", batch_key(id, 0), ExitStatus::OK);
+    w.tell("n1", |session| FromAgent::JobGone {
+        session,
+        job: id,
+        attempt: Attempt(0),
+        steps: vec![],
+        epilog: Some(why.clone()),
+        faults: vec![],
+    });
+    let next = w.submit(job(JobKind::Run, "r")).unwrap();
+    w.tell("n2", |session| FromAgent::PrologFailed {
+        session,
+        job: next,
+        attempt: Attempt(0),
+        why,
+        faults: vec![],
+    });
+    for node in ["n1", "n2"] {
+        let c = condition(&w, node);
+        let reason = c.reason.unwrap();
+        assert!(c.drain && reason.starts_with("]0;owned") && is_tame(&reason, 1000), "{node}");
+    }
+    let Reason::LaunchFailed(text) = w.info(next).reason else { panic!("{:?}", w.info(next).reason) };
+    assert!(text.contains("]0;owned") && is_tame(&text, 1200), "{} characters", text.len());
+}
+
+#[test]
+fn what_an_agent_says_of_itself_is_short_and_plain_where_it_is_kept() {
+    let (mut w, wild) = (World::small(), wild());
+    let mut said = hardware(4, 1, 4000, 2);
+    (said.arch, said.os) = (wild.clone(), wild.clone());
+    said.gres[1].kind = Some(wild.clone());
+    said.gres[1].fault = Some(wild.clone());
+    let hello = |hardware| FromAgent::Hello {
+        node: "n1".into(),
+        boot_id: wild.clone(),
+        boot_time: Default::default(),
+        agent_start: Default::default(),
+        version: wild.clone(),
+        hardware,
+        term: Term(0),
+        asked: Default::default(),
+        steps: vec![],
+        jobs: vec![],
+        unknown: vec![],
+        features: vec![wild.clone(); 1000],
+        highest: Highest::default(),
+    };
+    let since = w.writes.len();
+    w.tell("n1", |_| hello(said.clone()));
+    let rows: Vec<&NodeRow> = w.writes[since..]
+        .iter()
+        .filter_map(|write| if let Write::PutNode(row) = write { Some(&**row) } else { None })
+        .collect();
+    let row: NodeRow = (*rows.last().unwrap()).clone();
+    let device = &row.hardware.gres[1];
+    let texts = [&row.boot_id, &row.agent_version, &row.hardware.arch, &row.hardware.os];
+    for text in texts.into_iter().chain(&device.kind).chain(&device.fault) {
+        assert!(text.starts_with("]0;owned") && is_tame(text, 400), "{} characters", text.len());
+    }
+    // The same words once more are no other boot.
+    let since = w.writes.len();
+    w.tell("n1", |_| hello(said.clone()));
+    let other = |write: &Write| matches!(write, Write::PutNode(again) if **again != row);
+    assert!(!w.writes[since..].iter().any(other));
+    // What no machine has is not taken at all.
+    said.gres = (0..100_000).map(|index| GresDevice { index, ..said.gres[0].clone() }).collect();
+    w.tell("n1", |_| hello(said.clone()));
+    let refused = |m: &ToAgent| matches!(m, ToAgent::Refused(why) if why.contains("the most"));
+    assert!(w.sent.iter().any(refused));
 }
 
 #[test]
