@@ -5,6 +5,7 @@ use crate::error::{malformed, to_status};
 use crate::pb;
 use crate::raw::{Raw, encoded};
 use crate::receiving::{Held, Receiving};
+use crate::saying::{LARGEST, Saying, Unheard};
 use crate::serve::{AgentConnection, Answers, Caller, Service};
 use crate::wire::{Field, Malformed, required};
 use berth_model::link::{FromAgent, ToAgent};
@@ -21,7 +22,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
@@ -34,6 +35,7 @@ const AGENT_QUEUE: usize = 16_384;
 pub(crate) struct Shell<S> {
     pub service: Arc<S>,
     pub receiving: Arc<Receiving>,
+    pub saying: Arc<Saying>,
     /// Closed when the server stops.
     pub stopping: watch::Receiver<()>,
 }
@@ -43,6 +45,7 @@ impl<S> Clone for Shell<S> {
         Shell {
             service: Arc::clone(&self.service),
             receiving: Arc::clone(&self.receiving),
+            saying: Arc::clone(&self.saying),
             stopping: self.stopping.clone(),
         }
     }
@@ -155,6 +158,7 @@ impl<S: Service> Shell<S> {
                             shell.session(caller, request.into_inner()).await.map(tonic::Response::new)
                         }
                     };
+                    let mut grpc = grpc.max_decoding_message_size(LARGEST);
                     grpc.streaming(tower::service_fn(session), request).await
                 }
                 _ => {
@@ -359,7 +363,7 @@ impl<S: Service> Shell<S> {
         };
         let (outgoing, to_agent) = mpsc::channel(AGENT_QUEUE);
         let (from_agent, incoming) = mpsc::channel(256);
-        tokio::spawn(forward(said, from_agent));
+        tokio::spawn(forward(said, self.saying.of(&node), from_agent));
         let connection = AgentConnection { node, incoming, outgoing };
         self.service.agent(connection).await.map_err(|refusal| to_status(&refusal))?;
         let messages = ReceiverStream::new(to_agent).map(|message: ToAgent| {
@@ -441,15 +445,20 @@ fn is_unknown(message: &pb::FromAgent) -> bool {
     peers.said.as_ref().is_some_and(|said| said.kind.is_none())
 }
 
-/// Converts what an agent says until its link ends or makes no sense.
-async fn forward(mut wire: tonic::Streaming<Bytes>, to: mpsc::Sender<FromAgent>) {
+/// Converts what an agent says until its link ends or makes no sense; nothing for which there is no room.
+async fn forward(
+    mut wire: tonic::Streaming<Bytes>,
+    room: Arc<Semaphore>,
+    to: mpsc::Sender<(FromAgent, Unheard)>,
+) {
     while let Ok(Some(message)) = wire.message().await {
+        let unheard = Unheard::take(&room, message.len()).await;
         let Ok(message) = pb::FromAgent::decode(message) else { return };
         if is_unknown(&message) {
             continue;
         }
         let Ok(message) = FromAgent::get(message) else { return };
-        if to.send(message).await.is_err() {
+        if to.send((message, unheard)).await.is_err() {
             return;
         }
     }

@@ -5,6 +5,7 @@ use crate::machines::{self, MachineListener};
 use crate::methods::Shell;
 use crate::places::{Place, Places, one_users_part};
 use crate::preface::{Preface, Question, Reply};
+use crate::saying::Unheard;
 use berth_model::config::Config;
 use berth_model::direct::StreamWay;
 use berth_model::link::{FromAgent, ToAgent};
@@ -62,8 +63,8 @@ pub enum Caller {
 pub struct AgentConnection {
     /// The node that it speaks for.
     pub node: NodeName,
-    /// What it says; ends when the link does.
-    pub incoming: mpsc::Receiver<FromAgent>,
+    /// What it says, and with each its part of what may wait of it; ends when the link does.
+    pub incoming: mpsc::Receiver<(FromAgent, Unheard)>,
     /// What it is told. Dropping it ends the link.
     pub outgoing: mpsc::Sender<ToAgent>,
 }
@@ -203,7 +204,7 @@ pub async fn serve<S: Service>(
     ));
     let machines = tokio::spawn(accept_machines(listeners.machines, Arc::clone(&service), vouched, accepted));
     let (stopping, stop_seen) = watch::channel(());
-    let shell = Shell { service, receiving: Arc::default(), stopping: stop_seen };
+    let shell = Shell { service, receiving: Arc::default(), saying: Arc::default(), stopping: stop_seen };
     let dispatch =
         tower::service_fn(move |request: http::Request<tonic::body::Body>| shell.clone().carry(request));
     let server = tonic::transport::Server::builder()

@@ -209,6 +209,46 @@ async fn agents_are_known_by_their_preface() {
 }
 
 #[tokio::test]
+async fn what_a_node_says_waits_with_the_node_while_nothing_is_handled() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path(), Rank::User);
+    let uplink = Uplink::Local(dir.path().join("n.sock"));
+    let beat = |load, drift| FromAgent::Heartbeat {
+        session: Session(1),
+        load,
+        free_memory: 2,
+        drift,
+        troubles: vec![],
+        asked: Time(0),
+        used: vec![],
+        gpus: vec![],
+    };
+    let (still, _told) = AgentLink::connect(&uplink, &NodeName::from("still")).await.unwrap();
+    // All of it is under way: 64 MiB.
+    for load in 0..64 {
+        still.send(&beat(load, vec!["x".repeat(1 << 20)])).await.unwrap();
+    }
+    let waiting = Arc::clone(&server.recorder.waiting);
+    wait_for(|| waiting.lock().unwrap().len() >= 7).await;
+    // Nor does another connection of it get further; another node does.
+    let (again, _told) = AgentLink::connect(&uplink, &NodeName::from("still")).await.unwrap();
+    again.send(&beat(1000, vec!["x".repeat(1 << 20)])).await.unwrap();
+    let (sender, mut receiver) = AgentLink::connect(&uplink, &NodeName::from("node-1")).await.unwrap();
+    for load in 0..100 {
+        sender.send(&beat(load, vec!["x".repeat(1 << 16)])).await.unwrap();
+        let told = receiver.receive().await.unwrap();
+        assert_eq!(told, Some(ToAgent::Refused(format!("node-1 {load}"))));
+    }
+    assert_eq!(waiting.lock().unwrap().len(), 7, "8 MiB are the most");
+    // With what is handled there is room for as much.
+    let mut handled = 0;
+    while handled < 65 {
+        wait_for(|| !waiting.lock().unwrap().is_empty()).await;
+        handled += waiting.lock().unwrap().drain(..).count();
+    }
+}
+
+#[tokio::test]
 async fn errors_say_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let missing = Client::connect(&Endpoint::Unix(dir.path().join("none"))).await.unwrap_err();

@@ -16,7 +16,7 @@ use berth_model::rights::Rank;
 use berth_model::spec::Identity;
 use berth_model::{ByteStr, JobId, NodeName, StepKey, Time, Uid};
 use berth_rpc::{
-    AgentConnection, Answers, Duplex, Listeners, MachineListener, Question, Reply, Service, serve,
+    AgentConnection, Answers, Duplex, Listeners, MachineListener, Question, Reply, Service, Unheard, serve,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,6 +36,8 @@ pub struct Recorder {
     pub unknown: Mutex<Vec<(NodeName, KeyId)>>,
     /// None of them is removed.
     kept: Mutex<Vec<oneshot::Sender<()>>>,
+    /// What nodes have said that are called `still`: it is never handled.
+    pub waiting: Arc<Mutex<Vec<(u32, Unheard)>>>,
     /// Why connections came to nothing.
     pub away: Mutex<Vec<String>>,
 }
@@ -174,8 +176,13 @@ impl Service for Recorder {
         self.away.lock().unwrap().push(why.to_string());
     }
     async fn agent(&self, mut connection: AgentConnection) -> Result<(), Refusal> {
+        let (waiting, still) = (Arc::clone(&self.waiting), connection.node.0.starts_with("still"));
         tokio::spawn(async move {
-            while let Some(FromAgent::Heartbeat { load, .. }) = connection.incoming.recv().await {
+            while let Some((FromAgent::Heartbeat { load, .. }, unheard)) = connection.incoming.recv().await {
+                if still {
+                    waiting.lock().unwrap().push((load, unheard));
+                    continue;
+                }
                 let text = format!("{} {load}", connection.node);
                 if connection.outgoing.send(ToAgent::Refused(text)).await.is_err() {
                     return;
@@ -238,6 +245,7 @@ pub fn start_for(
         members,
         unknown: Mutex::default(),
         kept: Mutex::default(),
+        waiting: Arc::default(),
         away: Mutex::default(),
     });
     let listeners = Listeners {

@@ -44,11 +44,11 @@ pub(crate) fn take(
                 // Cut off by the core, or by the agent not reading.
                 _ = &mut telling => None,
             };
-            let Some(message) = message else { break };
+            let Some((message, unheard)) = message else { break };
             if let FromAgent::Peers { said: FromPeers::Ready { address, key, streams, .. }, .. } = &message {
                 relay.port(&node, connection, streams.then(|| (address.clone(), key.clone())));
             }
-            if inputs.send(Input::Agent { node: node.clone(), connection, message }).is_err() {
+            if inputs.send(Input::Agent { node: node.clone(), connection, message, unheard }).is_err() {
                 return;
             }
         }

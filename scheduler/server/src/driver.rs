@@ -5,12 +5,14 @@ use crate::fencing::Fences;
 use crate::group::only_last;
 use crate::leases::needs_client;
 use crate::shared::Shared;
+use crate::trace::{Trace, mark, shown};
 use crate::{ControllerError, Fence, PowerOff};
 use berth_model::carry::CarriedTo;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
-use berth_model::{JobId, NodeName, Session, Span, Term, Time};
+use berth_model::{JobId, NodeName, Span, Term, Time};
+use berth_rpc::Unheard;
 use berth_sched_core::{
     AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, Leap, LoginOf, PayloadKey,
     Phase, RequestId, Stored, Write, commit,
@@ -55,8 +57,8 @@ pub(crate) enum Input {
     Abandoned { request: RequestId },
     /// An agent's link, before its first message.
     AgentOpened { node: NodeName, connection: u64, queue: mpsc::Sender<Outgoing> },
-    /// What an agent says.
-    Agent { node: NodeName, connection: u64, message: FromAgent },
+    /// What an agent says, and its part of what may wait of it.
+    Agent { node: NodeName, connection: u64, message: FromAgent, unheard: Unheard },
     /// An agent's link is gone.
     AgentLost { node: NodeName, connection: u64 },
     /// The agent of a machine that is not in the books has come, with a certificate of the cluster's.
@@ -113,8 +115,8 @@ pub(crate) struct Driver {
     pending: HashMap<RequestId, oneshot::Sender<Answer>>,
     agents: HashMap<u64, (NodeName, mpsc::Sender<Outgoing>)>,
     /// Messages that made the core panic once, and those that did so again and are not let in any more.
-    suspects: Vec<(NodeName, FromAgent)>,
-    set_aside: Vec<(NodeName, FromAgent)>,
+    suspects: Vec<(NodeName, u64)>,
+    set_aside: Vec<(NodeName, u64)>,
     /// Until when timers rest because they made the core panic.
     rest_until: Option<Instant>,
     ticks_failed: u32,
@@ -322,15 +324,19 @@ impl Driver {
                 Input::AgentOpened { node, connection, queue } => {
                     self.agents.insert(connection, (node, queue));
                 }
-                Input::Agent { node, connection, message } => {
+                Input::Agent { node, connection, mut message, unheard } => {
                     if !self.agents.contains_key(&connection) {
                         continue; // cut off already
                     }
-                    let trace = (node.clone(), without_session(message.clone()));
-                    if self.set_aside.contains(&trace) {
+                    let of = (node.clone(), mark(&mut message));
+                    if self.set_aside.contains(&of) {
                         continue;
                     }
+                    let text = if self.suspects.contains(&of) { shown(&message) } else { String::new() };
+                    let trace = Trace { of, text };
                     self.apply(Event::Agent { node, connection, message }, Some(trace), now, &mut group)?;
+                    // From now on there is room for what it says next.
+                    drop(unheard);
                 }
                 Input::AgentLost { node, connection } => {
                     self.agents.remove(&connection);
@@ -356,7 +362,7 @@ impl Driver {
     fn apply(
         &mut self,
         event: Event,
-        trace: Option<(NodeName, FromAgent)>,
+        trace: Option<Trace>,
         now: Time,
         group: &mut Group,
     ) -> Result<(), ControllerError> {
@@ -404,23 +410,23 @@ impl Driver {
     }
 
     /// Decides what becomes of an event that made the core panic.
-    fn after_panic(&mut self, request: Option<RequestId>, trace: Option<(NodeName, FromAgent)>, tick: bool) {
+    fn after_panic(&mut self, request: Option<RequestId>, trace: Option<Trace>, tick: bool) {
         if let Some(reply) = request.and_then(|request| self.pending.remove(&request)) {
             let text = "this request met a fault of the scheduler and was set aside; nothing was changed. Please \
                         report it with the controller's log";
             // The client may be gone.
             let _ = reply.send(Err(Refusal::new(RefusalCode::Internal, text)));
         }
-        if let Some(trace) = trace {
-            if self.suspects.contains(&trace) {
+        if let Some(Trace { of, text }) = trace {
+            if self.suspects.contains(&of) {
                 let text = format!(
-                    "a message of {}'s agent made the scheduler fail twice and is set aside: {:?}",
-                    trace.0, trace.1
+                    "a message of {}'s agent made the scheduler fail twice and is set aside: {text}",
+                    of.0
                 );
                 self.shared.alarm("message", text);
-                self.set_aside.push(trace);
+                self.set_aside.push(of);
             } else {
-                self.suspects.push(trace);
+                self.suspects.push(of);
             }
         }
         if tick {
@@ -726,24 +732,6 @@ impl Driver {
 
 #[cfg(test)]
 mod tests;
-
-/// The same message is the same whatever the registration it came with.
-fn without_session(mut message: FromAgent) -> FromAgent {
-    match &mut message {
-        FromAgent::Hello { .. } => {}
-        FromAgent::Step { session, .. }
-        | FromAgent::Pulled { session, .. }
-        | FromAgent::JobGone { session, .. }
-        | FromAgent::PrologFailed { session, .. }
-        | FromAgent::RebootFailed { session, .. }
-        | FromAgent::ImagesHeld { session, .. }
-        | FromAgent::Peers { session, .. }
-        | FromAgent::NotEnded { session, .. }
-        | FromAgent::Signalled { session, .. }
-        | FromAgent::Heartbeat { session, .. } => *session = Session(0),
-    }
-    message
-}
 
 fn span_of_days(days: u32) -> Option<Span> {
     (days > 0).then(|| Span::from_mins(i64::from(days) * 24 * 60))

@@ -23,6 +23,7 @@ mod shared;
 mod state;
 mod streams;
 mod tokens;
+mod trace;
 mod turns;
 mod watchers;
 mod ways;

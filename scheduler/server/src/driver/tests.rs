@@ -45,7 +45,7 @@ fn connect(connection: u64, version: &str) -> ([Input; 2], mpsc::Receiver<Outgoi
     let node = NodeName::from("n1");
     let (queue, told) = mpsc::channel(16);
     let opened = Input::AgentOpened { node: node.clone(), connection, queue };
-    ([opened, Input::Agent { node, connection, message: hello(version) }], told)
+    ([opened, Input::Agent { node, connection, message: hello(version), unheard: Unheard::default() }], told)
 }
 
 fn submit(number: u64, name: &str) -> (Input, oneshot::Receiver<Answer>) {
