@@ -72,6 +72,9 @@ pub struct JobInfo {
     /// When it ended.
     #[serde(default)]
     pub ended: Option<Time>,
+    /// While it runs: by how much later its limit is reached than start and limit say, since time went on by so much on the word of the wall clock alone.
+    #[serde(default)]
+    pub leapt: Span,
     /// Steps, in order.
     #[serde(default)]
     pub steps: Vec<StepInfo>,

@@ -1242,6 +1242,8 @@ pub struct JobInfo {
     pub notices: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(fixed64, optional, tag = "503")]
     pub sluid: ::core::option::Option<u64>,
+    #[prost(int64, tag = "520")]
+    pub leapt: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeInfo {

@@ -32,7 +32,7 @@ structs! {
     JobInfo {
         id, array, task, waiting, spec, identity, partition, time_limit, state, reason, attempt, priority,
         requested, allocated, layout, shares, exit, derived_exit, cancelled_by, submitted, eligible, started,
-        ended, steps, notices, sluid,
+        ended, leapt, steps, notices, sluid,
     }
     Origin { submission, command, submit_line }
     WaitingJobs {

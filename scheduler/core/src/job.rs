@@ -1,7 +1,8 @@
 //! A job in memory, and how its rows are told to people.
 
+use crate::cluster::leapt_since;
 use crate::parts::Parts;
-use crate::rows::{Hold, JobRow, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepRow, step_work_dir};
+use crate::rows::{Hold, JobRow, Leap, Phase, ROW_VERSION, Run, SpecRow, StepNode, StepRow, step_work_dir};
 use crate::spec::Spec;
 use crate::tasks::Tasks;
 use berth_model::devices::{self, add, gpus, sum};
@@ -56,6 +57,14 @@ impl Job {
             Phase::Pending => None,
             Phase::Running(run) | Phase::Ending { run, .. } => Some(run),
             Phase::Ended { run, .. } => run.as_ref(),
+        }
+    }
+
+    /// By how much later its limit is reached than its start and its limit say.
+    pub(crate) fn leapt(&self, leaps: &[Leap]) -> Span {
+        match &self.row.phase {
+            Phase::Running(run) if run.limit.is_some() => leapt_since(leaps, run.started),
+            _ => Span(0),
         }
     }
 
@@ -337,6 +346,7 @@ fn assemble(view: View, spec: SpecRow, row: &JobRow, steps: &[&StepRow]) -> JobI
         eligible: row.eligible,
         started: run.map(|r| r.started),
         ended: result.map(|r| r.ended),
+        leapt: Span(0),
         notices: Vec::new(),
         sluid: row.sluid,
     }

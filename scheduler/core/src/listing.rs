@@ -1,6 +1,7 @@
 //! Lists of many jobs: waiting ones in columns, so that a list of 100,000 costs the controller milliseconds.
 
 use crate::job::Job;
+use crate::rows::Leap;
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
 use berth_model::ids::{Attempt, JobId, SubmissionId};
@@ -25,6 +26,7 @@ type KindKey = (usize, usize, usize, TimeLimit);
 struct Pages<'a, I: Iterator> {
     jobs: std::iter::Peekable<I>,
     query: &'a JobQuery,
+    leaps: &'a [Leap],
 }
 
 impl Snapshot {
@@ -32,7 +34,7 @@ impl Snapshot {
     pub fn list<'a>(&'a self, query: &'a JobQuery) -> impl Iterator<Item = JobList> + 'a {
         let owned = |job: &&Arc<Job>| query.users.is_empty() || query.users.contains(&job.spec.identity.uid);
         let jobs = self.jobs.values().filter(|job| !job.row.is_empty_array()).filter(owned).peekable();
-        Pages { jobs, query }
+        Pages { jobs, query, leaps: &self.leaps }
     }
 }
 
@@ -41,7 +43,7 @@ impl<'a, I: Iterator<Item = &'a Arc<Job>>> Iterator for Pages<'a, I> {
 
     fn next(&mut self) -> Option<JobList> {
         self.jobs.peek()?;
-        let mut page = Page::new(self.query);
+        let mut page = Page::new(self.query, self.leaps);
         while let Some(job) = self.jobs.next_if(|_| page.has_room()) {
             page.add(job);
         }
@@ -52,6 +54,7 @@ impl<'a, I: Iterator<Item = &'a Arc<Job>>> Iterator for Pages<'a, I> {
 /// A page in the making.
 struct Page<'a> {
     query: &'a JobQuery,
+    leaps: &'a [Leap],
     /// Whether waiting jobs are wanted.
     waiting: bool,
     list: JobList,
@@ -69,9 +72,10 @@ fn place(at: usize) -> u32 {
 }
 
 impl<'a> Page<'a> {
-    fn new(query: &'a JobQuery) -> Page<'a> {
+    fn new(query: &'a JobQuery, leaps: &'a [Leap]) -> Page<'a> {
         Page {
             query,
+            leaps,
             waiting: query.states.is_empty() || query.states.contains(&JobState::Pending),
             list: JobList::default(),
             kinds: BTreeMap::new(),
@@ -89,7 +93,8 @@ impl<'a> Page<'a> {
 
     fn add(&mut self, job: &'a Job) {
         if !job.is_pending() || !matches!(job.row.tasks, Tasks::None) || !job.steps.is_empty() {
-            let info = if self.query.brief { job.brief() } else { job.info() };
+            let mut info = if self.query.brief { job.brief() } else { job.info() };
+            info.leapt = job.leapt(self.leaps);
             if self.query.matches(&info) {
                 self.bytes += size(&info);
                 self.list.jobs.push(info);

@@ -4,7 +4,7 @@ use crate::config::PartitionRules;
 use crate::gpus;
 use crate::job::Job;
 use crate::node::Node;
-use crate::rows::{MemberRow, Phase, TokenRow};
+use crate::rows::{Leap, MemberRow, Phase, TokenRow};
 use berth_model::ids::{JobId, NodeName, Uid};
 use berth_model::member::{KeyId, MemberInfo, TokenInfo};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
@@ -25,6 +25,7 @@ pub struct Snapshot {
     pub(crate) keys: OrdMap<KeyId, NodeName>,
     pub(crate) tokens: OrdMap<String, Arc<TokenRow>>,
     pub(crate) sluids: OrdMap<Sluid, JobId>,
+    pub(crate) leaps: Vec<Leap>,
 }
 
 impl Snapshot {
@@ -38,9 +39,13 @@ impl Snapshot {
         self.job(*self.sluids.get(&sluid)?)
     }
 
+    fn info(&self, job: &Job) -> JobInfo {
+        JobInfo { leapt: job.leapt(&self.leaps), ..job.info() }
+    }
+
     /// With what nodes say of it while it runs.
     fn whole(&self, job: &Job) -> JobInfo {
-        let mut info = job.info();
+        let mut info = self.info(job);
         let Some(run) = job.run().filter(|_| matches!(job.row.phase, Phase::Running(_))) else { return info };
         for (step, row) in info.steps.iter_mut().zip(job.steps.values()) {
             for part in row.nodes.iter().filter(|part| part.exit.is_none()) {
@@ -66,7 +71,7 @@ impl Snapshot {
 
     /// All records, by id.
     pub fn jobs(&self) -> impl Iterator<Item = JobInfo> + '_ {
-        self.jobs.values().filter(|j| !j.row.is_empty_array()).map(|j| j.info())
+        self.jobs.values().filter(|j| !j.row.is_empty_array()).map(|j| self.info(j))
     }
 
     /// Every record of the array, or the one record of a plain job.

@@ -54,6 +54,7 @@ fn session(message: &mut FromAgent) -> Option<&mut Session> {
         | FromAgent::ImagesHeld { session, .. }
         | FromAgent::Peers { session, .. }
         | FromAgent::NotEnded { session, .. }
+        | FromAgent::Signalled { session, .. }
         | FromAgent::Heartbeat { session, .. } => Some(session),
     }
 }

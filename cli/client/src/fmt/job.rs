@@ -128,7 +128,7 @@ pub fn start(job: &JobInfo, view: &View) -> Option<Time> {
 /// When it ended, or will end at its limit.
 pub fn end(job: &JobInfo) -> Option<Time> {
     job.ended.or_else(|| match (job.started, job.time_limit.span()) {
-        (Some(start), Some(limit)) if job.state != JobState::Pending => Some(start + limit),
+        (Some(start), Some(limit)) if job.state != JobState::Pending => Some(start + limit + job.leapt),
         _ => None,
     })
 }

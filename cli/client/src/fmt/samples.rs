@@ -10,7 +10,7 @@ use berth_model::spec::{
 };
 use berth_model::stamp::TimeFormat;
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
-use berth_model::{Attempt, Gid, JobId, Sluid, StepId, SubmissionId, Time, Tres, Uid};
+use berth_model::{Attempt, Gid, JobId, Sluid, Span, StepId, SubmissionId, Time, Tres, Uid};
 
 /// 2026-11-20T22:44:06Z.
 pub const START: i64 = 1_795_214_646;
@@ -90,6 +90,7 @@ pub fn job(id: u32, name: &str) -> JobInfo {
         started: Some(Time::from_secs(START)),
         ended: None,
         steps: Vec::new(),
+        leapt: Span(0),
         notices: Vec::new(),
         sluid: Some(Sluid(14_593_501_092_478_253_056)),
     }

@@ -168,7 +168,7 @@ fn time_left(j: &JobInfo, v: &View) -> String {
     match j.time_limit.span() {
         None => "UNLIMITED".into(),
         Some(limit) => {
-            let left = limit.0 - job::elapsed(j, v).0;
+            let left = limit.0 + j.leapt.0 - job::elapsed(j, v).0;
             if left < 0 { "INVALID".into() } else { time::short(berth_model::Span(left)) }
         }
     }
@@ -327,9 +327,10 @@ pub fn active(state: JobState) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{array, job, pending, step, view};
+    use super::super::samples::{START, array, job, pending, step, view};
     use super::*;
     use berth_model::state::{ExitStatus, Reason};
+    use berth_model::{Span, Time};
 
     fn table(format: &str, jobs: &[JobInfo], after: i64) -> String {
         let cells = by_letters(format).cells;
@@ -362,6 +363,16 @@ mod tests {
             "             JOBID PARTITION     NAME     USER ST          START_TIME  NODES SCHEDNODES           NODELIST(REASON)\n\
              \u{20}       11_[2-9%2]     debug   arrjob    alice PD                 N/A      1 (null)               (JobArrayTaskLimit)\n"
         );
+    }
+
+    #[test]
+    fn what_is_left_and_the_end_go_by_what_counts_as_reached() {
+        // Two hours later, of which nobody knows whether they have passed.
+        let leapt = JobInfo { leapt: Span::from_secs(7200), ..job(9, "run2") };
+        let ends = Time::from_secs(START + 1800 + 7200);
+        assert_eq!(job::end(&leapt), Some(ends));
+        assert_eq!(table("%L", &[leapt], 7200 + 60), "TIME_LEFT\n29:00\n");
+        assert_eq!(table("%L", &[job(9, "run2")], 7200 + 60), "TIME_LEFT\nINVALID\n");
     }
 
     #[test]

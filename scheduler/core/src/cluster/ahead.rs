@@ -135,7 +135,7 @@ impl Cluster {
         let mut ends = BTreeSet::new();
         for (id, attempt) in self.nodes.values().flat_map(|node| node.held.keys()) {
             let at = match self.job(*id).map(|job| &job.row.phase) {
-                Some(Phase::Running(run)) => run.limit.unwrap_or(Time(i64::MAX)),
+                Some(Phase::Running(run)) => self.reached(run).unwrap_or(Time(i64::MAX)),
                 _ => self.clock,
             };
             ends.insert((at, *id, *attempt));

@@ -391,8 +391,11 @@ impl Cluster {
         if let Some(found) = place_all(wishes, &nodes, Node::available) {
             return Ok(answer(self.clock, &found));
         }
-        let mut ends: Vec<(Time, (JobId, Attempt))> =
-            self.jobs.iter().filter_map(|(id, j)| Some((j.run()?.limit?, (*id, j.row.attempt)))).collect();
+        let mut ends: Vec<(Time, (JobId, Attempt))> = self
+            .jobs
+            .iter()
+            .filter_map(|(id, j)| Some((self.reached(j.run()?)?, (*id, j.row.attempt))))
+            .collect();
         ends.sort_unstable();
         for (at, run) in ends {
             let names: Vec<NodeName> = self

@@ -268,6 +268,7 @@ impl Cluster {
             keys: self.keys.clone(),
             tokens: self.tokens.clone(),
             sluids: self.sluids.records(),
+            leaps: self.leaps.clone(),
         }
     }
 

@@ -447,8 +447,11 @@ impl Cluster {
         if let Some(found) = place(&need, nodes.iter(), Against::Free) {
             return Ok(answer(now, &found));
         }
-        let mut ends: Vec<(Time, (JobId, Attempt))> =
-            self.jobs.iter().filter_map(|(id, j)| Some((j.run()?.limit?, (*id, j.row.attempt)))).collect();
+        let mut ends: Vec<(Time, (JobId, Attempt))> = self
+            .jobs
+            .iter()
+            .filter_map(|(id, j)| Some((self.reached(j.run()?)?, (*id, j.row.attempt))))
+            .collect();
         ends.sort_unstable();
         for (at, run) in ends {
             let freed = nodes.iter_mut().filter_map(|n| n.release(run).then_some(())).count();

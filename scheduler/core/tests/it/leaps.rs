@@ -5,6 +5,8 @@ use berth_model::config::Config;
 use berth_model::ids::*;
 use berth_model::launch::StepPhase;
 use berth_model::link::{EndCause, ToAgent};
+use berth_model::query::JobQuery;
+use berth_model::record::JobInfo;
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::JobState;
@@ -75,11 +77,40 @@ fn a_limit_is_not_reached_by_the_step() {
 fn nodes_are_told_what_is_left_without_the_step() {
     let (_, mut next, job) = a_day_later();
     next.request(actor(1000), Request::CreateStep { job, spec: Box::new(step("1")) }).unwrap();
-    let left = next.sent.iter().find_map(|m| match m {
-        ToAgent::Start(start) => Some(start.job_time_left),
+    let told = next.sent.iter().find_map(|m| match m {
+        ToAgent::Start(start) => Some((start.job_time_left, start.launch.job.end)),
         _ => None,
     });
-    assert_eq!(left, Some(Some(Span::from_secs(540))));
+    let left = Span::from_secs(540);
+    assert_eq!(
+        told,
+        Some((Some(left), Some(next.now + left))),
+        "and SLURM_JOB_END_TIME is when that is over"
+    );
+}
+
+#[test]
+fn users_are_told_when_the_limit_is_reached() {
+    let (_, next, job) = a_day_later();
+    let (end, snapshot) = (next.now + Span::from_secs(540), next.core.snapshot());
+    let brief = JobQuery { brief: true, ..JobQuery::default() };
+    let listed =
+        |query: &JobQuery| -> Vec<JobInfo> { snapshot.list(query).flat_map(|page| page.jobs).collect() };
+    let all = [vec![snapshot.job(job).unwrap()], listed(&JobQuery::default()), listed(&brief)].concat();
+    assert_eq!(all.len(), 3);
+    for info in all {
+        assert_eq!(info.started.unwrap() + Span::from_mins(10) + info.leapt, end);
+    }
+}
+
+#[test]
+fn what_waits_is_told_to_start_when_what_runs_is_over() {
+    let (_, mut next, _) = a_day_later();
+    let mut spec = berth_samples::job(JobKind::Batch, "2");
+    spec.resources.tasks = Some(4);
+    let body = Request::Submit { spec: Box::new(spec), payload: script(), first_step: None, test_only: true };
+    let Response::WouldStart { at, .. } = next.request(actor(1000), body).unwrap() else { panic!() };
+    assert_eq!(at, next.now + Span::from_secs(540), "not now");
 }
 
 #[test]
