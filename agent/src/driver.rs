@@ -405,7 +405,8 @@ impl Driver {
                 self.feed(AgentEvent::TermKept { term, result });
             }
             AgentEffect::RememberHighest(highest) => {
-                if let Err(e) = write_json(&self.node.paths.highest(), &highest) {
+                let kept = || crate::highest::remember(&self.node.paths, highest);
+                if let Err(e) = tokio::task::block_in_place(kept) {
                     tracing::error!(
                         "cannot keep the numbers of jobs, for a controller that is restored: {e}"
                     );

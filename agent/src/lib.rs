@@ -22,6 +22,7 @@ mod fabrics;
 mod full_name;
 mod gpus;
 mod gres;
+mod highest;
 mod holders;
 pub mod hooks;
 mod images;

@@ -34,7 +34,6 @@ use berth_agent_core::{AdoptedJob, AdoptedPhase, AgentConfig, AgentCore, HealthP
 use berth_model::config::{Config, Understood};
 use berth_model::hardware::Hardware;
 use berth_model::ids::{JobId, NodeName, StepKey};
-use berth_model::link::Highest;
 use berth_model::programs::CheckedNodes;
 use berth_model::time::Span;
 use berth_rpc::Uplink;
@@ -297,7 +296,7 @@ async fn serve(options: AgentOptions, mut shutdown: Shutdown) -> Result<Ended, A
         unfit: gpus.mismatch().filter(|_| !options.config.gpus.serve_mismatched).map(str::to_string),
         unknown: options.unknown.clone(),
         features: berth_model::feature::Feature::known(),
-        highest: kept_highest(&paths),
+        highest: crate::highest::remembered(&paths),
     };
     let living: Vec<JobId> = found.jobs.iter().map(|j| j.job).collect();
     if let Some(earlier) = Cgroups::recorded(&options.state_dir, &paths.cgroups()) {
@@ -633,20 +632,6 @@ pub fn is_swept(state_dir: &Path) -> bool {
 
 fn jobs_left(paths: &Paths) -> Vec<JobId> {
     jobs::scan(paths).unwrap_or_default().iter().map(|record| record.job).collect()
-}
-
-/// The highest numbers of jobs and their like that this node knows of. Without them nothing runs otherwise: a controller that is restored knows less.
-fn kept_highest(paths: &Paths) -> Highest {
-    let path = paths.highest();
-    read_json(&path).unwrap_or_else(|e| {
-        if e.kind() != io::ErrorKind::NotFound {
-            tracing::warn!(
-                "{}: a controller that is restored is not told of what is over here: {e}",
-                path.display()
-            );
-        }
-        Highest::default()
-    })
 }
 
 /// What the machine calls itself, whole. No name service is asked for a domain that is not in it: its answer may change, or not come, and the

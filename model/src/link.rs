@@ -54,6 +54,9 @@ pub struct Highest {
     pub attempt: Attempt,
     /// Of a step, whichever run's.
     pub step: u32,
+    /// There may be higher ones: what was known once cannot be read any more.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 impl Highest {
@@ -74,7 +77,7 @@ impl Highest {
     #[must_use]
     pub fn and(self, other: Highest) -> Highest {
         let with = self.with_run(other.job, other.attempt);
-        Highest { step: self.step.max(other.step), ..with }
+        Highest { step: self.step.max(other.step), lost: self.lost || other.lost, ..with }
     }
 }
 

@@ -3209,6 +3209,8 @@ pub struct Highest {
     pub attempt: u32,
     #[prost(uint32, tag = "3")]
     pub step: u32,
+    #[prost(bool, tag = "521")]
+    pub lost: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hello {

@@ -25,7 +25,7 @@ structs! {
     Trouble { cause, run, why }
     GpuFault { index, why }
     GpusBusy { job, attempt, percent }
-    Highest { job, attempt, step }
+    Highest { job, attempt, step, lost }
     Login { registry, secret }
     StartPart { node, node_index, share, job_share, lease }
     CarriedPart { part, to }

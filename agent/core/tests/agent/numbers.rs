@@ -54,7 +54,7 @@ fn the_highest_numbers_are_told_when_what_had_them_is_over_and_by_the_next_agent
     n.say(end);
     n.event(AgentEvent::JobRemoved { job: ran.job, attempt: ran.attempt, epilog: None, faults: vec![] });
     n.running(key(9, 0, 0));
-    let highest = Highest { job: ran.job, attempt: ran.attempt, step: 5 };
+    let highest = Highest { job: ran.job, attempt: ran.attempt, step: 5, lost: false };
     assert_eq!(again(&mut n), highest);
     // Not each start costs a write, and what is kept is not less than what was given out.
     for job in 71..=127 {
@@ -69,7 +69,7 @@ fn the_highest_numbers_are_told_when_what_had_them_is_over_and_by_the_next_agent
     assert_eq!(told(&n), file);
     let found = AdoptedJob { job: JobId(12), attempt: Attempt(1), prolog_done: false, until: None };
     let n = Node::made(config(), vec![found], vec![]);
-    assert_eq!(told(&n), Highest { job: JobId(12), attempt: Attempt(1), step: 0 });
+    assert_eq!(told(&n), Highest { job: JobId(12), attempt: Attempt(1), step: 0, lost: false });
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 /// By how much a node may raise the numbers of runs and steps.
 const FAR: u32 = 1_000_000;
+/// How far they go on above those of the backup once more where a node does not know its own any more.
+const LOST: u32 = 1_000;
 
 impl Cluster {
     /// Numbers go on above what a node reports on its first word, be it of what it has or of what is over there. The highest of the jobs that are
@@ -29,6 +31,8 @@ impl Cluster {
         let told = jobs.chain([highest.job]);
         let (near, far): (Vec<JobId>, Vec<JobId>) = told.partition(|id| *id < beyond);
         let id = near.into_iter().max().unwrap_or_default();
+        // Where it does not know any more, it may be any of which it would be believed.
+        let id = if highest.lost { JobId(beyond.0 - 1) } else { id };
         let far = far.into_iter().max();
         if let Some(job) = far {
             let then = if first {
@@ -54,6 +58,7 @@ impl Cluster {
     /// Runs and steps are numbered above these, unless nobody can have come so far.
     fn number_above(&mut self, highest: Highest) {
         let above = |bound: u32, told: u32| {
+            let told = if highest.lost { told.max(bound.saturating_add(LOST)) } else { told };
             let near = told >= bound && told - bound < FAR;
             if near { told + 1 } else { bound }
         };

@@ -214,9 +214,9 @@ fn numbers_of_what_is_over_are_passed_over() {
     back.request(actor(1000), Request::Release(vec![JobSelector::Job(waits)])).unwrap();
     // Taken while nothing starts: it may have an id that the lost controller had given to another.
     let early = back.batch("2", |_| {});
-    back.highest = Highest { job: JobId(50_000), attempt: Attempt(140), step: 1_700 };
+    back.highest = Highest { job: JobId(50_000), attempt: Attempt(140), step: 1_700, lost: false };
     back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
-    back.highest = Highest { job: JobId(60_000), attempt: Attempt(3), step: 1_200 };
+    back.highest = Highest { job: JobId(60_000), attempt: Attempt(3), step: 1_200, lost: false };
     back.hello("n2", "boot", hardware(4, 1, 4000, 0), vec![], vec![]);
     assert_eq!(back.core.why_held(), None);
     assert_eq!(back.starts(), [batch_key(waits, 141), batch_key(early, 141)]);
@@ -230,7 +230,8 @@ fn numbers_of_what_is_over_are_passed_over() {
 fn the_number_of_a_job_that_is_over_is_judged_by_an_administrator_where_it_cannot_be() {
     let w = World::small();
     let mut back = w.of_backup(w.writes.len());
-    back.highest = Highest { job: JobId(u32::MAX - 5), attempt: Attempt(u32::MAX), step: u32::MAX };
+    back.highest =
+        Highest { job: JobId(u32::MAX - 5), attempt: Attempt(u32::MAX), step: u32::MAX, lost: false };
     back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
     let why = back.core.why_held().unwrap();
     assert!(why.contains(&(u32::MAX - 5).to_string()), "{why}");
@@ -241,6 +242,26 @@ fn the_number_of_a_job_that_is_over_is_judged_by_an_administrator_where_it_canno
     assert_eq!(back.starts(), [batch_key(new, 0)]);
     let restored = stored_after(&w, &back).meta.unwrap().restored.unwrap();
     assert_eq!((restored.attempts, restored.steps), (100, 1_000));
+}
+
+#[test]
+fn where_a_node_does_not_know_its_numbers_any_more_they_go_on_further_above() {
+    let mut w = World::small();
+    w.node("n2", hardware(4, 1, 4000, 0));
+    let mut back = w.of_backup(w.writes.len());
+    back.highest = Highest { job: JobId(5), lost: true, ..Highest::default() };
+    back.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    // Once, however many nodes say so: a million ids are what all of them are believed.
+    back.hello("n2", "boot", hardware(4, 1, 4000, 0), vec![], vec![]);
+    assert_eq!(back.core.why_held(), None);
+    assert_eq!(back.batch("1", |_| {}), JobId(1_010_001));
+    let restored = stored_after(&w, &back).meta.unwrap().restored.unwrap();
+    assert!(restored.attempts > 1_100 && restored.steps > 2_000, "{restored:?}");
+    // In a cluster that was not restored nothing is passed over.
+    let mut never = World::small();
+    never.highest.lost = true;
+    never.hello("n1", "boot", hardware(4, 1, 4000, 2), vec![], vec![]);
+    assert_eq!(never.batch("1", |_| {}), JobId(1));
 }
 
 #[test]
