@@ -76,6 +76,15 @@ pub enum Event {
         /// The network address from which it came.
         from: String,
     },
+    /// What belongs to a Start cannot be read from the store, and is not there at the second look either: it was not sent.
+    CannotStart {
+        /// To which node.
+        node: NodeName,
+        /// Of which step.
+        key: StepKey,
+        /// In words.
+        why: String,
+    },
     /// The port for other machines listens. Said once to each core, as soon as it does.
     Listening,
     /// The store has no room for new work (`Some` says why), or has room again (`None`).

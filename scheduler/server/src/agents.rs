@@ -5,6 +5,7 @@ use crate::driver::{Input, Outgoing};
 use crate::logins::Logins;
 use crate::machines::Machines;
 use crate::relay::Relay;
+use crate::shared::Shared;
 use berth_model::carry::CarriedTo;
 use berth_model::exchange::{FromPeers, ToPeers};
 use berth_model::link::{FromAgent, Start, ToAgent};
@@ -21,14 +22,9 @@ use tokio::sync::mpsc;
 const QUEUE: usize = 16_384;
 
 /// Takes the link over.
-pub(crate) fn take(
-    connection: u64,
-    link: AgentConnection,
-    inputs: Sender<Input>,
-    filling: Filling,
-    relay: Relay,
-) {
+pub(crate) fn take(connection: u64, link: AgentConnection, filling: Filling, relay: Relay) {
     let (queue, outgoing) = mpsc::channel(QUEUE);
+    let inputs = filling.inputs.clone();
     let AgentConnection { node, mut incoming, outgoing: wire } = link;
     let opened = Input::AgentOpened { node: node.clone(), connection, queue };
     if inputs.send(opened).is_err() {
@@ -67,6 +63,8 @@ pub(crate) struct Filling {
     pub(crate) logins: Arc<Logins>,
     /// Who signs what one node carries to others.
     pub(crate) machines: Arc<Machines>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) inputs: Sender<Input>,
 }
 
 impl Filling {
@@ -75,6 +73,36 @@ impl Filling {
         let reader = self.reader.clone();
         let read = tokio::task::spawn_blocking(move || reader.payload(key)).await;
         read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    }
+
+    /// What belongs to a Start was read.
+    fn was_read(&self, start: &Start) {
+        if self.shared.unreadable.read(start.launch.key, &start.launch.node) {
+            self.tell_of_unreadable();
+        }
+    }
+
+    /// It cannot be read. Whether the link lives on without it: the first time it is cut, so that the agent comes back and is told again, as that may pass.
+    /// What does not pass would cost the node its link for as long as the job is there. `runs`: it was to run, and its end is the core's.
+    fn goes_on_without(&self, start: &Start, runs: bool, why: &str) -> bool {
+        let (key, node) = (start.launch.key, &start.launch.node);
+        tracing::error!("{key}: {why}");
+        let again = self.shared.unreadable.again(key, node, why);
+        if again {
+            self.tell_of_unreadable();
+        }
+        if again && runs {
+            // An error means that we are stopping.
+            let _ = self.inputs.send(Input::CannotStart { node: node.clone(), key, why: why.to_string() });
+        }
+        again
+    }
+
+    fn tell_of_unreadable(&self) {
+        match self.shared.unreadable.alarm() {
+            Some(text) => self.shared.alarm("payload", text),
+            None => self.shared.all_clear("payload"),
+        }
     }
 
     /// Opens the login that came with the job, for its owner.
@@ -113,10 +141,17 @@ fn with_others(start: Box<Start>, to: Vec<CarriedTo>, machines: &Machines) -> To
     }
 }
 
-async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent>, filling: Filling) {
+/// Sends what is queued, until the link ends.
+pub(crate) async fn tell(
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    wire: mpsc::Sender<ToAgent>,
+    filling: Filling,
+) {
     // The tasks of an array, which follow each other, share one.
     let mut last: Option<(PayloadKey, Payload)> = None;
     while let Some(Outgoing { mut message, payload, login, to }) = outgoing.recv().await {
+        let runs = matches!(message, ToAgent::Start(_));
+        let reads = payload.is_some() || matches!(login, Some(LoginOf::Stored(_)));
         if let (ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start), Some(key)) =
             (&mut message, payload)
         {
@@ -133,11 +168,8 @@ async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent
                         tracing::debug!("{}: not started, it is over", start.launch.key);
                         continue;
                     }
-                    // The agent comes back and is told again.
-                    Err(e) => {
-                        tracing::error!("{}: {e}", start.launch.key);
-                        return;
-                    }
+                    Err(e) if filling.goes_on_without(start, runs, &e) => continue,
+                    Err(_) => return,
                 }
             }
         }
@@ -145,16 +177,20 @@ async fn tell(mut outgoing: mpsc::Receiver<Outgoing>, wire: mpsc::Sender<ToAgent
             (
                 ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start),
                 Some(LoginOf::Stored(key)),
-            ) => {
-                if let Err(e) = filling.login(start, key).await {
-                    tracing::error!("{}: {e}", start.launch.key);
-                    return;
-                }
-            }
+            ) => match filling.login(start, key).await {
+                Ok(()) => {}
+                Err(e) if filling.goes_on_without(start, runs, &e) => continue,
+                Err(_) => return,
+            },
             (ToAgent::Peers(ToPeers::Login { login, .. }), Some(LoginOf::Kept(of, sealed))) => {
                 *login = filling.logins.unseal(of, &sealed);
             }
             _ => {}
+        }
+        if let ToAgent::Start(start) | ToAgent::Prefetch(start) | ToAgent::Fetch(start) = &message
+            && reads
+        {
+            filling.was_read(start);
         }
         let message = match message {
             ToAgent::Start(start) if !to.is_empty() => with_others(start, to, &filling.machines),

@@ -11,7 +11,7 @@ use berth_model::carry::CarriedTo;
 use berth_model::link::{FromAgent, ToAgent};
 use berth_model::member::KeyId;
 use berth_model::request::{Actor, Refusal, RefusalCode, Request, Response};
-use berth_model::{JobId, NodeName, Span, Term, Time};
+use berth_model::{JobId, NodeName, Span, StepKey, Term, Time};
 use berth_rpc::Unheard;
 use berth_sched_core::{
     AfterCommit, Cluster, CommitError, Committed, CoreConfig, Effect, Event, Leap, LoginOf, PayloadKey,
@@ -63,6 +63,8 @@ pub(crate) enum Input {
     AgentLost { node: NodeName, connection: u64 },
     /// The agent of a machine that is not in the books has come, with a certificate of the cluster's.
     Unknown { node: NodeName, key: KeyId, from: String },
+    /// What belongs to a step's Start cannot be read, and it was not sent.
+    CannotStart { node: NodeName, key: StepKey, why: String },
     /// The port for other machines listens.
     Listening,
     /// The end, after what was handed over before.
@@ -344,6 +346,9 @@ impl Driver {
                 }
                 Input::Unknown { node, key, from } => {
                     self.apply(Event::Unknown { node, key, from }, None, now, &mut group)?;
+                }
+                Input::CannotStart { node, key, why } => {
+                    self.apply(Event::CannotStart { node, key, why }, None, now, &mut group)?;
                 }
                 // It was seen to.
                 Input::Listening => {}
@@ -680,7 +685,8 @@ impl Driver {
                 | Input::AgentOpened { .. }
                 | Input::Agent { .. }
                 | Input::AgentLost { .. }
-                | Input::Unknown { .. } => {}
+                | Input::Unknown { .. }
+                | Input::CannotStart { .. } => {}
             }
         }
     }

@@ -25,6 +25,7 @@ mod streams;
 mod tokens;
 mod trace;
 mod turns;
+mod unreadable;
 mod watchers;
 mod ways;
 

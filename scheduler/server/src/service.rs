@@ -368,8 +368,10 @@ impl Service for Controller {
             reader: self.reader.clone(),
             logins: Arc::clone(&self.logins),
             machines: Arc::clone(&self.machines),
+            shared: Arc::clone(&self.shared),
+            inputs: self.inputs.clone(),
         };
-        agents::take(number, connection, self.inputs.clone(), store, self.relay.clone());
+        agents::take(number, connection, store, self.relay.clone());
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What the core's thread publishes for everyone else.
 
+use crate::unreadable::Unreadable;
 use crate::watchers::Watchers;
 use berth_model::Time;
 use berth_sched_core::{RequestId, Snapshot};
@@ -14,6 +15,8 @@ pub(crate) struct Shared {
     snapshot: RwLock<Snapshot>,
     /// Who waits for which job.
     pub(crate) watchers: Watchers,
+    /// Starts for which the store does not give what they need.
+    pub(crate) unreadable: Unreadable,
     alarms: Mutex<BTreeMap<&'static str, String>>,
     accepting: AtomicBool,
     /// Cluster time, as it was in the last round.
@@ -28,6 +31,7 @@ impl Shared {
         Shared {
             snapshot: RwLock::new(snapshot),
             watchers: Watchers::default(),
+            unreadable: Unreadable::default(),
             alarms: Mutex::new(BTreeMap::new()),
             accepting: AtomicBool::new(true),
             time: AtomicI64::new(now.0),

@@ -237,6 +237,7 @@ impl Cluster {
             }
             Event::Fenced { node, asked, result } => self.fenced(&node, asked, result),
             Event::Unknown { node, key, from } => self.unknown(node, key, from),
+            Event::CannotStart { node, key, why } => self.cannot_start(&node, key, &why),
             Event::Listening => self.they_can_come(),
             Event::StoreFull(why) => self.store_full = why,
             Event::Tick => {}

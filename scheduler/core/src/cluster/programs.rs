@@ -1,12 +1,14 @@
 //! What comes of runs that a node could not begin or end as it should: of a prolog or an epilog that failed, and of GPUs that do not work.
 
 use super::Cluster;
-use super::ending::Verdict;
+use super::ending::{Verdict, unreported};
 use super::said::{REASON, plain};
+use crate::job::Progress;
 use crate::node::CLUSTER;
 use crate::rows::{Hold, Phase};
 use berth_model::devices::GPU;
-use berth_model::ids::{Attempt, JobId, NodeName};
+use berth_model::ids::{Attempt, JobId, NodeName, StepKey};
+use berth_model::launch::StepExit;
 use berth_model::link::{EndCause, GpuFault};
 use berth_model::spec::JobKind;
 use berth_model::state::{ExitStatus, JobState, Reason};
@@ -82,6 +84,24 @@ impl Cluster {
         if held && let Some(job) = self.job_mut(id) {
             job.row.hold = Some(Hold::User);
         }
+    }
+
+    /// What a step needs to start cannot be read from the store: on that node it could not be started.
+    pub(super) fn cannot_start(&mut self, node: &NodeName, key: StepKey, why: &str) {
+        let Some(at) = self.step(key).and_then(|step| step.nodes.find(node)) else { return };
+        let progress = self.job(key.job).and_then(|job| job.progress.get(&key.step)?.get(at).copied());
+        if !matches!(progress, Some(Progress::Sent(_))) {
+            return; // Its agent had it before.
+        }
+        let why =
+            format!("what it needs cannot be read from the controller's database: {why}; submit it again");
+        let exit = StepExit {
+            status: ExitStatus { code: 1, signal: 0 },
+            launch_error: Some(plain(&why, REASON)),
+            ended_by: None,
+            ..unreported(EndCause::JobEnded, self.clock)
+        };
+        self.step_exited(key.job, key.step, at, exit);
     }
 
     /// Fences GPUs that are said not to work. Whether the node has them all and one of them is the run's own: it is well when it is given,

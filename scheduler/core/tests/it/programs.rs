@@ -3,11 +3,12 @@
 use crate::common::*;
 use berth_model::hardware::GresDevice;
 use berth_model::ids::*;
+use berth_model::launch::StepPhase;
 use berth_model::link::{FromAgent, Highest, ToAgent};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
-use berth_sched_core::{NodeRow, Write};
+use berth_sched_core::{Event, NodeRow, Write};
 
 const WHY: &str = "prolog /etc/prolog failed: exit code 3: no disk";
 
@@ -80,6 +81,24 @@ fn a_failed_epilog_drains_the_node_and_keeps_nothing_of_the_job() {
     let c = condition(&w, "n1");
     assert!(c.drain && c.reason.is_some_and(|r| r.starts_with("epilog /etc/epilog failed")));
     assert_eq!(w.core.snapshot().node(&NodeName::from("n1")).unwrap().allocated.cpu, 0);
+}
+
+#[test]
+fn a_step_whose_script_is_lost_fails_and_one_that_its_agent_has_goes_on() {
+    let mut w = World::small();
+    let (lost, there) = (w.batch("a", |_| {}), w.batch("b", |_| {}));
+    let cannot = |job| Event::CannotStart { node: "n1".into(), key: batch_key(job, 0), why: "row 7".into() };
+    w.phase("n1", batch_key(there, 0), StepPhase::Starting);
+    for job in [lost, there] {
+        w.event(cannot(job));
+        // Of another run, and of no job at all.
+        w.event(Event::CannotStart { node: "n1".into(), key: batch_key(job, 1), why: "row 7".into() });
+    }
+    w.event(cannot(JobId(77)));
+    w.gone("n1", lost, 0);
+    assert_eq!((w.state(lost), w.state(there)), (JobState::Failed, JobState::Running));
+    let Reason::LaunchFailed(text) = w.info(lost).reason else { panic!("{:?}", w.info(lost).reason) };
+    assert!(text.contains("cannot be read") && text.contains("row 7"), "{text}");
 }
 
 /// Longer than any row should be, and what moves a terminal.

@@ -1,13 +1,17 @@
 //! Faults of the core and of the store, one at a time.
 
 use super::*;
+use crate::agents::{Filling, tell};
 use crate::identity;
+use crate::logins::Logins;
+use crate::machines::Machines;
 use berth_model::Term;
 use berth_model::config::Config;
 use berth_model::hardware::{Core, Hardware};
 use berth_model::link::Highest;
 use berth_model::request::Payload;
-use berth_model::spec::{JobKind, JobSpec, TimeLimit};
+use berth_model::spec::{JobKind, JobSelector, JobSpec, TimeLimit};
+use berth_model::state::JobState;
 use berth_sched_core::{AuditRow, Mark, MetaRow, ROW_VERSION};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
@@ -147,6 +151,71 @@ fn a_failed_commit_is_told_to_everyone_and_undone() {
     let Ok(Response::Submitted { job, .. }) = answer.try_recv().unwrap() else { panic!() };
     assert_eq!(job, JobId(2), "no id was used up");
     assert!(shared.alarms().is_empty(), "{:?}", shared.alarms());
+}
+
+#[test]
+fn a_start_that_cannot_be_read_costs_its_job_and_not_its_nodes_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let Started { mut driver, inputs, shared, .. } = start(&dir);
+    let (agent, mut told) = connect(1, "1");
+    driver.turn(agent.into()).unwrap();
+    let (held, mut answer) = submit(1, "held");
+    driver.turn(vec![held]).unwrap();
+    let Ok(Response::Submitted { job, .. }) = answer.try_recv().unwrap() else { panic!() };
+    let (reply, _answer) = oneshot::channel();
+    let body = Request::Release(vec![JobSelector::Job(job)]);
+    driver
+        .turn(vec![Input::Client { request: RequestId(2), actor: identity::controller(), body, reply }])
+        .unwrap();
+    let (start, payload) = loop {
+        let Outgoing { message, payload, .. } = told.try_recv().expect("it is not started");
+        if let ToAgent::Start(start) = message {
+            break (start, payload);
+        }
+    };
+    assert_eq!(payload, Some(PayloadKey::Job(job)));
+
+    let raw = rusqlite::Connection::open(dir.path().join(berth_store::DATABASE)).unwrap();
+    raw.execute_batch("UPDATE payloads SET row = x'01ffffffff'").unwrap();
+    drop(raw);
+    let filling = Filling {
+        reader: driver.store.reader(),
+        logins: Arc::new(Logins::open(&dir.path().join("login.key")).unwrap()),
+        machines: Arc::new(Machines::new(dir.path().to_path_buf(), &Config::default())),
+        shared: Arc::clone(&shared),
+        inputs,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    // That Start, and what comes behind it: how much of it was sent.
+    let sends = || {
+        runtime.block_on(async {
+            let (queue, outgoing) = mpsc::channel(4);
+            let (wire, mut heard) = mpsc::channel(4);
+            let own = Outgoing { message: ToAgent::Start(start.clone()), payload, login: None, to: vec![] };
+            let next =
+                Outgoing { message: ToAgent::Refused("".into()), payload: None, login: None, to: vec![] };
+            queue.try_send(own).unwrap();
+            queue.try_send(next).unwrap();
+            drop(queue);
+            tell(outgoing, wire, filling.clone()).await;
+            let mut sent = 0;
+            while heard.recv().await.is_some() {
+                sent += 1;
+            }
+            sent
+        })
+    };
+    assert_eq!(sends(), 0, "it may pass: the agent comes back and is told again");
+    assert!(shared.alarms().is_empty() && driver.inputs.try_recv().is_err());
+    assert_eq!(sends(), 1, "the link does not live on");
+    assert!(shared.alarms()[0].contains(&start.launch.key.to_string()), "{:?}", shared.alarms());
+    let said = driver.inputs.try_recv().unwrap();
+    driver.turn(vec![said]).unwrap();
+    let info = shared.snapshot().job(job).unwrap();
+    assert_eq!(info.state, JobState::Completing);
+    let why = info.steps[0].message.clone().unwrap();
+    assert!(why.contains("cannot be read from the controller's database"), "{why}");
+    assert_eq!(driver.agents.len(), 1);
 }
 
 #[test]
