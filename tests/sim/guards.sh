@@ -248,6 +248,16 @@ if wanted fence-heard; then
     seen fence-heard
 fi
 
+if wanted durable-term; then
+    change $a/event.rs 'matches!(self, AgentEffect::RememberTerm(_) | AgentEffect::RememberHighest(_))' 'matches!(self, AgentEffect::RememberHighest(_))'
+    seen durable-term
+fi
+
+if wanted durable-numbers; then
+    change $a/event.rs 'matches!(self, AgentEffect::RememberTerm(_) | AgentEffect::RememberHighest(_))' 'matches!(self, AgentEffect::RememberTerm(_))'
+    seen durable-numbers
+fi
+
 b=a_controller_that_is_made_of_a_backup
 
 if wanted restored-runs; then

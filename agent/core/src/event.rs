@@ -261,6 +261,13 @@ pub enum ProcessTarget {
     BatchShell,
 }
 
+impl AgentEffect {
+    /// Whether what the shell writes for it is on the disk before it does what comes next: power may go at any moment, and no later agent may have forgotten it.
+    pub fn is_durable(&self) -> bool {
+        matches!(self, AgentEffect::RememberTerm(_) | AgentEffect::RememberHighest(_))
+    }
+}
+
 /// Something for the shell to do.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a handful at a time, gone at once: a box for each message costs more than it saves

@@ -23,6 +23,11 @@ impl World {
         let Some(m) = self.machines.get(node).filter(|m| m.up && m.agent.is_none()) else {
             return Ok(());
         };
+        if m.forgot {
+            return Err(format!(
+                "the agent of {node} has forgotten over a power cut what it had written down"
+            ));
+        }
         // A supervisor that does not say who it is counts as gone, and what is left of its step is killed.
         let mute = |(_, s): &(&StepKey, &Supervised)| s.stopped && s.lives();
         let mute: Vec<StepKey> = m.spool.iter().filter(mute).map(|(key, _)| *key).collect();
@@ -61,7 +66,11 @@ impl World {
                 self.crash_agent(node);
                 return Ok(());
             }
+            let kept = effect.is_durable().then_some(matches!(effect, AgentEffect::RememberTerm(_)));
             self.agent_effect(node, effect)?;
+            if let (Some(term), Some(m)) = (kept, self.machines.get_mut(node)) {
+                m.sync(term);
+            }
         }
         let Some(m) = self.machines.get_mut(node).filter(|m| m.agent_life == life) else { return Ok(()) };
         let Some(wake) = m.agent.as_ref().and_then(|a| a.next_wake()) else { return Ok(()) };

@@ -293,7 +293,10 @@ impl World {
         let mut runs: BTreeSet<_> = m.jobs.keys().copied().collect();
         runs.extend(m.spool.keys().map(|key| (key.job, key.attempt)));
         m.agent_life += 1;
-        m.reboot(now);
+        let wrote = m.reboot(now);
+        if wrote {
+            self.count("reboots after an agent had written something down");
+        }
         for run in runs {
             self.truth.lost(run, node);
         }

@@ -112,6 +112,12 @@ pub(crate) struct Machine {
     pub(crate) term: Term,
     /// The highest numbers that were given out, as its agent keeps them.
     pub(crate) highest: Highest,
+    /// What is on its disk of both: with that it boots after a power cut.
+    on_disk: (Term, Highest),
+    /// Whether something was written there in this boot.
+    wrote: bool,
+    /// It lost power, and with that what its agent had written down.
+    pub(crate) forgot: bool,
     pub(crate) agent: Option<AgentCore>,
     /// Grows with each start of the agent.
     pub(crate) agent_life: u64,
@@ -165,6 +171,9 @@ impl Machine {
             alone_since: booted,
             term: Term(0),
             highest: Highest::default(),
+            on_disk: Default::default(),
+            wrote: false,
+            forgot: false,
             agent: None,
             agent_life: 0,
             connection: None,
@@ -274,8 +283,20 @@ impl Machine {
         self.wake = None;
     }
 
-    /// The machine loses power: nothing survives but the files of its agent's own.
-    pub(crate) fn reboot(&mut self, now: Time) {
+    /// What its agent keeps is on the disk now: the term, or the highest numbers.
+    pub(crate) fn sync(&mut self, term: bool) {
+        self.wrote = true;
+        if term {
+            self.on_disk.0 = self.term;
+        } else {
+            self.on_disk.1 = self.highest;
+        }
+    }
+
+    /// The machine loses power: nothing survives but the files of its agent's own that were on the disk. Whether there was something new in them.
+    pub(crate) fn reboot(&mut self, now: Time) -> bool {
+        self.forgot |= self.on_disk != (self.term, self.highest);
+        (self.term, self.highest) = self.on_disk;
         self.boot += 1;
         self.booted = now;
         self.stalled = Span(0);
@@ -295,6 +316,7 @@ impl Machine {
         self.spool.clear();
         self.jobs.clear();
         self.wake = None;
+        std::mem::take(&mut self.wrote)
     }
 
     /// The agent's process ends; what it made stays.

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 69] = [
+const SEEN: [&str; 70] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -57,6 +57,7 @@ const SEEN: [&str; 69] = [
     "partitions longer than the node's timeout",
     "processes told of that do not end",
     "programs that could not power a node off",
+    "reboots after an agent had written something down",
     "reboots by an administrator",
     "reboots by an administrator that failed",
     "reboots of everything",
