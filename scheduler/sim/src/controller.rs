@@ -497,6 +497,9 @@ impl World {
             if by > Span(0) {
                 self.count("controllers that began at the time of their wall clock");
             }
+            if by >= Span::from_mins(60) {
+                self.count("controllers whose time went on by hours with their start");
+            }
             self.controller.leap = Some(Leap { at: pace.last(), by, sure: false });
             self.controller.clock = Some(pace);
         }

@@ -116,6 +116,8 @@ pub(crate) struct Chaos {
     pub(crate) config: Config,
     /// Whether jobs may have deadlines out of touch, the site's or their own.
     pub(crate) deadlines: bool,
+    /// Whether the wall clock may be days ahead.
+    pub(crate) days: bool,
 }
 
 impl Chaos {
@@ -151,7 +153,16 @@ impl Chaos {
             kinds.retain(|kind| PLAIN.contains(kind));
             config.min_job_age_seconds = 120;
         }
-        Chaos { kinds, every, nodes, operations, busy: Span::from_secs(seconds), config, deadlines }
+        Chaos {
+            kinds,
+            every,
+            nodes,
+            operations,
+            busy: Span::from_secs(seconds),
+            config,
+            deadlines,
+            days: false,
+        }
     }
 
     /// The controller stands still now and then, and nodes are powered off: what one may take for the other.
@@ -203,6 +214,7 @@ impl World {
             Kind::WallClock => {
                 self.controller.wall = match self.rng.below(4) {
                     0 => 0,
+                    2 if self.chaos.days => self.rng.between(3_600_000_000, 5 * 24 * 3_600_000_000),
                     1 => self.rng.between(-3_600_000_000, -1_000_000),
                     2 => self.rng.between(1_000_000, 20_000_000),
                     _ => self.rng.between(-30_000_000, 300_000_000),

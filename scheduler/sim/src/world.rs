@@ -274,6 +274,7 @@ impl World {
         if options.faults && !options.backups && seed % 8 == 5 {
             chaos.with_held_up_controllers();
         }
+        chaos.days = seed % 8 == 3;
         (chaos.config.launch_tree_from, chaos.config.launch_tree_width) = tree(seed, options.backups);
         let mut machines = BTreeMap::new();
         for i in 0..chaos.nodes {

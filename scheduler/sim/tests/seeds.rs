@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What must have been seen, beside every kind of fault: a simulation in which nothing happens proves nothing.
-const SEEN: [&str; 70] = [
+const SEEN: [&str; 71] = [
     "a Hello of a new boot",
     "a Start came twice",
     "agents that found steps of an earlier one",
@@ -31,6 +31,7 @@ const SEEN: [&str; 70] = [
     "controller crashes during a commit, which is not there",
     "controller crashes during a commit, which is there",
     "controllers that began at the time of their wall clock",
+    "controllers whose time went on by hours with their start",
     "deadlines that could not be written down on a full disk",
     "exits that could not be written on a full disk",
     "exits told by a Hello",
