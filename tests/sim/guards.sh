@@ -275,4 +275,9 @@ if wanted restored-numbers; then
     seen restored-numbers $b
 fi
 
+if wanted restored-ids; then
+    change $c/cluster/awaiting.rs 'let most = self.restored.base.0.saturating_add(UNASKED);' 'let most = self.next_job.saturating_add(UNASKED);'
+    seen restored-ids $b
+fi
+
 [ $failures -eq 0 ] || die "$failures guards are not missed"

@@ -292,7 +292,7 @@ impl World {
         self.agent(node, AgentEvent::TermKept { term, result })
     }
 
-    fn says(&mut self, node: &NodeName, message: FromAgent) -> Result<(), String> {
+    fn says(&mut self, node: &NodeName, mut message: FromAgent) -> Result<(), String> {
         let Some(connection) = self.machines.get(node).and_then(|m| m.connection) else { return Ok(()) };
         if let (FromAgent::Hello { steps, jobs, .. }, Some(looked)) = (&message, &mut self.looked) {
             if !steps.is_empty() || !jobs.is_empty() {
@@ -300,6 +300,7 @@ impl World {
             }
             looked.insert(node.clone());
         }
+        self.lies(node, &mut message);
         let message = Box::new(message);
         self.deliver(
             Way::ToController,

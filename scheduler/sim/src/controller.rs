@@ -150,6 +150,7 @@ impl World {
         }
         self.nothing_starts_while_closed(&writes)?;
         self.limits_are_granted(&writes)?;
+        self.ids_suffice(&writes)?;
         if self.controller.told_full {
             self.truth.nothing_new(&writes)?;
         }

@@ -14,6 +14,7 @@ mod faults;
 mod fencing;
 mod joining;
 mod journal;
+mod lies;
 mod machine;
 mod network;
 mod pins;

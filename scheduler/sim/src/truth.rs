@@ -215,6 +215,9 @@ impl World {
                     self.count("nodes given up while they were cut off");
                 }
             }
+            Event::Client { body: Request::UpdateNode { state: NodeStateChange::Resume, .. }, .. } => {
+                self.restores.said = true;
+            }
             Event::Client { body: Request::RemoveMember { name, force: true }, actor, .. }
                 if actor.is_administrator() =>
             {

@@ -226,6 +226,9 @@ pub(crate) struct Restores {
     done: u64,
     /// Whether so many numbers were given out since the backup that nodes alone can tell of them.
     pub(crate) close: bool,
+    /// Whether nodes then tell of jobs that nobody gave out, and whether an administrator has put one back in service since, which says that it is right.
+    pub(crate) lies: bool,
+    pub(crate) said: bool,
     /// The term of the controller that was lost last.
     pub(crate) term: Term,
     /// Runs that began of jobs that no backup has: of no other job.
@@ -305,7 +308,12 @@ impl World {
             faults: false,
             calm: false,
             backup: None,
-            restores: Restores { done: seed / 2 % 2, close: seed % 3 == 1, ..Restores::default() },
+            restores: Restores {
+                done: seed / 2 % 2,
+                close: seed % 3 == 1,
+                lies: seed.is_multiple_of(9),
+                ..Restores::default()
+            },
             restored: None,
             held_until: Time(0),
             looked: None,

@@ -168,7 +168,9 @@ fn worlds_with_faults_stay_safe_and_come_to_rest() {
 fn a_controller_that_is_made_of_a_backup_runs_nothing_twice() {
     let options = Options { backups: true, ..Options::default() };
     let counts = check(0..number("BERTH_SIM_SEEDS").unwrap_or(1000).min(1000), &options);
-    for what in ["restored backups", "backups restored a second time"] {
+    for what in
+        ["restored backups", "backups restored a second time", "Hellos that told of jobs nobody gave out"]
+    {
         assert!(counts.get(what).is_some_and(|n| *n > 20), "too few {what}: {counts:?}");
     }
 }
