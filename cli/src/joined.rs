@@ -491,6 +491,8 @@ async fn renew(dir: &StateDir, joined: &Joined, remote: &Arc<Remote>) -> Result<
     };
     whole(&Joined::certificate_file(dir, &joined.key), &certificate.0, 0o644)?;
     remote.renew(joined.tls(dir)?);
+    // It is shown with that, so that the controller knows that it is kept; if that fails, the next connection shows it.
+    let _ = Uplink::Remote(Arc::clone(remote)).ask(Question::Clock).await;
     tracing::info!("the certificate was renewed");
     Ok(())
 }

@@ -178,6 +178,8 @@ pub struct MemberInfo {
     pub from: String,
     /// When it last got a key.
     pub renewed: Time,
+    /// When its certificate ends, as far as is known.
+    pub ends: Option<Time>,
     /// It may vouch for operators and administrators; login nodes alone.
     pub administrators: bool,
 }

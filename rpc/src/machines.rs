@@ -167,7 +167,12 @@ async fn introduce<S: Service>(
     let machine = match presented {
         // Whatever a certificate says, a key that the cluster does not have is nobody's.
         Ok(Presented::Member { key }) => match service.member(&KeyId(key.clone())) {
-            Some(member) => Ok(Machine::Member(member)),
+            Some(member) => {
+                if let Some(Ok((_, until))) = shown.as_ref().map(|shown| berth_trust::validity(shown)) {
+                    service.shows(&member.key, until);
+                }
+                Ok(Machine::Member(member))
+            }
             None => {
                 unknown = Some(KeyId(key));
                 Err("this machine's key is not (any more) one of the cluster's: join again with a new token"

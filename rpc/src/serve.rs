@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -139,6 +139,8 @@ pub trait Service: Send + Sync + 'static {
     fn agent(&self, connection: AgentConnection) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// The machine that has this key.
     fn member(&self, key: &KeyId) -> Option<MemberInfo>;
+    /// A machine of the cluster shows a certificate that is good until then.
+    fn shows(&self, _key: &KeyId, _until: SystemTime) {}
     /// The agent of a node has come with a certificate of the cluster's, and with a key that no machine in its books has.
     fn unknown(&self, node: NodeName, key: KeyId, from: SocketAddr);
     /// Resolves, in whichever way, when the key is no member's any more; at most a second later.

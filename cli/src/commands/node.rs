@@ -49,6 +49,8 @@ struct Machine {
     from: Option<String>,
     key: Option<String>,
     renewed: Option<i64>,
+    /// When its certificate ends, as far as the controller knows.
+    certificate_ends: Option<i64>,
     token: Option<String>,
     administrators: bool,
     /// Its full name, as its name service says it.
@@ -73,6 +75,7 @@ impl Machine {
             from: Some(member.from),
             key: Some(member.key.0),
             renewed: Some(member.renewed.secs()),
+            certificate_ends: member.ends.map(Time::secs),
             token: Some(member.token),
             host_name: None,
             administrators: member.administrators,
@@ -96,6 +99,7 @@ impl Machine {
             from: None,
             key: None,
             renewed: None,
+            certificate_ends: None,
             token: None,
             host_name: None,
             administrators: false,
@@ -121,8 +125,10 @@ fn machines(members: Vec<MemberInfo>, agents: &[AgentStatus]) -> Vec<Machine> {
 
 fn table(all: &[Machine]) -> String {
     let dash = || "-".to_string();
-    let mut rows =
-        vec![["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED", "HOST"].map(str::to_string)];
+    let mut rows = vec![
+        ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED", "CERTIFICATE_ENDS", "HOST"]
+            .map(str::to_string),
+    ];
     for m in all {
         rows.push([
             m.name.to_string(),
@@ -132,6 +138,7 @@ fn table(all: &[Machine]) -> String {
             m.from.clone().unwrap_or_else(dash),
             m.key.as_ref().map_or_else(dash, |key| key.chars().take(16).collect()),
             m.connected.map_or_else(dash, |yes| if yes { "yes" } else { "no" }.to_string()),
+            m.certificate_ends.map_or_else(dash, |at| time::iso(Time::from_secs(at))),
             m.host_name.clone().unwrap_or_else(dash),
         ]);
     }
@@ -245,6 +252,7 @@ mod tests {
             token: "aaaaaaaa".into(),
             from: "10.0.0.7".into(),
             renewed: Time(0),
+            ends: Some(Time::from_secs(86_400)).filter(|_| name != "n3"),
             administrators: false,
         };
         let agent = |node: &str| AgentStatus {
@@ -260,10 +268,14 @@ mod tests {
         ];
         let text = table(&machines(members, &[agent("head"), agent("n2")]));
         let shown: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
-        assert_eq!(shown[0], ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED", "HOST"]);
+        assert_eq!(
+            shown[0],
+            ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED", "CERTIFICATE_ENDS", "HOST"]
+        );
         assert_eq!(shown[1], ["head", "compute", "own", "-", "-", "-", "yes", "-"]);
         assert_eq!((shown[2][0], shown[2][1], shown[2][6]), ("login", "login", "-"));
         assert_eq!((shown[3][4], shown[3][5], shown[3][6]), ("10.0.0.7", "abababababababab", "yes"));
-        assert_eq!((shown[4][0], shown[4][6]), ("n3", "no"));
+        assert_eq!((shown[4][0], shown[4][6], shown[4][7]), ("n3", "no", "-"));
+        assert!(shown[3][7].starts_with("1970-01-0"), "{text}");
     }
 }

@@ -2768,6 +2768,8 @@ pub struct MemberInfo {
     pub renewed: i64,
     #[prost(bool, tag = "9")]
     pub administrators: bool,
+    #[prost(int64, optional, tag = "522")]
+    pub ends: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MemberPage {

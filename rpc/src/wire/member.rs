@@ -11,7 +11,7 @@ enums! {
 }
 
 structs! {
-    MemberInfo { name, role, state, key, joined, token, from, renewed, administrators }
+    MemberInfo { name, role, state, key, joined, token, from, renewed, ends, administrators }
     NewToken { role, ttl, uses, approval, administrators }
     TokenInfo { id, role, created, by, expires, uses_left, approval, administrators }
     AuditInfo { number, at, uid, user, role, inside, via, what }

@@ -25,6 +25,7 @@ pub fn member(identity: &Identity, name: &str, role: MemberRole, administrators:
         token: String::new(),
         from: String::new(),
         renewed: Time(0),
+        ends: None,
         administrators,
     }
 }

@@ -436,6 +436,7 @@ impl MemberRow {
             token: self.token.clone(),
             from: self.from.clone(),
             renewed: self.renewed,
+            ends: None,
             administrators: self.administrators,
         }
     }

@@ -6,6 +6,7 @@
 
 mod agents;
 pub mod backup;
+mod certificates;
 mod clock;
 mod driver;
 mod ends;

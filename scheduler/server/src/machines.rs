@@ -1,20 +1,23 @@
 //! Other machines: the cluster's authority, the port, who is let in, and whose word counts for what.
 
+use crate::certificates::Certificates;
 use crate::driver::Input;
 use crate::identity::controller;
 use crate::shared::Shared;
+use berth_model::Time;
 use berth_model::config::Config;
 use berth_model::member::{KeyId, MemberInfo, MemberRole};
 use berth_model::request::{Peer, Refusal, RefusalCode, Request, Response};
 use berth_model::{Span, Time};
 use berth_rpc::{Hex, MachineListener, Question, Reply};
+use berth_sched_core::Snapshot;
 use berth_trust::{Authority, Identity, JoinToken, PrivateKey, TrustError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -30,6 +33,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often it is looked whether machines were removed.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How often it is looked which certificates are about to end, at least.
+const EVERY: Duration = Duration::from_secs(10);
+/// Most machines that are named for it.
+const NAMED: usize = 20;
+/// The alarm about them.
+const ENDS: &str = "certificates";
 /// The alarm about a port that cannot be had.
 const PORT: &str = "port";
 
@@ -49,6 +58,7 @@ pub(crate) struct Machines {
     identity: Mutex<Option<Arc<Identity>>>,
     opening: tokio::sync::Mutex<()>,
     watched: Mutex<Vec<(KeyId, oneshot::Sender<()>)>>,
+    certificates: Certificates,
 }
 
 fn internal(e: &TrustError) -> Refusal {
@@ -72,6 +82,7 @@ impl Machines {
             identity: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
             watched: Mutex::default(),
+            certificates: Certificates::default(),
         }
     }
 
@@ -215,6 +226,9 @@ impl Machines {
         let certificate = authority
             .issue(public, &member.name.0, role, SystemTime::now(), self.life())
             .map_err(|e| Refusal::new(RefusalCode::Invalid, e.to_string()))?;
+        if let Ok((_, until)) = berth_trust::validity(&certificate) {
+            self.certificates.given(&member.key, until, SystemTime::now());
+        }
         Ok(Reply::Enrolled {
             certificate: Hex(certificate),
             cluster: self.cluster.clone(),
@@ -332,6 +346,37 @@ impl Machines {
         }
     }
 
+    /// A machine shows a certificate that is good until then.
+    pub(crate) fn shows(&self, key: &KeyId, until: SystemTime) {
+        self.certificates.shown(key, until, SystemTime::now(), self.life());
+    }
+
+    /// When a machine's certificate ends, as far as is known.
+    pub(crate) fn ends(&self, key: &KeyId) -> Option<Time> {
+        self.certificates.ends(key)
+    }
+
+    /// Tells of certificates that are not renewed in time.
+    fn tell_of_ends(&self, shared: &Shared, snapshot: &Snapshot) {
+        self.certificates.retain(|key| snapshot.member_by_key(key).is_some());
+        let ending = self.certificates.ending(SystemTime::now(), self.life());
+        let member = |key: &KeyId| Some(snapshot.member_by_key(key)?.name.0);
+        let mut names: Vec<String> = ending.iter().filter_map(member).collect();
+        if names.is_empty() {
+            return shared.all_clear(ENDS);
+        }
+        names.sort();
+        let more = names.len().saturating_sub(NAMED);
+        names.truncate(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let text = format!(
+            "these machines have not renewed their certificate, and must join again when it has ended: {}{more}; look at their \
+             agents' logs and disks ('berth node ls' says when it ends)",
+            names.join(", ")
+        );
+        shared.alarm(ENDS, text);
+    }
+
     /// Resolves when the key is no member's any more.
     pub(crate) fn until_removed(&self, key: &KeyId) -> oneshot::Receiver<()> {
         let (sender, removed) = oneshot::channel();
@@ -339,14 +384,20 @@ impl Machines {
         removed
     }
 
-    /// Cuts off machines that were removed, for as long as the controller lives.
+    /// Cuts off machines that were removed, and tells of certificates that are about to end, for as long as the controller lives.
     pub(crate) async fn watch(self: Arc<Self>, shared: Arc<Shared>) {
+        let mut looked: Option<Instant> = None;
         loop {
             tokio::time::sleep(LOOK).await;
             let snapshot = shared.snapshot();
             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             // Dropping the sender tells.
             watched.retain(|(key, sender)| !sender.is_closed() && snapshot.member_by_key(key).is_some());
+            drop(watched);
+            if looked.is_none_or(|at| at.elapsed() >= EVERY.min(self.life() / 30)) {
+                looked = Some(Instant::now());
+                self.tell_of_ends(&shared, &snapshot);
+            }
         }
     }
 }

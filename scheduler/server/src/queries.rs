@@ -2,12 +2,12 @@
 
 use crate::shared::Shared;
 use crate::turns::Turn;
-use berth_model::JobId;
 use berth_model::listing::{JobList, PAGE_BYTES, size};
-use berth_model::member::{AuditInfo, MemberInfo, TokenInfo};
+use berth_model::member::{AuditInfo, KeyId, MemberInfo, TokenInfo};
 use berth_model::query::{AccountingQuery, JobQuery};
 use berth_model::record::{JobInfo, NodeInfo, PartitionInfo};
 use berth_model::request::{Refusal, RefusalCode};
+use berth_model::{JobId, Time};
 use berth_rpc::{Answers, PAGE};
 use berth_store::{Reader, Stop, StoreError};
 use serde::Serialize;
@@ -94,9 +94,9 @@ pub(crate) fn partitions(shared: &Shared) -> Answers<Vec<PartitionInfo>> {
     at_once(shared.snapshot().partitions())
 }
 
-/// All members.
-pub(crate) fn members(shared: &Shared) -> Answers<Vec<MemberInfo>> {
-    at_once(shared.snapshot().members())
+/// All members, with the ends of their certificates.
+pub(crate) fn members(shared: &Shared, ends: impl Fn(&KeyId) -> Option<Time>) -> Answers<Vec<MemberInfo>> {
+    at_once(shared.snapshot().members().map(|member| MemberInfo { ends: ends(&member.key), ..member }))
 }
 
 /// All tokens.

@@ -354,7 +354,7 @@ impl Service for Controller {
     }
 
     async fn members(&self) -> Result<Answers<Vec<MemberInfo>>, Refusal> {
-        Ok(queries::members(&self.shared))
+        Ok(queries::members(&self.shared, |key| self.machines.ends(key)))
     }
 
     async fn audit(&self, most: Option<u32>) -> Result<Answers<Vec<AuditInfo>>, Refusal> {
@@ -377,6 +377,10 @@ impl Service for Controller {
 
     fn member(&self, key: &KeyId) -> Option<MemberInfo> {
         self.shared.snapshot().member_by_key(key)
+    }
+
+    fn shows(&self, key: &KeyId, until: SystemTime) {
+        self.machines.shows(key, until);
     }
 
     fn unknown(&self, node: NodeName, key: KeyId, from: SocketAddr) {

@@ -365,6 +365,31 @@ async fn the_controllers_own_certificate_is_made_anew_before_it_ends() {
     assert_ne!(controllers_own(&site, &n1).await, first);
 }
 
+/// When the certificate of a machine ends, as the controller says, in seconds.
+async fn known_end(site: &Site, name: &str) -> Option<i64> {
+    let members = site.client.members().await.unwrap();
+    members.iter().find(|member| member.name.0 == name).unwrap().ends.map(Time::secs)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controller_knows_when_machines_certificates_end() {
+    let site = site().await;
+    let n1 = site.machine(MemberRole::Compute, "n1").await;
+    let until = |certificate: &[u8]| {
+        let (_, until) = berth_trust::validity(certificate).unwrap();
+        i64::try_from(until.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()).unwrap()
+    };
+    assert_eq!(known_end(&site, "n1").await, Some(until(&n1.own.certificate)));
+    let question = Question::Renew { public: Hex(n1.own.key.public()) };
+    let Reply::Enrolled { certificate, .. } = n1.uplink.ask(question).await.unwrap() else { panic!() };
+    assert_eq!(known_end(&site, "n1").await, Some(until(&certificate.0)));
+    // It shows the old one, as if it had not been able to keep it: that is known once it could have been.
+    n1.uplink.ask(Question::Clock).await.unwrap();
+    assert!(known_end(&site, "n1").await.is_some());
+    let alarms = site.client.status().await.unwrap().alarms;
+    assert!(!alarms.iter().any(|text| text.contains("certificate")), "{alarms:?}");
+}
+
 /// As at a boot where somebody else has the port for a moment, or the address comes late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_that_is_held_when_the_controller_starts_is_opened_as_soon_as_it_is_free() {

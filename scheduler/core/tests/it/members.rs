@@ -131,6 +131,7 @@ fn a_machine_joins_with_a_token_and_is_known_by_its_key() {
             token: id(0),
             from: "10.0.0.7".into(),
             renewed: w.now,
+            ends: None,
             administrators: false,
         }
     );
