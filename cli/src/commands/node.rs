@@ -126,7 +126,7 @@ fn machines(members: Vec<MemberInfo>, agents: &[AgentStatus]) -> Vec<Machine> {
 fn table(all: &[Machine]) -> String {
     let dash = || "-".to_string();
     let mut rows = vec![
-        ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED", "CERTIFICATE_ENDS", "HOST"]
+        ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CERTIFICATE_ENDS", "HOST", "CONNECTED"]
             .map(str::to_string),
     ];
     for m in all {
@@ -137,9 +137,9 @@ fn table(all: &[Machine]) -> String {
             m.joined.map_or_else(dash, |at| time::iso(Time::from_secs(at))),
             m.from.clone().unwrap_or_else(dash),
             m.key.as_ref().map_or_else(dash, |key| key.chars().take(16).collect()),
-            m.connected.map_or_else(dash, |yes| if yes { "yes" } else { "no" }.to_string()),
             m.certificate_ends.map_or_else(dash, |at| time::iso(Time::from_secs(at))),
             m.host_name.clone().unwrap_or_else(dash),
+            m.connected.map_or_else(dash, |yes| if yes { "yes" } else { "no" }.to_string()),
         ]);
     }
     super::image::table(&rows)
@@ -270,12 +270,12 @@ mod tests {
         let shown: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
         assert_eq!(
             shown[0],
-            ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CONNECTED", "CERTIFICATE_ENDS", "HOST"]
+            ["NAME", "ROLE", "STATE", "JOINED", "FROM", "KEY", "CERTIFICATE_ENDS", "HOST", "CONNECTED"]
         );
-        assert_eq!(shown[1], ["head", "compute", "own", "-", "-", "-", "yes", "-"]);
-        assert_eq!((shown[2][0], shown[2][1], shown[2][6]), ("login", "login", "-"));
-        assert_eq!((shown[3][4], shown[3][5], shown[3][6]), ("10.0.0.7", "abababababababab", "yes"));
-        assert_eq!((shown[4][0], shown[4][6], shown[4][7]), ("n3", "no", "-"));
-        assert!(shown[3][7].starts_with("1970-01-0"), "{text}");
+        assert_eq!(shown[1], ["head", "compute", "own", "-", "-", "-", "-", "-", "yes"]);
+        assert_eq!((shown[2][0], shown[2][1], shown[2][8]), ("login", "login", "-"));
+        assert_eq!((shown[3][4], shown[3][5], shown[3][8]), ("10.0.0.7", "abababababababab", "yes"));
+        assert_eq!((shown[4][0], shown[4][6], shown[4][8]), ("n3", "-", "no"));
+        assert!(shown[3][6].starts_with("1970-01-0"), "{text}");
     }
 }
