@@ -489,6 +489,33 @@ fn certificates_renew_themselves_and_those_that_ended_are_refused_as_root() {
     assert_eq!(step.finish().rc, 0);
 }
 
+/// As on a full disk: its link is open, and shows nothing of it.
+#[test]
+fn a_certificate_that_a_node_cannot_keep_is_told_of_before_it_ends_as_root() {
+    const LIFE: u64 = 60;
+    let hosts = Hosts::new(&["head", "n1"]);
+    hosts.up("head", &format!("certificate_seconds = {LIFE}\n"));
+    hosts.join("n1", &hosts.token("head", &[]));
+    hosts.wait_node("n1", "idle", 60);
+    let private = hosts.state("n1").join("private");
+    let mut files = std::fs::read_dir(&private).unwrap().map(|entry| entry.unwrap().path());
+    let own =
+        |path: &PathBuf| path.extension().is_some_and(|e| e == "crt") && !path.ends_with("authority.crt");
+    let certificate = files.find(own).unwrap();
+    // Where the new one is written first there is something that does not go away.
+    let taken = certificate.with_extension("new");
+    std::fs::create_dir(&taken).unwrap();
+    let status = || hosts.root("head", "berth").arg("status").run().to_string();
+    let is_told = || status().contains("were not renewed");
+    assert!(wait(LIFE, || is_told().then_some(())).is_some(), "{}", status());
+    std::fs::remove_dir(&taken).unwrap();
+    assert!(wait(LIFE, || (!is_told()).then_some(())).is_some(), "{}", status());
+    // It was in time.
+    hosts.wait_node("n1", "idle", 60);
+    let log = std::fs::read_to_string(hosts.state("n1").join("log/agent.log")).unwrap();
+    assert!(log.contains("the certificate was renewed"), "{log}");
+}
+
 /// A cluster is made of its backup on another machine while its old controller lives on, cut off, and comes back.
 #[test]
 fn a_restored_controller_beside_the_living_old_one_runs_nothing_twice_as_root() {

@@ -370,8 +370,8 @@ impl Machines {
         names.truncate(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let text = format!(
-            "these machines have not renewed their certificate, and must join again when it has ended: {}{more}; look at their \
-             agents' logs and disks ('berth node ls' says when it ends)",
+            "the certificates of these machines were not renewed, and when they end the machines must join again: {}{more}; look at \
+             their agents' logs and disks ('berth node ls' says when that is)",
             names.join(", ")
         );
         shared.alarm(ENDS, text);
