@@ -499,8 +499,9 @@ fn a_certificate_that_a_node_cannot_keep_is_told_of_before_it_ends_as_root() {
     hosts.wait_node("n1", "idle", 60);
     let private = hosts.state("n1").join("private");
     let mut files = std::fs::read_dir(&private).unwrap().map(|entry| entry.unwrap().path());
-    let own =
-        |path: &PathBuf| path.extension().is_some_and(|e| e == "crt") && !path.ends_with("authority.crt");
+    let own = |path: &std::path::PathBuf| {
+        path.extension().is_some_and(|e| e == "crt") && !path.ends_with("authority.crt")
+    };
     let certificate = files.find(own).unwrap();
     // Where the new one is written first there is something that does not go away.
     let taken = certificate.with_extension("new");
