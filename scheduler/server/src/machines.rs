@@ -4,7 +4,6 @@ use crate::certificates::Certificates;
 use crate::driver::Input;
 use crate::identity::controller;
 use crate::shared::Shared;
-use berth_model::Time;
 use berth_model::config::Config;
 use berth_model::member::{KeyId, MemberInfo, MemberRole};
 use berth_model::request::{Peer, Refusal, RefusalCode, Request, Response};

@@ -327,7 +327,7 @@ pub fn active(state: JobState) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{START, array, job, pending, step, view};
+    use super::super::samples::{self, array, job, pending, step, view};
     use super::*;
     use berth_model::state::{ExitStatus, Reason};
     use berth_model::{Span, Time};
@@ -369,7 +369,7 @@ mod tests {
     fn what_is_left_and_the_end_go_by_what_counts_as_reached() {
         // Two hours later, of which nobody knows whether they have passed.
         let leapt = JobInfo { leapt: Span::from_secs(7200), ..job(9, "run2") };
-        let ends = Time::from_secs(START + 1800 + 7200);
+        let ends = Time::from_secs(samples::START + 1800 + 7200);
         assert_eq!(job::end(&leapt), Some(ends));
         assert_eq!(table("%L", &[leapt], 7200 + 60), "TIME_LEFT\n29:00\n");
         assert_eq!(table("%L", &[job(9, "run2")], 7200 + 60), "TIME_LEFT\nINVALID\n");

@@ -162,6 +162,7 @@ fn what_an_agent_says_of_itself_is_short_and_plain_where_it_is_kept() {
         unknown: vec![],
         features: vec![wild.clone(); 1000],
         highest: Highest::default(),
+        host: Some(wild.clone()),
     };
     let since = w.writes.len();
     w.tell("n1", |_| hello(said.clone()));
