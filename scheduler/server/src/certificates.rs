@@ -108,8 +108,8 @@ mod tests {
             assert_eq!(ends(), Some(30), "what it is given once more says nothing");
         }
         assert!(certificates.ending(day(22), LIFE).is_empty());
-        assert_eq!(certificates.ending(day(23), LIFE), [key.clone()]);
-        assert_eq!(certificates.ending(day(31), LIFE), [key.clone()], "it has ended");
+        assert_eq!(certificates.ending(day(23), LIFE), std::slice::from_ref(&key));
+        assert_eq!(certificates.ending(day(31), LIFE), std::slice::from_ref(&key), "it has ended");
         shown(day(51), day(24));
         assert_eq!((ends(), certificates.ending(day(25), LIFE)), (Some(51), vec![]));
         // A process that has the old one still says nothing of it.
