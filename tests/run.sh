@@ -78,9 +78,9 @@ export CLIPPY_ARGS='-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__'
 nextest=no
 ! cargo nextest --version >/dev/null 2>&1 || nextest=yes
 if [ $nextest = yes ]; then
-    cargo nextest run --workspace --all-targets --locked --no-run
+    cargo nextest run --workspace --locked --no-run
 else
-    cargo test --workspace --all-targets --locked --no-run
+    cargo test --workspace --locked --no-run
 fi
 cargo xtask build --debug
 
