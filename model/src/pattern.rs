@@ -100,7 +100,7 @@ pub fn spread(pattern: &[u8]) -> Spread {
 }
 
 /// The letters that a pattern has expanded; none where a backslash switches expansion off.
-pub fn letters(pattern: &[u8]) -> impl Iterator<Item = u8> + '_ {
+fn letters(pattern: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let pattern = if pattern.contains(&b'\\') { &[] } else { pattern };
     tokens(pattern).filter_map(|token| match token {
         Token::Letter { letter, .. } => Some(letter),

@@ -233,7 +233,6 @@ fn values_are_refused_in_slurms_words() {
             1,
             "sbatch: error: Batch job submission failed: Invalid node name specified: a node stands both in --nodelist and in --exclude; leave it out of one of them",
         ),
-        ("-o %S", 255, "sbatch: error: Invalid --output specification"),
         ("-p a,b", 255, "sbatch: error: Invalid --partition specification"),
         ("--gres=gpu:-1", 1, "sbatch: error: Invalid generic resource (gres) specification"),
         ("-G a100:x", 1, "sbatch: error: Invalid generic resource (gres) specification"),

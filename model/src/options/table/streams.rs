@@ -14,10 +14,6 @@ fn name(given: &Given<'_>) -> Result<Option<ByteStr>, Bad> {
     if bytes.is_empty() || bytes.contains(&0) {
         return Err(Bad::Spec("a file name is needed".to_string()));
     }
-    // Slurm's %S is an id that jobs do not have here.
-    if crate::pattern::letters(bytes).any(|letter| letter == b'S') {
-        return Err(Bad::Spec("%S is not supported by this release; use %j, the job's id".to_string()));
-    }
     Ok(Some(ByteStr::from(bytes)))
 }
 
