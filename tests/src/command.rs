@@ -254,18 +254,22 @@ impl Running {
     /// Waits until its standard output contains a text; returns how long that took.
     pub fn wait_for(&mut self, text: &str, seconds: u64) -> Duration {
         let start = Instant::now();
+        let mut over = None;
         loop {
             if String::from_utf8_lossy(&self.stdout.so_far()).contains(text) {
                 return start.elapsed();
             }
             let ended = self.child.try_wait().unwrap();
+            // Who reads what it printed may come later than its end.
+            let waits = over.is_none_or(|over: Instant| over.elapsed() < Duration::from_secs(2));
             assert!(
-                start.elapsed() < Duration::from_secs(seconds) && ended.is_none(),
+                start.elapsed() < Duration::from_secs(seconds) && waits,
                 "`{}` did not print `{text}` within {seconds} s (ended: {ended:?})\nstdout: {}\nstderr: {}",
                 self.line,
                 String::from_utf8_lossy(&self.stdout.so_far()),
                 String::from_utf8_lossy(&self.stderr.so_far()),
             );
+            over = over.or_else(|| ended.map(|_| Instant::now()));
             std::thread::sleep(Duration::from_millis(2));
         }
     }
