@@ -146,7 +146,7 @@ pub struct DiskUsage {
     /// Bytes of the disk that layers take: more than their files have where these are small.
     #[serde(default)]
     pub disk_bytes: u64,
-    /// Bytes in layers that no image in use needs: what pruning all would free.
+    /// Bytes of the files in layers that no image in use needs, which pruning all would remove.
     pub reclaimable_bytes: u64,
     /// Bytes that the file system still has for the store.
     pub free_bytes: u64,
@@ -385,7 +385,7 @@ impl Store {
             }
         }
         for id in self.stored_merged()? {
-            let bytes = self.merged_size(&id)?;
+            let bytes = self.merged_content(&id)?;
             usage.bytes += bytes;
             if !merged.contains(&id) {
                 usage.reclaimable_bytes += bytes;
@@ -548,7 +548,7 @@ impl Store {
             }
             for id in self.stored_merged()? {
                 if known && !merged.contains(&id) {
-                    removed.bytes += self.merged_size(&id)?;
+                    removed.bytes += self.merged_content(&id)?;
                     bin.swallow_unused(&merged_name(&id))?;
                 }
             }

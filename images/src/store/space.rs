@@ -117,7 +117,20 @@ impl Store {
 
     /// Bytes that the files of a layer have; without their holes, where it is a directory.
     pub(super) fn content_size(&self, diff_id: &Digest) -> Result<u64> {
-        let record = self.layer_record(diff_id)?;
+        self.content_at(&diff_id.file_name(), diff_id)
+    }
+
+    /// The same of layers that are there as one. Their archives came one after the other, with what others of them hide: an image of them
+    /// has its blocks.
+    pub(super) fn merged_content(&self, id: &Digest) -> Result<u64> {
+        match self.form_of(&merged_name(id)) {
+            Some(LayerForm::Erofs) => self.merged_size(id),
+            _ => self.content_at(&merged_name(id), id),
+        }
+    }
+
+    fn content_at(&self, name: &str, id: &Digest) -> Result<u64> {
+        let record = self.record_at(name, id)?;
         Ok(record.map_or(0, |layer| layer.taken.map_or(layer.report.bytes, |taken| taken.bytes)))
     }
 
