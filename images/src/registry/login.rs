@@ -28,13 +28,12 @@ impl LoginTarget {
             None => self.registry.clone(),
         }
     }
-}
 
-impl LoginTarget {
     /// What takes the login out of a file that is not ours to write, for people.
     pub fn removal(&self, file: &Path) -> String {
         match file.file_name().is_some_and(|name| name == ".credentials") {
-            true => format!("take 'machine {}' out of it, which is Enroot's", self.registry),
+            // It may stand there under another name of the registry, as Docker Hub's does.
+            true => format!("take the line for {} out of it, which is Enroot's file", self.registry),
             false => format!("'podman logout {}' removes it", self.registry),
         }
     }

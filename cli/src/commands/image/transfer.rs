@@ -242,7 +242,7 @@ fn destination(file: &Path) -> Result<(Option<Said>, &Path), Failure> {
         return match elsewhere(&String::from_utf8_lossy(bytes)) {
             None => Ok((None, file)),
             Some(word) => Err(Failure::user(format!(
-                "{}: no image is written to {word}: {}; a file that is called so is ./{}",
+                "{}: no image is written to '{word}': {}; a file that is called so is ./{}",
                 file.display(),
                 instead(word),
                 file.display()
@@ -391,7 +391,7 @@ mod tests {
             match told(&format!("{word}place")) {
                 Ok(said) => written.push(said.unwrap()),
                 Err(why) => {
-                    assert!(why.text.contains(&format!(" to {word}: {}", instead(word))), "{}", why.text);
+                    assert!(why.text.contains(&format!(" to '{word}': {}", instead(word))), "{}", why.text);
                     assert!(why.text.ends_with(&format!("is ./{word}place")), "{}", why.text);
                 }
             }
