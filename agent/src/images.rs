@@ -528,6 +528,7 @@ impl Images {
             if let Some(turn) = turn {
                 turn.came(match &event {
                     ProgressEvent::Fetched { bytes } => *bytes,
+                    ProgressEvent::Delayed { .. } => 0,
                     // Something happens.
                     _ => 1,
                 });
@@ -535,7 +536,7 @@ impl Images {
             if let ProgressEvent::ByArchive { text } = &event {
                 tracing::info!("image {}: {text}", manifest.source);
             }
-            if let ProgressEvent::Waiting { what } = &event {
+            if let ProgressEvent::Waiting { what } | ProgressEvent::Delayed { what } = &event {
                 tracing::info!("image {}: waiting for {what}", manifest.source);
             }
             if matches!(event, ProgressEvent::Fetched { bytes } if bytes > 0) {

@@ -493,8 +493,14 @@ impl Progress for Bar {
                     ));
                 }
             }
-            ProgressEvent::Fetched { bytes } => self.bar.inc(bytes),
-            ProgressEvent::Waiting { what } => {
+            ProgressEvent::Fetched { bytes } => {
+                self.bar.inc(bytes);
+                // It comes again.
+                if !self.bar.is_hidden() && self.bar.message() != self.name {
+                    self.bar.set_message(self.name.clone());
+                }
+            }
+            ProgressEvent::Waiting { what } | ProgressEvent::Delayed { what } => {
                 self.line(&format!("waiting for {what}"));
                 self.bar.set_message(format!("waiting for {what}"));
             }

@@ -13,6 +13,11 @@ pub enum ProgressEvent {
         /// What is waited for.
         what: String,
     },
+    /// A registry gives no answer yet, or wants to be left alone. Unlike waiting for others it says nothing of what is there.
+    Delayed {
+        /// Which one, and why.
+        what: String,
+    },
     /// The manifest is known.
     Start {
         /// Layers of the image.

@@ -64,7 +64,7 @@ impl<F: Fn(Option<u8>) + Sync> Pulling<F> {
 impl<F: Fn(Option<u8>) + Sync> Progress for Pulling<F> {
     fn event(&self, event: ProgressEvent) {
         let mut state = self.state();
-        if !matches!(event, ProgressEvent::Waiting { .. }) {
+        if !matches!(event, ProgressEvent::Waiting { .. } | ProgressEvent::Delayed { .. }) {
             self.moved.fetch_add(1, Ordering::Relaxed);
         }
         match event {
@@ -85,5 +85,23 @@ impl<F: Fn(Option<u8>) + Sync> Progress for Pulling<F> {
             state.told = percent;
             (self.tell)(percent);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_is_slow_to_answer_is_no_progress_and_says_nothing_of_what_is_there() {
+        let pulling = Quiet::default();
+        pulling.state().wanted = true;
+        pulling.state().digest = Some("sha256:1".into());
+        let what = || "registry r.io".to_owned();
+        let hit = || pulling.fetched().is_some_and(|fetched| fetched.hit);
+        pulling.event(ProgressEvent::Delayed { what: what() });
+        assert!(hit() && pulling.moved() == 0);
+        pulling.event(ProgressEvent::Waiting { what: what() });
+        assert!(!hit() && pulling.moved() == 0);
     }
 }

@@ -352,7 +352,7 @@ pub fn unpacker_main(
         let source = RemoteSource::new(image.source.clone(), input, output);
         let source = if options.peers { source.of_peers() } else { source };
         let tell = say.clone();
-        let source = source.telling(move |what| tell(&Report::Progress(ProgressEvent::Waiting { what })));
+        let source = source.telling(move |what| tell(&Report::Progress(ProgressEvent::Delayed { what })));
         // The user shows that the source gives them this image, also where another user's import is under way. Root reads the
         // store anyhow, and need only find it at a mirror.
         let kind = if options.grant == Some(0) { BlobKind::Manifest } else { BlobKind::Proof };

@@ -129,7 +129,7 @@ fn who_waits_for_a_registry_that_wants_to_be_left_alone_is_told() {
     let helpers = crate::mirrors::helpers(&bench, &registries, None, None);
     let events = Mutex::new(Vec::new());
     let progress = |event: ProgressEvent| {
-        if let ProgressEvent::Waiting { what } = event {
+        if let ProgressEvent::Delayed { what } = event {
             events.lock().unwrap().push(what);
         }
     };

@@ -160,6 +160,9 @@ mod tests {
         assert_eq!(of(&[start(2, 0), ProgressEvent::Syncing]), (0, true));
         let fetched = |bytes| ProgressEvent::Fetched { bytes };
         assert_eq!(of(&[start(1, 7), fetched(3), fetched(4)]), (7, false));
+        // A registry that is slow to answer says nothing of what is there.
+        let delayed = ProgressEvent::Delayed { what: "registry r.io".into() };
+        assert_eq!(of(&[delayed]), (0, true));
         // Somebody else had begun.
         assert_eq!(of(&[ProgressEvent::Waiting { what: "image x".into() }]), (0, false));
     }
