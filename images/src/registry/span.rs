@@ -38,6 +38,8 @@ pub(super) struct Span {
     /// Length of the blob, where it was said.
     total: Option<u64>,
     body: Option<Bytes>,
+    /// The last answer stops before what was asked for.
+    short: bool,
     pace: Pace,
     left: u32,
 }
@@ -138,6 +140,7 @@ impl Span {
             before: Vec::new(),
             total: None,
             body: None,
+            short: false,
             pace: Pace::default(),
             left: RESUMES,
         }
@@ -182,6 +185,7 @@ impl Span {
         if !matches!(bytes, Some(Bytes::Judged(_))) {
             self.ways.gave(way, &self.digest);
         }
+        self.short = is_short(end, given.end);
         // An answer without a range goes to the end of the blob.
         self.end = given.end.or(given.total);
         (self.way, self.total) = (way, given.total.or(self.total));
@@ -189,11 +193,11 @@ impl Span {
         Ok(self.body.is_some())
     }
 
-    /// Asks for what comes behind an answer that gave less than was asked for, as connect does: to before `end`. As often as a blob is
-    /// continued after cuts, answers may have next to nothing in them.
+    /// Asks for what comes behind an answer, as connect does: to before `end`. As often as a blob is continued after cuts, answers that
+    /// give less than was asked for may have next to nothing in them.
     pub(super) fn go_on(&mut self, end: u64, ranges_only: bool) -> Result<bool> {
         self.end = Some(end);
-        if self.pace.since < PROGRESS {
+        if self.short && self.pace.since < PROGRESS {
             let little = format!("it gave less than {PROGRESS} bytes in one answer");
             self.cut(&io::Error::new(io::ErrorKind::UnexpectedEof, little))?;
         } else {
@@ -224,6 +228,12 @@ impl Span {
         client.leave_alone(pause, &client.label(), &format!("broke off at byte {} ({error})", self.at));
         Ok(())
     }
+}
+
+/// Whether an answer that stops there gives less than was asked for: to before `end`, or all. Behind one that reaches the end of the blob
+/// nothing is asked for.
+fn is_short(end: Option<u64>, stops: Option<u64>) -> bool {
+    stops.is_some_and(|stops| end.is_none_or(|end| stops < end))
 }
 
 /// What the answer to a request for the bytes from `at` has.
@@ -333,6 +343,13 @@ impl Read for Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_answer_that_stops_before_what_was_asked_for_is_short() {
+        assert!(is_short(Some(10), Some(9)) && is_short(None, Some(9)));
+        // Also the rest of what was asked for after a cut, however little that is.
+        assert!(!is_short(Some(10), Some(10)) && !is_short(Some(10), None) && !is_short(None, None));
+    }
 
     #[test]
     fn only_waiting_for_bytes_counts_as_a_stall() {
