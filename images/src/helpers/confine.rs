@@ -43,8 +43,9 @@ pub(super) fn join(lists: &[PathBuf], own_memory: Option<u64>) -> Result<()> {
     if let Some(bytes) = own_memory {
         // What the agent itself was given may be less.
         let most = getrlimit(Resource::Data).maximum.map_or(bytes, |most| most.min(bytes));
-        setrlimit(Resource::Data, Rlimit { current: Some(most), maximum: Some(most) })
-            .map_err(|e| Error::io("memory of what brings an image", e))?;
+        setrlimit(Resource::Data, Rlimit { current: Some(most), maximum: Some(most) }).map_err(|e| {
+            Error::io("memory of what brings an image", e).next("look at the agent's own limits")
+        })?;
     }
     lists.iter().try_for_each(|list| {
         let written = OpenOptions::new().write(true).open(list).and_then(|mut file| file.write_all(b"0"));
