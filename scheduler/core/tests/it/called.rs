@@ -56,6 +56,13 @@ fn a_full_name_stands_for_the_node_in_all_that_people_ask() {
 }
 
 #[test]
+fn a_node_that_is_named_in_both_ways_is_asked_for_once() {
+    let mut w = cluster();
+    let both = w.batch("1", |spec| spec.resources.node_list = vec!["n1".into(), "n1.example.org".into()]);
+    assert_eq!(w.info(both).layout.nodes, [NodeName::from("n1")]);
+}
+
+#[test]
 fn what_is_two_machines_name_is_nobodys_and_a_nodes_own_name_is_its_own() {
     let mut w = cluster();
     let refused = placed(&mut w, "1", "twice.example.org").unwrap_err();
