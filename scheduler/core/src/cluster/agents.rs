@@ -479,11 +479,9 @@ impl Cluster {
         };
         let recorded = self.step(key).is_some_and(|s| s.nodes[at].exit.is_some());
         match phase {
-            StepPhase::Exited(mut exit) => {
+            StepPhase::Exited(exit) => {
                 if !recorded {
-                    exit.tasks = Vec::new(); // told to the client by the supervisor; too much for a row
-                    exit.launch_error = exit.launch_error.map(|why| said::error(&why));
-                    self.step_exited(key.job, key.step, at, exit);
+                    self.step_exited(key.job, key.step, at, said::exit(exit));
                 }
                 self.send(node, ToAgent::ExitRecorded { key });
             }
@@ -497,9 +495,9 @@ impl Cluster {
     }
 
     /// What a step's image took on its node: written down once.
-    fn pulled(&mut self, node: &NodeName, key: StepKey, mut pull: ImagePull) {
+    fn pulled(&mut self, node: &NodeName, key: StepKey, pull: ImagePull) {
         let Some(at) = self.step(key).and_then(|s| s.nodes.find(node)) else { return };
-        pull.digest = pull.digest.map(|digest| plain(&digest, said::WORD));
+        let mut pull = said::pull(pull);
         if let Some(found) = pull.found.take() {
             self.keep_image(key.job, key.step, *found);
         }

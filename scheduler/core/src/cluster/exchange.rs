@@ -3,6 +3,7 @@
 
 use super::Cluster;
 use super::images::may_be_kept;
+use super::said::lines;
 use super::timers::Timer;
 use crate::event::{Effect, LoginOf};
 use crate::exchange::{NO_RUN, NotTold, Want};
@@ -187,7 +188,7 @@ impl Cluster {
             }
             FromPeers::Name { ask, key } => self.name_asked(node, ask, key),
             FromPeers::Named { key, image, why, proof } => {
-                let why = why.chars().take(MOST_WHY).collect();
+                let why = lines(&why, MOST_WHY);
                 self.name_found(node, key, image.map(|image| (image, proof)), why)
             }
             FromPeers::Holds { all, images, gone } => {
@@ -207,7 +208,7 @@ impl Cluster {
                 vec![(node.clone(), ToPeers::Noted { ask })]
             }
             FromPeers::Done { ask, there, why } => {
-                let why: String = why.chars().take(MOST_WHY).collect();
+                let why = lines(&why, MOST_WHY);
                 let result = if there { Ok(()) } else { Err(why) };
                 let asker = (node.clone(), ask);
                 if let Some(want) = self.exchange.without_job(&asker) {

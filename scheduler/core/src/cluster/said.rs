@@ -1,6 +1,7 @@
 //! What agents say of themselves and of their nodes, made fit to be kept and shown: it goes with every list of nodes, and ends on administrators' terminals.
 
 use berth_model::hardware::Hardware;
+use berth_model::launch::{ImagePull, StepExit};
 use berth_model::listing::size;
 
 /// Most characters of a word: a version, the id of a boot, the name of a device.
@@ -22,8 +23,23 @@ pub(super) fn plain(text: &str, most: usize) -> String {
 }
 
 /// The same of a text of several lines.
-pub(super) fn error(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).take(ERROR).collect()
+pub(super) fn lines(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).take(most).collect()
+}
+
+/// What a step's image took, with a digest that can be shown.
+pub(super) fn pull(said: ImagePull) -> ImagePull {
+    ImagePull { digest: said.digest.map(|digest| plain(&digest, WORD)), ..said }
+}
+
+/// How a step ended, in words that can be shown; what each task's exit was is told to the client by the supervisor, and too much for a row.
+pub(super) fn exit(said: StepExit) -> StepExit {
+    StepExit {
+        tasks: Vec::new(),
+        launch_error: said.launch_error.map(|why| lines(&why, ERROR)),
+        image: said.image.map(pull),
+        ..said
+    }
 }
 
 /// The names of what an agent knows.

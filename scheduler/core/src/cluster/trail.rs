@@ -1,6 +1,7 @@
 //! The audit log: who changed what of the cluster, or of other people's jobs, and as what. An entry is durable with what it is about.
 
 use super::Cluster;
+use super::said::plain;
 use crate::rows::{AuditRow, ROW_VERSION};
 use crate::store::Write;
 use berth_model::exchange::RemovedImage;
@@ -120,7 +121,7 @@ impl Cluster {
 
     /// Enters that images of others were removed on a node. It is the node's word, and nobody else's: whoever has its key says what they like.
     pub(super) fn note_removed(&mut self, node: &NodeName, by: Uid, user: &str, images: &[RemovedImage]) {
-        let word = |text: &str| text.chars().take(LONGEST_WORD).collect::<String>();
+        let word = |text: &str| plain(text, LONGEST_WORD);
         let image = |image: &RemovedImage| {
             let owners: Vec<String> = image.owners.iter().take(NAMED).map(|owner| word(owner)).collect();
             let name =

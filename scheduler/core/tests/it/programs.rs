@@ -3,11 +3,12 @@
 use crate::common::*;
 use berth_model::hardware::GresDevice;
 use berth_model::ids::*;
-use berth_model::launch::StepPhase;
+use berth_model::launch::{ImagePull, StepExit, StepPhase};
 use berth_model::link::{FromAgent, Highest, ToAgent};
 use berth_model::request::*;
 use berth_model::spec::*;
 use berth_model::state::{ExitStatus, JobState, NodeCondition, Reason};
+use berth_model::time::Span;
 use berth_sched_core::{Event, NodeRow, Write};
 
 const WHY: &str = "prolog /etc/prolog failed: exit code 3: no disk";
@@ -186,6 +187,27 @@ fn what_an_agent_says_of_itself_is_short_and_plain_where_it_is_kept() {
     w.tell("n1", |_| hello(said.clone()));
     let refused = |m: &ToAgent| matches!(m, ToAgent::Refused(why) if why.contains("the most"));
     assert!(w.sent.iter().any(refused));
+}
+
+#[test]
+fn how_a_step_ended_is_told_in_words_that_can_be_shown() {
+    let mut w = World::small();
+    let id = w.batch("a", |_| {});
+    let pull = ImagePull { took: Span::from_secs(1), bytes: 0, hit: true, digest: Some(wild()), found: None };
+    let text = format!("no image\n{}", wild());
+    let ended =
+        StepExit { launch_error: Some(text), image: Some(pull), ..exit(ExitStatus { code: 1, signal: 0 }) };
+    w.phase("n1", batch_key(id, 0), StepPhase::Exited(ended));
+    let step = w.info(id).steps.remove(0);
+    let digest = step.digest.unwrap();
+    assert!(digest.starts_with("]0;owned") && is_tame(&digest, 200), "{} characters", digest.len());
+    let why = step.message.unwrap();
+    let lines: Vec<&str> = why.lines().collect();
+    assert!(
+        why.contains("]0;owned") && lines.iter().all(|line| is_tame(line, 9000)),
+        "{} lines",
+        lines.len()
+    );
 }
 
 #[test]
