@@ -9,12 +9,15 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 /// How long a registration waits for the first answer.
 const MOMENT: Duration = Duration::from_secs(1);
 /// After how long the question is given up.
 const MOST: Duration = Duration::from_secs(30);
+/// Most bytes of an answer: a machine has some tens of addresses.
+const LONGEST: u64 = 64 << 10;
 
 /// What is known of it.
 #[derive(Debug)]
@@ -66,24 +69,34 @@ impl FullName {
             return None;
         }
         let mut command = Command::new(&self.program);
-        command.args(["ahosts", &self.host]).stdin(Stdio::null()).stderr(Stdio::null());
-        let answer = tokio::time::timeout(MOST, command.kill_on_drop(true).output()).await;
-        match answer {
-            Ok(Ok(output)) => said(&String::from_utf8_lossy(&output.stdout)),
-            Ok(Err(e)) => {
+        command
+            .args(["ahosts", &self.host])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = match command.kill_on_drop(true).spawn() {
+            Ok(child) => child,
+            Err(e) => {
                 tracing::debug!(
                     "{} cannot be run, and the machine's full name is not known: {e}",
                     self.program.display()
                 );
-                None
+                return None;
             }
-            Err(_) => {
-                tracing::warn!(
-                    "the name service does not say what this machine's full name is: nothing waits for it"
-                );
-                None
-            }
+        };
+        let stdout = child.stdout.take()?;
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(MOST, stdout.take(LONGEST).read_to_end(&mut answer)).await;
+        if read.is_err() {
+            tracing::warn!(
+                "the name service does not say what this machine's full name is: nothing waits for it"
+            );
         }
+        // Where it does not even end by that, nobody asks again before it is gone.
+        let _ = child.start_kill();
+        let _ = child.wait().await;
+        read.ok()?.ok()?;
+        said(&String::from_utf8_lossy(&answer))
     }
 }
 
