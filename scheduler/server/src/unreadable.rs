@@ -51,7 +51,7 @@ impl Unreadable {
             if lost.len() > NAMED { format!(" and {} more", lost.len() - NAMED) } else { String::new() };
         Some(format!(
             "scripts and environments cannot be read from the database, and what they are for does not start: of {}{more}: {why}; look at \
-             the disk, and whether 'berth backup' finds more damage",
+             the disk, and whether 'berth backup' finds more damage (this is said until the controller starts anew)",
             named.join(", ")
         ))
     }
