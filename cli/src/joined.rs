@@ -486,8 +486,17 @@ pub async fn keep(dir: StateDir, mut joined: Joined, remote: Arc<Remote>) {
 async fn renew(dir: &StateDir, joined: &Joined, remote: &Arc<Remote>) -> Result<(), Failure> {
     let identity = joined.identity(dir)?;
     let question = Question::Renew { public: Hex(identity.key.public()) };
-    let Reply::Enrolled { certificate, .. } = Uplink::Remote(Arc::clone(remote)).ask(question).await? else {
-        return Err(fault("the controller's answer does not fit"));
+    let certificate = match Uplink::Remote(Arc::clone(remote)).ask(question).await? {
+        Reply::Enrolled { certificate, .. } => certificate,
+        Reply::Nobody(why) => {
+            let next = "'berth leave' on this machine, and 'berth join' with a new token, let it in again";
+            return Err(Failure::user(format!("{why}; {next}")));
+        }
+        _ => {
+            return Err(fault(
+                "the controller's answer does not fit; use the same version of berth on both sides",
+            ));
+        }
     };
     whole(&Joined::certificate_file(dir, &joined.key), &certificate.0, 0o644)?;
     remote.renew(joined.tls(dir)?);

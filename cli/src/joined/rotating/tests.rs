@@ -258,6 +258,11 @@ fn a_machine_that_was_removed_is_told_so_and_does_not_ask_for_ever() {
     }
     assert_eq!((site.joined(), site.files()), (before.clone(), files.clone()));
     assert_eq!(site.finish(), Ok(Finished::Nothing));
+    // The certificate of the key that is left is not renewed either, for a reason that is told.
+    let remote = before.remote(&site.dir).unwrap();
+    let renewed = block_on(async { super::super::renew(&site.dir, &before, &remote).await });
+    let why = renewed.unwrap_err().text;
+    assert!(why.contains("not (any more)") && why.contains("berth join"), "{why}");
     // So is who asks for one, and nothing of it is left.
     let why = site.rotate().unwrap_err().text;
     assert!(why.contains("berth leave") && !why.contains("agent sees"), "{why}");
