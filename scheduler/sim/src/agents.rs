@@ -66,11 +66,7 @@ impl World {
                 self.crash_agent(node);
                 return Ok(());
             }
-            let kept = effect.is_durable().then_some(matches!(effect, AgentEffect::RememberTerm(_)));
             self.agent_effect(node, effect)?;
-            if let (Some(term), Some(m)) = (kept, self.machines.get_mut(node)) {
-                m.sync(term);
-            }
         }
         let Some(m) = self.machines.get_mut(node).filter(|m| m.agent_life == life) else { return Ok(()) };
         let Some(wake) = m.agent.as_ref().and_then(|a| a.next_wake()) else { return Ok(()) };
@@ -122,7 +118,12 @@ impl World {
         match effect {
             AgentEffect::Send(message) => self.says(node, message)?,
             AgentEffect::RememberTerm(term) => return self.keep_term(node, term),
-            AgentEffect::RememberHighest(highest) => m.highest = highest,
+            AgentEffect::RememberHighest(highest) => {
+                m.highest = highest;
+                if AgentEffect::RememberHighest(highest).is_durable() {
+                    m.sync_highest();
+                }
+            }
             AgentEffect::MakeJob { job, attempt, launch } => {
                 if let Some(term) = m.not_kept {
                     return Err(format!(
@@ -287,6 +288,10 @@ impl World {
             Err("no space left on device".to_string())
         } else {
             (m.term, m.not_kept) = (term, None);
+            // Before the agent hears of it, and does what waits for it.
+            if AgentEffect::RememberTerm(term).is_durable() {
+                m.sync_term();
+            }
             Ok(())
         };
         self.agent(node, AgentEvent::TermKept { term, result })

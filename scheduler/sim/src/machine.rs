@@ -283,14 +283,16 @@ impl Machine {
         self.wake = None;
     }
 
-    /// What its agent keeps is on the disk now: the term, or the highest numbers.
-    pub(crate) fn sync(&mut self, term: bool) {
+    /// The term that its agent keeps is on the disk now.
+    pub(crate) fn sync_term(&mut self) {
         self.wrote = true;
-        if term {
-            self.on_disk.0 = self.term;
-        } else {
-            self.on_disk.1 = self.highest;
-        }
+        self.on_disk.0 = self.term;
+    }
+
+    /// So are the highest numbers.
+    pub(crate) fn sync_highest(&mut self) {
+        self.wrote = true;
+        self.on_disk.1 = self.highest;
     }
 
     /// The machine loses power: nothing survives but the files of its agent's own that were on the disk. Whether there was something new in them.
