@@ -401,7 +401,7 @@ impl Driver {
         match effect {
             AgentEffect::Send(message) => self.send(message),
             AgentEffect::RememberTerm(term) => {
-                let result = self.terms.remember(term);
+                let result = tokio::task::block_in_place(|| self.terms.remember(term));
                 self.feed(AgentEvent::TermKept { term, result });
             }
             AgentEffect::RememberHighest(highest) => {
