@@ -648,8 +648,10 @@ impl Driver {
         let stored = self.store.load()?;
         let now = self.clock.now();
         let path = self.store.path().to_path_buf();
+        let last_signal = self.cluster.last_signal();
         self.cluster = Cluster::restore(self.config.clone(), self.store.term(), stored, now)
             .map_err(|error| ControllerError::Restore { path, error })?;
+        self.cluster.signals_above(last_signal);
         self.cluster.has_leapt(self.leap, self.clock.boot());
         if let Some(random) = self.random {
             self.cluster.draw_realm(random);

@@ -61,7 +61,17 @@ impl Cluster {
         }
     }
 
-    /// A higher number than any that was given out, whichever core did: one that is built anew within a term counts anew, but its clock goes on.
+    /// The number of the last signal, for a core that takes the place of this one within its term.
+    pub fn last_signal(&self) -> u64 {
+        self.last_signal
+    }
+
+    /// Signals have higher numbers than this one, which the core had given out that was here before. To be told after [`Cluster::restore`].
+    pub fn signals_above(&mut self, last: u64) {
+        self.last_signal = self.last_signal.max(last);
+    }
+
+    /// A higher number than any that was given out. Where many are in a moment they run ahead of the clock.
     fn next_signal(&mut self) -> u64 {
         let millis = u64::try_from(self.clock.0 / 1000).unwrap_or_default() & ((1 << CLOCK_BITS) - 1);
         let number = ((self.term.0 << CLOCK_BITS) | millis).max(self.last_signal + 1);

@@ -139,6 +139,23 @@ fn a_core_that_is_built_anew_goes_on_with_the_numbers() {
 }
 
 #[test]
+fn what_ran_ahead_of_the_clock_is_not_given_out_again_by_the_next_core() {
+    let (mut w, key) = pair();
+    for _ in 0..50 {
+        signal(&mut w, key, true, 10);
+    }
+    let before = signals(&mut w).last().copied().unwrap();
+    let last = w.core.last_signal();
+    let config = CoreConfig::new(&Config::default()).unwrap();
+    w.core = Cluster::restore(config, Term(1), stored(&w.writes), w.now).unwrap();
+    w.core.signals_above(last);
+    comes_back(&mut w, key);
+    signal(&mut w, key, true, 10);
+    let after = signals(&mut w);
+    assert!(after.len() == 1 && after[0].0 > before.0, "{after:?} {before:?}");
+}
+
+#[test]
 fn an_agent_of_an_earlier_version_hears_it_once_and_is_not_asked() {
     let (mut w, key) = pair();
     lose(&mut w, "n2");
