@@ -98,7 +98,7 @@ each_user! {
 
 /// The site's program comes from the node, whatever the image has under its name, and one that others could exchange is not run for anyone.
 #[test]
-fn an_image_has_no_say_in_the_sites_program() {
+fn an_image_has_no_say_in_the_sites_program_as_root() {
     let sandbox = site(Who::root(), "echo print of the node", "", 60);
     let program = sandbox.work().join("task_prolog");
     let other = sandbox.write("other", "#!/bin/sh\necho print of somebody else\n");
