@@ -3,7 +3,7 @@
 use crate::log;
 use berth_client::error::{Failure, Kind};
 use berth_client::site::StateDir;
-use berth_model::ByteStr;
+use berth_model::{ByteStr, NodeName};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
@@ -45,6 +45,12 @@ fn written(dir: &StateDir, part: Part) -> Option<(i32, serde_json::Value)> {
     let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let pid = i32::try_from(value.get("pid")?.as_i64()?).ok()?;
     is_ours(pid, part).then_some((pid, value))
+}
+
+/// The pid of the agent that runs there, and its node, which agents of earlier versions do not tell.
+pub fn agent(dir: &StateDir) -> Option<(i32, Option<NodeName>)> {
+    let (pid, value) = written(dir, Part::Agent)?;
+    Some((pid, value.get("node").and_then(|name| name.as_str()).map(NodeName::from)))
 }
 
 /// Where the agent that runs there keeps images.
@@ -149,8 +155,13 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Writes it, for an agent with the place of its image store. Another daemon of the kind that lives is an error.
-    pub fn write(dir: &StateDir, part: Part, images: Option<&Path>) -> Result<PidFile, Failure> {
+    /// Writes it, with the node's name, and the place of its image store where it has one. Another daemon of the kind that lives is an error.
+    pub fn write(
+        dir: &StateDir,
+        part: Part,
+        node: &NodeName,
+        images: Option<&Path>,
+    ) -> Result<PidFile, Failure> {
         let lock = PidFile::lock(dir, part)?;
         // One of an earlier version holds no lock; one that started itself again is the same process.
         if let Some(pid) = pid_file(dir, part).filter(|pid| u32::try_from(*pid) != Ok(std::process::id())) {
@@ -158,7 +169,9 @@ impl PidFile {
         }
         let path = dir.run().join(format!("{}.json", part.name()));
         let fresh = path.with_extension("new");
-        let mut value = serde_json::json!({"pid": std::process::id(), "version": berth_client::VERSION});
+        let mut value = serde_json::json!({
+            "pid": std::process::id(), "version": berth_client::VERSION, "node": node,
+        });
         if let Some(place) = images {
             value["images"] = serde_json::json!(ByteStr::from(place));
         }

@@ -58,6 +58,12 @@ fn machines_join_with_a_token_and_run_jobs_as_root() {
     ]);
     // Root's jobs are off once machines have joined.
     hosts.root("head", "srun").arg("true").fails().says(&["root_jobs"]);
+    // The pid of an agent is told where it runs, and what is up here waits for this machine's own.
+    let status = hosts.root("head", "berth").arg("status").ok().text();
+    let has_pid = |node: &str| status.lines().any(|line| line.contains(&format!("node {node}, pid ")));
+    assert!(has_pid("head") && !has_pid("n1") && !has_pid("n2"), "{status}");
+    let again = hosts.root("head", "berth").args(["up", "--detach"]).ok().text();
+    assert!(again.contains("already up") && again.contains("node head and 2 others"), "{again}");
 }
 
 /// The token with other bytes in one of its parts. It is a token as to its form: the first character of a part stands for six whole bits.

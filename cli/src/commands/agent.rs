@@ -69,7 +69,7 @@ fn put_in_force(understood: &Understood) {
 
 /// Serves the users of a login node.
 fn login(dir: StateDir, joined: Joined, remote: Arc<Remote>) -> Outcome {
-    let _pid = daemon::PidFile::write(&dir, Part::Agent, None)?;
+    let _pid = daemon::PidFile::write(&dir, Part::Agent, &joined.name, None)?;
     daemon::serve(Box::pin(async move {
         let name = joined.name.clone();
         let mut following = Following::of(&dir);
@@ -118,7 +118,8 @@ fn node(
         ready: notify::ready,
     };
     let program = options.program.clone();
-    let _pid = daemon::PidFile::write(&dir, Part::Agent, Some(&images))?;
+    let name = options.node.clone().unwrap_or_else(berth_agent::host_name);
+    let _pid = daemon::PidFile::write(&dir, Part::Agent, &name, Some(&images))?;
     daemon::serve(Box::pin(async move {
         let keeping = member.map(|(remote, joined)| tokio::spawn(joined::keep(dir, joined, remote)));
         let ended = berth_agent::run(options, Box::pin(daemon::ended_by_signal()?)).await;

@@ -5,6 +5,7 @@ use berth_client::error::{Failure, Outcome};
 use berth_client::fmt::time;
 use berth_client::out;
 use berth_client::site::Site;
+use berth_model::NodeName;
 use berth_model::query::Status;
 use serde_json::json;
 use std::path::Path;
@@ -27,9 +28,12 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     })?;
     let running = jobs.iter().filter(|j| j.started.is_some()).count();
     let waiting = jobs.len() - running;
-    let agent = site.state.as_ref().and_then(|dir| daemon::pid_file(dir, daemon::Part::Agent));
+    // Of this machine's; pids of others mean nothing here.
+    let own = site.state.as_ref().and_then(daemon::agent);
+    let pid =
+        |node: &NodeName| own.as_ref().filter(|(_, name)| name.as_ref() == Some(node)).map(|(pid, _)| *pid);
     if args.json {
-        return out::print(&document(&status, agent, running, waiting)).map(|()| 0);
+        return out::print(&document(&status, pid, running, waiting)).map(|()| 0);
     }
     let now = berth_client::now();
     let mut text = format!(
@@ -40,7 +44,7 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
         status.state_dir.display()
     );
     for a in &status.agents {
-        let pid = agent.map_or(String::new(), |p| format!("pid {p}, "));
+        let pid = pid(&a.node).map_or(String::new(), |p| format!("pid {p}, "));
         let state = if a.connected { "connected" } else { "not in touch" };
         text.push_str(&format!("agent       node {}, {pid}version {}, {state}\n", a.node, a.version));
     }
@@ -57,13 +61,18 @@ pub fn run(args: &Args, state: Option<&Path>) -> Outcome {
     out::print(&text).map(|()| 0)
 }
 
-fn document(status: &Status, agent: Option<i32>, running: usize, waiting: usize) -> String {
+fn document(
+    status: &Status,
+    pid: impl Fn(&NodeName) -> Option<i32>,
+    running: usize,
+    waiting: usize,
+) -> String {
     let agents: Vec<_> = status
         .agents
         .iter()
         .map(|a| {
             json!({
-                "node": a.node, "pid": agent, "version": a.version,
+                "node": a.node, "pid": pid(&a.node), "version": a.version,
                 "state": if a.connected { "connected" } else { "lost" },
                 "started": a.started.map(|t| t.secs()),
             })

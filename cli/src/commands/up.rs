@@ -86,9 +86,7 @@ fn start_units(dir: &StateDir, file: Option<&Path>) -> Outcome {
         let started = units::systemctl(&["start", units::name(part)]);
         started.map_err(|e| Failure::new(e.kind, format!("{}\n{}", e.text, units::tail(part))))?;
     }
-    let lives =
-        |s: &Status| s.agents.iter().any(|a| a.connected) && daemon::pid_file(dir, Part::Agent).is_some();
-    let now = wait(dir, &mut [], |s| lives(s).then(|| s.clone()))?;
+    let now = wait(dir, &mut [], |s| lives(dir, s).then(|| s.clone()))?;
     announce(dir, &now, ran, before)?;
     Ok(0)
 }
@@ -114,10 +112,14 @@ pub fn start_missing(
         children.push((Part::Agent, daemon::start(dir, Part::Agent, config)?));
     }
     // The controller may still hold an agent for connected that was killed a moment ago; the new one tells its pid.
-    let lives =
-        |s: &Status| s.agents.iter().any(|a| a.connected) && daemon::pid_file(dir, Part::Agent).is_some();
-    let now = wait(dir, &mut children, |s| lives(s).then(|| s.clone()))?;
+    let now = wait(dir, &mut children, |s| lives(dir, s).then(|| s.clone()))?;
     Ok((now, children))
+}
+
+/// Whether this machine's agent runs and is connected.
+fn lives(dir: &StateDir, status: &Status) -> bool {
+    let Some((_, own)) = daemon::agent(dir) else { return false };
+    status.agents.iter().any(|a| a.connected && own.as_ref().is_none_or(|own| *own == a.node))
 }
 
 /// The status of a controller that answers.
@@ -169,7 +171,16 @@ fn announce(
     nothing_started: bool,
     controller_ran: bool,
 ) -> Result<(), Failure> {
-    let nodes: Vec<String> = status.agents.iter().map(|a| a.node.to_string()).collect();
+    let own = daemon::agent(dir).and_then(|(_, own)| own);
+    let (own, others) = match own {
+        Some(own) => (own.to_string(), status.agents.len().saturating_sub(1)),
+        None => (status.agents.iter().map(|a| a.node.to_string()).collect::<Vec<_>>().join(","), 0),
+    };
+    let others = match others {
+        0 => String::new(),
+        1 => " and 1 other".to_string(),
+        n => format!(" and {n} others"),
+    };
     let how = match (nothing_started, controller_ran) {
         (true, _) => "is already up",
         (false, true) => "is up again (the controller was already up, the agent was started)",
@@ -180,10 +191,9 @@ fn announce(
         .map_or_else(|_| nix::unistd::geteuid().as_raw(), |m| m.uid());
     let mode = if owner == 0 { "system mode" } else { "user mode" };
     out::print(&format!(
-        "The cluster in {} {how}: controller pid {}, node {} ({mode}). Stop it with: berth down{}\n",
+        "The cluster in {} {how}: controller pid {}, node {own}{others} ({mode}). Stop it with: berth down{}\n",
         dir.0.display(),
         status.pid,
-        nodes.join(","),
         if StateDir::own().is_ok_and(|own| own == *dir) {
             String::new()
         } else {
