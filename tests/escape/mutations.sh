@@ -507,7 +507,7 @@ if wanted cluster attach-owner; then
 fi
 
 if wanted cluster killed-is-killed; then
-    change agent/step/src/supervisor/step.rs 'let killed = ExitStatus { code: 0, signal: 9 };' 'let killed = ExitStatus::OK;'
+    change agent/step/src/supervisor/step/end.rs 'let killed = ExitStatus { code: 0, signal: 9 };' 'let killed = ExitStatus::OK;'
     attack cluster killed-is-killed escape::supervisor::killing_what_runs_a_task_is_no_success::as_user
 fi
 
