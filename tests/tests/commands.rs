@@ -62,6 +62,11 @@ each_user! {
         sandbox.cmd("scancel").arg(format!("{array}_3")).ok();
         let rows = sandbox.cmd("squeue").args(["-h", "-o", "%i"]).ok().text();
         assert!(rows.contains(&format!("{array}_[2,4%1]")), "{rows}");
+        // Of tasks that wait, those alone that are named, when it asks.
+        let asks = sandbox.cmd("scancel").args(["-i", &format!("{array}_4")]).stdin("y\n").ok();
+        assert!(asks.text().contains(&format!("Cancel job_id={array}_4 ")), "{asks}");
+        let rows = sandbox.cmd("squeue").args(["-h", "-o", "%i %t"]).ok().text();
+        assert!(rows.contains(&format!("{array}_1 R")) && rows.contains(&format!("{array}_[2%1] PD")), "{rows}");
         // The id that sbatch printed is known to scancel.
         sandbox.cmd("scancel").arg(array.to_string()).ok();
         let empty = wait(20, || sandbox.cmd("squeue").arg("-h").ok().text().is_empty().then_some(()));

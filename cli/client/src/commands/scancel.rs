@@ -10,12 +10,13 @@
 use super::{found, job_state, nodes, words};
 use crate::error::{Failure, Outcome};
 use crate::fmt::job;
+use crate::fmt::sacct::names;
 use crate::getopt::{Arg, Parsed, Refused, Spec, opt};
 use crate::{Command, Invocation, block_on, out, variables};
 use berth_model::query::JobQuery;
 use berth_model::record::JobInfo;
 use berth_model::request::{CancelRequest, RefusalCode, Response};
-use berth_model::spec::JobSelector;
+use berth_model::spec::{ArraySpec, JobSelector};
 use berth_model::state::JobState;
 use berth_model::{StepId, Uid};
 use berth_rpc::Client;
@@ -204,25 +205,48 @@ async fn confirmed(
     let jobs = client.jobs(&JobQuery::default()).await?;
     let mut input = std::io::stdin().lock();
     let mut chosen = Vec::new();
-    for info in jobs.iter().filter(|j| matches(request, j)) {
-        let steps: Vec<Option<StepId>> = if request.jobs.is_empty() {
-            vec![None]
+    for info in jobs.iter().filter(|j| !job::is_spent(j) && matches(request, j)) {
+        let parts: Vec<(JobSelector, Option<StepId>)> = if request.jobs.is_empty() {
+            part(None, info).map(|part| (part, None)).into_iter().collect()
         } else {
-            request.jobs.iter().filter(|(s, _)| names(s, info)).map(|(_, step)| *step).collect()
+            let words = request.jobs.iter();
+            words.filter_map(|(word, step)| Some((part(Some(word), info)?, *step))).collect()
         };
-        for step in steps {
-            let what = step
-                .map_or(format!("job_id={}", job::id(info)), |s| format!("step_id={}.{s}", job::id(info)));
+        for (part, step) in parts {
+            let id = match &part {
+                JobSelector::Job(_) | JobSelector::Sluid(_) => job::id(info),
+                some => some.to_string(),
+            };
+            let what = step.map_or(format!("job_id={id}"), |s| format!("step_id={id}.{s}"));
             let question =
                 format!("Cancel {what} name={} partition={} [y/n]? ", info.spec.name, info.partition);
             if ask(&question, &mut input)? {
-                // The waiting tasks of an array have its id, which means all of its tasks.
-                let one = info.sluid.filter(|_| info.waiting.is_some());
-                chosen.push((one.map_or(JobSelector::Job(info.id), JobSelector::Sluid), step));
+                chosen.push((part, step));
             }
         }
     }
     Ok(chosen)
+}
+
+/// What of a record is asked about and ended: all of it, or of tasks that wait together those that the word names. `None` where it
+/// names none. The record of waiting tasks has the id of their array, which means all of its tasks.
+fn part(word: Option<&JobSelector>, job: &JobInfo) -> Option<JobSelector> {
+    let whole = match &job.waiting {
+        Some(_) => job.sluid.map_or(JobSelector::Job(job.id), JobSelector::Sluid),
+        None => JobSelector::Job(job.id),
+    };
+    match (word, &job.waiting) {
+        (Some(JobSelector::Tasks(array, set)), Some(waiting)) if job.array == Some(*array) => {
+            let named = ArraySpec::from_indices(waiting.iter().filter(|task| set.contains(*task)), None);
+            (!named.is_empty()).then_some(JobSelector::Tasks(*array, named))
+        }
+        (Some(JobSelector::Task(array, task)), Some(waiting)) => {
+            let named = job.array == Some(*array) && waiting.contains(*task);
+            named.then_some(JobSelector::Task(*array, *task))
+        }
+        (Some(word), _) => names(word, job).then_some(whole),
+        (None, _) => Some(whole),
+    }
 }
 
 fn ask(question: &str, input: &mut impl BufRead) -> Result<bool, Failure> {
@@ -240,28 +264,44 @@ fn ask(question: &str, input: &mut impl BufRead) -> Result<bool, Failure> {
     }
 }
 
-fn names(selector: &JobSelector, job: &JobInfo) -> bool {
-    match selector {
-        JobSelector::Job(id) => {
-            job.id == *id || job.array == Some(*id) || job.spec.het.is_some_and(|het| het.leader == *id)
-        }
-        JobSelector::Component(leader, offset) => {
-            job.spec.het.is_some_and(|het| het.leader == *leader && het.offset == *offset)
-        }
-        JobSelector::Task(array, task) => job.array == Some(*array) && job.task == Some(*task),
-        JobSelector::Tasks(array, set) => {
-            job.array == Some(*array) && job.task.is_none_or(|t| set.contains(t))
-        }
-        JobSelector::Sluid(sluid) => job.sluid == Some(*sluid),
-    }
-}
-
+/// Whether the filters choose it.
 fn matches(request: &CancelRequest, job: &JobInfo) -> bool {
-    (request.jobs.is_empty() || request.jobs.iter().any(|(s, _)| names(s, job)))
-        && request.user.is_none_or(|u| u == job.identity.uid)
+    request.user.is_none_or(|u| u == job.identity.uid)
         && request.name.as_ref().is_none_or(|n| *n == job.spec.name)
         && request.partition.as_ref().is_none_or(|p| *p == job.partition)
         && request.account.as_ref().is_none_or(|a| Some(a) == job.spec.account.as_ref())
         && (request.states.is_empty() || request.states.contains(&job.state))
         && (request.nodes.is_empty() || job.layout.nodes.iter().any(|n| request.nodes.contains(n)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fmt::samples;
+
+    #[test]
+    fn of_tasks_that_wait_together_those_alone_are_meant_that_are_named() {
+        // Tasks 2 to 9 wait, and task 1 runs.
+        let waiting = samples::array(11);
+        let running = JobInfo { array: Some(waiting.id), task: Some(1), ..samples::job(12, "arrjob") };
+        let meant = |word: &str, job: &JobInfo| {
+            let (word, _) = berth_model::jobid::list(word).unwrap().remove(0);
+            part(Some(&word), job).map(|part| part.to_string())
+        };
+        let of_waiting = waiting.sluid.map(|sluid| sluid.to_string());
+        assert_eq!(part(None, &waiting).map(|part| part.to_string()), of_waiting);
+        assert_eq!(meant("11", &waiting), of_waiting);
+        assert_eq!(meant("11_3", &waiting).as_deref(), Some("11_3"));
+        assert_eq!(meant("11_[1-3]", &waiting).as_deref(), Some("11_[2-3]"));
+        for word in ["11_1", "11_[0-1]", "12_3", "12_[2-3]", "12"] {
+            assert_eq!(meant(word, &waiting), None, "{word}");
+        }
+        for word in ["11", "11_1", "11_[1-3]", "12"] {
+            assert_eq!(meant(word, &running).as_deref(), Some("12"), "{word}");
+        }
+        assert_eq!(meant("11_2", &running), None);
+        // Who has no SLUID goes by the id alone.
+        let unnamed = JobInfo { sluid: None, ..waiting };
+        assert_eq!(part(None, &unnamed).map(|part| part.to_string()).as_deref(), Some("11"));
+    }
 }
