@@ -131,7 +131,7 @@ pub(crate) fn refuse_in_several(all: &[SubmitOptions]) -> Result<(), Failure> {
 }
 
 /// All components of the job, in order; none of a job that has no others.
-async fn of_job(client: &Client, job: &JobInfo) -> Result<Vec<JobInfo>, Failure> {
+pub(crate) async fn of_job(client: &Client, job: &JobInfo) -> Result<Vec<JobInfo>, Failure> {
     let Some(het) = job.spec.het else { return Ok(Vec::new()) };
     named(client, het.leader).await
 }

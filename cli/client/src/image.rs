@@ -95,6 +95,13 @@ async fn rules(
             };
             let found =
                 client.persist(Some(PATIENCE), |client| async move { client.jobs(query).await }).await?;
+            let found = match (selector, found.as_slice()) {
+                // A SLUID is that of one component alone.
+                (JobSelector::Sluid(_), [one]) if !groups.is_empty() && one.spec.het.is_some() => {
+                    crate::het::of_job(&client, one).await?
+                }
+                _ => found,
+            };
             accounts(&found, selector, &groups)
         }
         Some(_) => BTreeSet::from([None]),
