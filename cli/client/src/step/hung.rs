@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// The longest of them.
 const LONGEST: Duration = Duration::from_secs(30);
+
 /// The pause behind one of this length.
 pub(super) fn after(pause: Duration) -> Duration {
     (pause * 2).min(LONGEST)
