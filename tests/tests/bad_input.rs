@@ -102,6 +102,20 @@ each_user! {
         let text = sandbox.write("plain", "not a program\n");
         std::fs::set_permissions(&text, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         sandbox.srun([&text]).fails().says(&["plain"]);
+        // In PATH, directories of the name and files that may not be run are looked past; a program around the task is sought alike.
+        let before = sandbox.work().join("before");
+        std::fs::create_dir(&before).unwrap();
+        for name in ["true", "only-a-directory"] {
+            std::fs::create_dir(before.join(name)).unwrap();
+        }
+        sandbox.write("true", "exit 9\n");
+        sandbox.write("only-a-file", "exit 9\n");
+        let path = format!("{}:{}:/usr/bin:/bin", before.display(), sandbox.work().display());
+        let seek = |words: &[&str]| sandbox.srun(words).env("PATH", &path);
+        seek(&["--task-prolog=true", "true"]).ok();
+        let told = seek(&["only-a-directory"]).fails().says(&["command not found: only-a-directory"]);
+        assert_eq!(told.rc, 2, "{told}");
+        seek(&["only-a-file"]).fails().says(&["only-a-file", "not executable", "chmod +x"]);
         nothing_happened(&sandbox);
     }
 
