@@ -5,7 +5,7 @@ use crate::fencing::Fences;
 use crate::group::only_last;
 use crate::leases::needs_client;
 use crate::shared::Shared;
-use crate::trace::{Trace, mark, shown};
+use crate::trace::{mark, shown};
 use crate::{ControllerError, Fence, PowerOff};
 use berth_model::carry::CarriedTo;
 use berth_model::link::{FromAgent, ToAgent};
@@ -117,8 +117,8 @@ pub(crate) struct Driver {
     pending: HashMap<RequestId, oneshot::Sender<Answer>>,
     agents: HashMap<u64, (NodeName, mpsc::Sender<Outgoing>)>,
     /// Messages that made the core panic once, and those that did so again and are not let in any more.
-    suspects: Vec<(NodeName, u64)>,
-    set_aside: Vec<(NodeName, u64)>,
+    suspects: BTreeSet<(NodeName, u64)>,
+    set_aside: BTreeMap<NodeName, BTreeSet<u64>>,
     /// Until when timers rest because they made the core panic.
     rest_until: Option<Instant>,
     ticks_failed: u32,
@@ -185,8 +185,8 @@ impl Driver {
             shared: Arc::clone(&shared),
             pending: HashMap::new(),
             agents: HashMap::new(),
-            suspects: Vec::new(),
-            set_aside: Vec::new(),
+            suspects: BTreeSet::new(),
+            set_aside: BTreeMap::new(),
             rest_until: None,
             ticks_failed: 0,
             full: false,
@@ -326,17 +326,16 @@ impl Driver {
                 Input::AgentOpened { node, connection, queue } => {
                     self.agents.insert(connection, (node, queue));
                 }
-                Input::Agent { node, connection, mut message, unheard } => {
+                Input::Agent { node, connection, message, unheard } => {
                     if !self.agents.contains_key(&connection) {
                         continue; // cut off already
                     }
-                    let of = (node.clone(), mark(&mut message));
-                    if self.set_aside.contains(&of) {
+                    if self.set_aside.get(&node).is_some_and(|marks| marks.contains(&mark(&message))) {
                         continue;
                     }
-                    let text = if self.suspects.contains(&of) { shown(&message) } else { String::new() };
-                    let trace = Trace { of, text };
-                    self.apply(Event::Agent { node, connection, message }, Some(trace), now, &mut group)?;
+                    // The core takes the message; this one is looked at only if it fails over it.
+                    let said = (node.clone(), message.clone());
+                    self.apply(Event::Agent { node, connection, message }, Some(said), now, &mut group)?;
                     // From now on there is room for what it says next.
                     drop(unheard);
                 }
@@ -367,7 +366,7 @@ impl Driver {
     fn apply(
         &mut self,
         event: Event,
-        trace: Option<Trace>,
+        said: Option<(NodeName, FromAgent)>,
         now: Time,
         group: &mut Group,
     ) -> Result<(), ControllerError> {
@@ -405,7 +404,7 @@ impl Driver {
                     "the scheduler's core had a fault and was built anew from the store; please report it with the log"
                         .to_string(),
                 );
-                self.after_panic(request, trace, tick);
+                self.after_panic(request, said, tick);
                 // The core cannot tell what it looked like before this event, but the outcomes can.
                 let before = std::mem::take(group);
                 self.commit_only(before)?;
@@ -415,23 +414,22 @@ impl Driver {
     }
 
     /// Decides what becomes of an event that made the core panic.
-    fn after_panic(&mut self, request: Option<RequestId>, trace: Option<Trace>, tick: bool) {
+    fn after_panic(&mut self, request: Option<RequestId>, said: Option<(NodeName, FromAgent)>, tick: bool) {
         if let Some(reply) = request.and_then(|request| self.pending.remove(&request)) {
             let text = "this request met a fault of the scheduler and was set aside; nothing was changed. Please \
                         report it with the controller's log";
             // The client may be gone.
             let _ = reply.send(Err(Refusal::new(RefusalCode::Internal, text)));
         }
-        if let Some(Trace { of, text }) = trace {
-            if self.suspects.contains(&of) {
+        if let Some((node, message)) = said {
+            let known_by = mark(&message);
+            if !self.suspects.insert((node.clone(), known_by)) {
                 let text = format!(
-                    "a message of {}'s agent made the scheduler fail twice and is set aside: {text}",
-                    of.0
+                    "a message of {node}'s agent made the scheduler fail twice and is set aside: {}",
+                    shown(&message)
                 );
                 self.shared.alarm("message", text);
-                self.set_aside.push(of);
-            } else {
-                self.suspects.push(of);
+                self.set_aside.entry(node).or_default().insert(known_by);
             }
         }
         if tick {

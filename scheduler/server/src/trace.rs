@@ -1,40 +1,18 @@
-//! Which messages of agents are the same, whatever registration they came with: those over which the core failed are known again, and not kept for it.
+//! Which messages of agents are the same, whatever registration they came with and whenever they were sent: those over which the core failed are known
+//! again, and not kept for it.
 
 use berth_model::link::FromAgent;
-use berth_model::{NodeName, Session};
-use std::fmt::Write;
-use std::hash::{DefaultHasher, Hasher};
+use berth_model::{Session, Time};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Most characters that are shown of a message.
 const SHOWN: usize = 2000;
 
-/// A message that was given to the core.
-pub(crate) struct Trace {
-    /// Whose, and which.
-    pub(crate) of: (NodeName, u64),
-    /// What it says; of those alone that may have to be shown.
-    pub(crate) text: String,
-}
-
-struct Hashing(DefaultHasher);
-
-impl Write for Hashing {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.0.write(text.as_bytes());
-        Ok(())
-    }
-}
-
-/// By what a message is known again.
-pub(crate) fn mark(message: &mut FromAgent) -> u64 {
-    let own = session(message).map(|session| std::mem::replace(session, Session(0)));
-    let mut hashing = Hashing(DefaultHasher::new());
-    // Nothing is refused there.
-    let _ = write!(hashing, "{message:?}");
-    if let (Some(own), Some(session)) = (own, session(message)) {
-        *session = own;
-    }
-    hashing.0.finish()
+/// By what a message is known again. It costs as much as to write the message: nothing for every message.
+pub(crate) fn mark(message: &FromAgent) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{:?}", without_occasion(message.clone())).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The beginning of what it says.
@@ -42,10 +20,11 @@ pub(crate) fn shown(message: &FromAgent) -> String {
     format!("{message:?}").chars().take(SHOWN).collect()
 }
 
-/// The registration that it came with.
-fn session(message: &mut FromAgent) -> Option<&mut Session> {
-    match message {
-        FromAgent::Hello { .. } => None,
+/// Without what is another when the same is said again.
+fn without_occasion(mut message: FromAgent) -> FromAgent {
+    match &mut message {
+        FromAgent::Hello { asked, .. } => *asked = Time(0),
+        FromAgent::Heartbeat { session, asked, .. } => (*session, *asked) = (Session(0), Time(0)),
         FromAgent::Step { session, .. }
         | FromAgent::Pulled { session, .. }
         | FromAgent::JobGone { session, .. }
@@ -54,9 +33,9 @@ fn session(message: &mut FromAgent) -> Option<&mut Session> {
         | FromAgent::ImagesHeld { session, .. }
         | FromAgent::Peers { session, .. }
         | FromAgent::NotEnded { session, .. }
-        | FromAgent::Signalled { session, .. }
-        | FromAgent::Heartbeat { session, .. } => Some(session),
+        | FromAgent::Signalled { session, .. } => *session = Session(0),
     }
+    message
 }
 
 #[cfg(test)]
@@ -71,12 +50,26 @@ mod tests {
             ask,
             keys: Vec::<StepKey>::new(),
         };
-        let mut first = said(1, 7);
-        let known = mark(&mut first);
-        assert_eq!(first, said(1, 7), "it is given to the core as it was");
-        assert_eq!(mark(&mut said(2, 7)), known);
-        assert_ne!(mark(&mut said(1, 8)), known);
-        let long = FromAgent::NotEnded { session: Session(1), ask: 1, keys: vec![] };
-        assert!(shown(&long).contains("NotEnded") && shown(&long).len() <= SHOWN);
+        let known = mark(&said(1, 7));
+        assert_eq!(mark(&said(2, 7)), known);
+        assert_ne!(mark(&said(1, 8)), known);
+    }
+
+    #[test]
+    fn a_sign_of_life_is_known_again_whenever_it_was_sent_and_no_more_is_shown_than_fits_a_line() {
+        let beat = |session, asked, drift: &str| FromAgent::Heartbeat {
+            session: Session(session),
+            load: 1,
+            free_memory: 2,
+            drift: vec![drift.to_string()],
+            troubles: vec![],
+            asked: Time(asked),
+            used: vec![],
+            gpus: vec![],
+        };
+        assert_eq!(mark(&beat(1, 10, "a")), mark(&beat(2, 20, "a")));
+        assert_ne!(mark(&beat(1, 10, "a")), mark(&beat(1, 10, "b")));
+        let text = shown(&beat(1, 10, &"x".repeat(2 * SHOWN)));
+        assert!(text.starts_with("Heartbeat") && text.len() == SHOWN, "{text}");
     }
 }

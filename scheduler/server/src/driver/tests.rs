@@ -22,7 +22,7 @@ fn start(dir: &TempDir) -> Started {
     Driver::start(config, store, 0, |_| Ok(()), dir.path().to_path_buf()).unwrap()
 }
 
-fn hello(version: &str) -> FromAgent {
+fn hello(version: &str, asked: Time) -> FromAgent {
     FromAgent::Hello {
         node: NodeName::from("n1"),
         boot_id: "b".into(),
@@ -37,7 +37,7 @@ fn hello(version: &str) -> FromAgent {
         term: Term(0),
         steps: vec![],
         jobs: vec![],
-        asked: Time(1),
+        asked,
         unknown: vec![],
         features: vec![],
         highest: Highest::default(),
@@ -49,7 +49,9 @@ fn connect(connection: u64, version: &str) -> ([Input; 2], mpsc::Receiver<Outgoi
     let node = NodeName::from("n1");
     let (queue, told) = mpsc::channel(16);
     let opened = Input::AgentOpened { node: node.clone(), connection, queue };
-    ([opened, Input::Agent { node, connection, message: hello(version), unheard: Unheard::default() }], told)
+    // Each is sent later than the one before.
+    let message = hello(version, Time(i64::try_from(connection).unwrap()));
+    ([opened, Input::Agent { node, connection, message, unheard: Unheard::default() }], told)
 }
 
 fn submit(number: u64, name: &str) -> (Input, oneshot::Receiver<Answer>) {
