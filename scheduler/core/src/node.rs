@@ -393,15 +393,6 @@ impl Node {
     }
 }
 
-/// Most lines of drift, or names of keys, that a node may tell, and most characters of each: they end on administrators' terminals.
-const DRIFT: (usize, usize) = (32, 400);
-
-/// What a node says of its users or of the configuration, as far as it is fit to be kept and shown.
-pub(crate) fn told_drift(lines: Vec<String>) -> Vec<String> {
-    let plain = |line: String| line.chars().filter(|c| !c.is_control()).take(DRIFT.1).collect();
-    lines.into_iter().take(DRIFT.0).map(plain).collect()
-}
-
 /// Memory that jobs can have.
 pub(crate) fn usable_memory(hw: &Hardware) -> u64 {
     hw.memory.saturating_sub(hw.memory_reserved)

@@ -5,7 +5,7 @@ use super::ending::unreported;
 use super::said::{self, plain};
 use crate::event::Effect;
 use crate::job::Progress;
-use crate::node::{Link, Node, is_by_file, is_same_file, told_drift};
+use crate::node::{Link, Node, is_by_file, is_same_file};
 use crate::rows::{NodeRow, Phase, ROW_VERSION};
 use crate::shrunk;
 use berth_model::called::is_full_name;
@@ -69,7 +69,7 @@ impl Cluster {
                     jobs,
                     asked,
                     unknown,
-                    features: said::features(features),
+                    features: said::features(&features),
                     highest,
                     host,
                 };
@@ -138,7 +138,7 @@ impl Cluster {
                 if let Some(n) = self.node_mut(node) {
                     n.load = load;
                     n.reported_free_memory = free_memory;
-                    n.drift = told_drift(drift);
+                    n.drift = said::drift(&drift);
                 }
                 self.troubles(node, &troubles);
                 self.hear_of_use(node, used, &gpus);
@@ -270,7 +270,7 @@ impl Cluster {
             n.last_connection = connection;
             n.last_heard = now;
             n.row.condition.not_responding = false;
-            n.unknown_settings = told_drift(hello.unknown);
+            n.unknown_settings = said::drift(&hello.unknown);
             n.features = hello.features;
         }
         self.has_asked(name, hello.asked);

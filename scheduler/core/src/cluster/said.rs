@@ -12,6 +12,8 @@ pub(super) const REASON: usize = 1000;
 pub(super) const FAULT: usize = 400;
 /// Most characters of the reason why a step could not be started, which may be of several lines.
 const ERROR: usize = 8000;
+/// Most characters of what a node says of its users or of the configuration, and most lines of it.
+const DRIFT: (usize, usize) = (400, 32);
 /// Most features of an agent that are kept.
 const FEATURES: usize = 256;
 /// Most bytes of a node's hardware as it is stored: ten times what one of two thousand cores takes.
@@ -43,8 +45,13 @@ pub(super) fn exit(said: StepExit) -> StepExit {
 }
 
 /// The names of what an agent knows.
-pub(super) fn features(said: Vec<String>) -> Vec<String> {
-    said.into_iter().take(FEATURES).map(|name| plain(&name, WORD)).collect()
+pub(super) fn features(said: &[String]) -> Vec<String> {
+    said.iter().take(FEATURES).map(|name| plain(name, WORD)).collect()
+}
+
+/// Lines about its users, or names of settings that it does not know.
+pub(super) fn drift(said: &[String]) -> Vec<String> {
+    said.iter().take(DRIFT.1).map(|line| plain(line, DRIFT.0)).collect()
 }
 
 /// Hardware with names that can be shown.
